@@ -1,0 +1,20 @@
+"""`python -m lmkit`: what there is."""
+
+from lmkit import __version__
+from lmkit.config.paths import options_of
+
+VERBS = {"train": "train a model; prepares its data when that is missing"}
+
+
+def main() -> None:
+    """Prints the verbs and the experiments."""
+    print(f"lmkit {__version__}: a JAX research toolkit for large models with sharding\n")
+    for verb, about in VERBS.items():
+        print(f"  python -m lmkit.{verb:<10} {about}")
+    print(f"\nexperiments: {', '.join(options_of('experiment'))}")
+    print("example:     python -m lmkit.train +experiment=gpt_small")
+    print("all keys:    python -m lmkit.train --help")
+
+
+if __name__ == "__main__":
+    main()

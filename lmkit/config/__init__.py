@@ -1,0 +1,7 @@
+"""Typed configuration. Imports no jax; `python -m lmkit.train --help` lists every key."""
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.config.model import GPTConfig, ModelConfig
+
+__all__ = ["ConfigError", "Experiment", "GPTConfig", "ModelConfig"]

@@ -1,0 +1,74 @@
+"""What every configuration section is made of: documented, range-checked keys and one error type.
+
+Nothing here imports jax, hydra or omegaconf: importing the configuration costs a few milliseconds.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, ClassVar
+
+
+class ConfigError(ValueError):
+    """A mistake of the user's. The message is one line that names both values and the way out."""
+
+
+def key(default: Any, doc: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:
+    """A configuration key: its default, its documentation, and the range its value may take (inclusive)."""
+    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most}
+    if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
+        return dataclasses.field(default_factory=lambda: _fresh(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _fresh(default: Any) -> Any:
+    return dataclasses.replace(default) if dataclasses.is_dataclass(default) else type(default)(default)  # type: ignore
+
+
+@dataclasses.dataclass
+class Section:
+    """Base of every section. Checks the declared ranges as soon as an instance is made."""
+
+    section: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            low, high = field.metadata.get("at_least"), field.metadata.get("at_most")
+            if low is not None and value < low:
+                raise ConfigError(f"{self.section}.{field.name}={value}: it must be at least {low}")
+            if high is not None and value > high:
+                raise ConfigError(f"{self.section}.{field.name}={value}: it must be at most {high}")
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """' Did you mean X?' for the valid word closest to `word`, or '' where none is close."""
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def keys_of(schema: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
+    """Every key of a section as (dotted name, type, default, documentation), depth first."""
+    rows: list[tuple[str, str, Any, str]] = []
+    for field in dataclasses.fields(schema):
+        name, doc = prefix + field.name, field.metadata.get("doc", "")
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            rows += keys_of(field.type, name + ".")
+            continue
+        if field.default is not dataclasses.MISSING:
+            default = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        else:
+            default = "(required)"
+        rows.append((name, _type_name(field.type), default.name if isinstance(default, Enum) else default, doc))
+    return rows
+
+
+def _type_name(kind: Any) -> str:
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return "|".join(member.name for member in kind)
+    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)

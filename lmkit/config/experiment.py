@@ -1,0 +1,103 @@
+"""The whole tree: one `Experiment` is what every verb gets. Checks that need two sections live here."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmkit.config.base import ConfigError, key
+from lmkit.config.model import GPTConfig, ModelConfig, Position
+from lmkit.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    HardwareConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    RunConfig,
+    TokenizerConfig,
+    TrackerConfig,
+    TrainConfig,
+)
+
+# A family's schema by the name its presets inherit from.
+MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"gpt_schema": GPTConfig}
+
+
+@dataclass
+class Experiment:
+    """One experiment. Sections are Hydra groups of the same names; `run` and `train` are plain keys."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    init_from: str = key("", "run directory or checkpoint whose parameters the run starts from")
+
+    def __post_init__(self) -> None:
+        model, data, optim, train = self.model, self.data, self.optim, self.train
+        if isinstance(model, GPTConfig) and model.position is Position.learned and data.seq_len > model.max_seq_len:
+            raise ConfigError(
+                f"data.seq_len={data.seq_len} is longer than the {model.max_seq_len} positions of the model: "
+                f"set data.seq_len={model.max_seq_len} or model.max_seq_len={data.seq_len}"
+            )
+        if optim.warmup_steps >= train.steps > 1:
+            raise ConfigError(
+                f"optim.warmup_steps={optim.warmup_steps} leaves nothing of train.steps={train.steps}: "
+                f"set optim.warmup_steps={train.steps // 10}"
+            )
+        self._check_mesh()
+
+    def _check_mesh(self) -> None:
+        """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""
+        tensor = self.mesh.tensor * self.mesh.dcn.tensor
+        if tensor <= 1:
+            return
+        model = self.model
+        for name, size in (
+            ("model.num_heads", model.num_heads),
+            ("model.num_kv_heads", model.kv_heads),
+            ("model.mlp_dim", model.mlp_size),
+            ("data.seq_len", self.data.seq_len),
+        ):
+            check_divides(name, size, "mesh.tensor", tensor)
+        if model.vocab_size:
+            check_divides("model.vocab_size", model.vocab_size, "mesh.tensor", tensor)
+
+
+def check_divides(name: str, size: int, axis: str, parts: int) -> None:
+    """Raises unless `parts` divides `size`; names both and the nearest sizes and parts that fit."""
+    if size % parts == 0:
+        return
+    below = size // parts * parts
+    fits = [n for n in range(1, size + 1) if size % n == 0]
+    near = min(fits, key=lambda n: abs(n - parts))
+    sizes = f"{below} and {below + parts}" if below else f"{parts}"
+    raise ConfigError(f"{name}={size} is not divisible by {axis}={parts}: nearest that fit are {name}={sizes}, or {axis}={near}")
+
+
+def to_plain(config: Any) -> Any:
+    """A configuration as plain dicts, lists and names, ready for YAML or JSON."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, dict):
+        return {k: to_plain(v) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_plain(v) for v in config]
+    return getattr(config, "name", config)
+
+
+def differing(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """The keys in which two plain configurations differ, as (dotted name, old value, new value)."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        rows = []
+        for name in sorted({*old, *new}):
+            rows += differing(old.get(name, "(absent)"), new.get(name, "(absent)"), f"{prefix}{name}.")
+        return rows
+    return [] if old == new else [(prefix.rstrip("."), old, new)]

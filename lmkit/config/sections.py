@@ -1,0 +1,250 @@
+"""The sections of an experiment other than the model: what they are called, mean, and may be."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from lmkit.config.base import ConfigError, Section, key
+
+
+@dataclass
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    section: ClassVar[str] = "run"
+
+    name: str = key("", "name of the run; experiments set it")
+    dir: str = key("", "the run's directory; an existing one is resumed; '' = runs/<name>/<date-time>")
+    seed: int = key(0, "root of all randomness: initialisation, sample order, dropout", at_least=0)
+    cpu_devices: int = key(0, "pretend that the CPU is so many devices, to try a mesh; 0 = off", at_least=0)
+    compile_cache: str = key("auto", "folder of compiled programs; auto = the user's cache folder, '' = off")
+
+
+@dataclass
+class TrainConfig(Section):
+    """The main loop."""
+
+    section: ClassVar[str] = "train"
+
+    steps: int = key(1000, "optimiser steps", at_least=1)
+    batch_size: int = key(32, "sequences per step over all devices and hosts", at_least=1)
+    accumulate_steps: int = key(1, "micro-batches a step is split into, accumulated in float32", at_least=1)
+    log_every_steps: int = key(10, "steps between rows of metrics", at_least=1)
+    eval_every_steps: int = key(200, "steps between evaluations; 0 = only at the end", at_least=0)
+    eval_batches: int = key(0, "batches in an evaluation on the way; 0 = all held-out text, as at the end", at_least=0)
+    sample_tokens: int = key(96, "tokens of the sample made at each evaluation; 0 = none", at_least=0)
+    sample_prompt: str = key("", "text that the sample continues; '' = start of a document")
+    sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.batch_size % self.accumulate_steps:
+            fit = self.batch_size // self.accumulate_steps * self.accumulate_steps
+            raise ConfigError(
+                f"train.batch_size={self.batch_size} is not divisible by train.accumulate_steps="
+                f"{self.accumulate_steps}: the nearest sizes that fit are {fit or self.accumulate_steps} "
+                f"and {fit + self.accumulate_steps}"
+            )
+
+
+class Source(Enum):
+    """Where text comes from."""
+
+    python_stdlib = 0  # the running Python's own library: on every machine, nothing is downloaded
+    text_files = 1  # .txt, .jsonl, .parquet
+
+
+@dataclass
+class SourceConfig(Section):
+    """One part of a mixture."""
+
+    section: ClassVar[str] = "data.mixture"
+
+    source: Source = key(Source.text_files, "kind of source")
+    paths: list[str] = key([], "files, folders or globs, local or fsspec URLs")
+    weight: float = key(1.0, "share of the rows of a batch, relative to the other parts", at_least=0.0)
+
+
+@dataclass
+class DataConfig(Section):
+    """From text to batches."""
+
+    section: ClassVar[str] = "data"
+
+    source: Source = key(Source.text_files, "kind of source")
+    paths: list[str] = key([], "files, folders or globs of .txt, .jsonl(.gz), .parquet; local or fsspec URLs")
+    text_key: str = key("text", "field of a .jsonl or .parquet record that holds the text")
+    mixture: dict[str, SourceConfig] = key({}, "named parts with paths and weights, instead of `source` and `paths`")
+    seq_len: int = key(1024, "tokens a row", at_least=1)
+    holdout_every: int = key(20, "one document in so many is held out, chosen by a hash of its name", at_least=2)
+    isolate_documents: bool = key(True, "attention does not cross documents packed into one row")
+    cache_dir: str = key("", "where stores and tokenizers are kept; '' = $LMKIT_CACHE or the user's cache folder")
+    prefetch: int = key(4, "batches read ahead", at_least=1)
+    read_threads: int = key(2, "threads that read them", at_least=1)
+
+
+class TokenizerKind(Enum):
+    """Where the vocabulary comes from."""
+
+    bytes = 0  # 256 bytes and the end of a document
+    bpe = 1  # byte-level BPE trained on the training text
+    file = 2  # a tokenizer.json
+
+
+@dataclass
+class TokenizerConfig(Section):
+    """Text to ids."""
+
+    section: ClassVar[str] = "tokenizer"
+
+    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, or a file")
+    vocab_size: int = key(8192, "size of a trained vocabulary, the end-of-document token included", at_least=257)
+    train_mb: int = key(64, "megabytes of training text that a BPE is trained on", at_least=1)
+    path: str = key("", "a tokenizer.json, with kind=file")
+    end_token: str = key("<|endoftext|>", "token that ends a document; with kind=file it must exist in the file")
+
+
+class ObjectiveKind(Enum):
+    """What the loss is."""
+
+    causal_lm = 0
+
+
+@dataclass
+class ObjectiveConfig(Section):
+    """The loss."""
+
+    section: ClassVar[str] = "objective"
+
+    kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "causal_lm: next-token cross-entropy in nats")
+    chunk_tokens: int = key(2048, "tokens per device whose logits exist at once; 0 = all", at_least=0)
+    z_loss: float = key(0.0, "weight of log(Z)^2, keeps logits from drifting (PaLM, section 5: 1e-4)", at_least=0.0)
+    label_smoothing: float = key(0.0, "share of the target spread over the vocabulary", at_least=0.0, at_most=0.99)
+
+
+class Optimizer(Enum):
+    """Update rule."""
+
+    adamw = 0
+    lion = 1
+    adafactor = 2
+    muon = 3
+    sgd = 4
+    schedule_free_adamw = 5
+
+
+class Schedule(Enum):
+    """Course of the learning rate after the warm-up."""
+
+    cosine = 0
+    linear = 1
+    wsd = 2  # warm-up, stable, decay: constant, then linear decay over the last `decay_share`
+    constant = 3
+
+
+class ParamKind(Enum):
+    """What a parameter is, for decay masks."""
+
+    matrix = 0
+    embedding = 1
+    vector = 2  # norm scales and biases
+
+
+@dataclass
+class OptimConfig(Section):
+    """The optimiser."""
+
+    section: ClassVar[str] = "optim"
+
+    kind: Optimizer = key(Optimizer.adamw, "update rule")
+    learning_rate: float = key(3e-4, "peak learning rate (of matrices, with muon)", at_least=0.0)
+    adam_learning_rate: float = key(3e-3, "with muon: peak rate of what is not a matrix, and of the head", at_least=0.0)
+    schedule: Schedule = key(Schedule.cosine, "course of the learning rate after the warm-up")
+    warmup_steps: int = key(100, "steps of linear warm-up from 0", at_least=0)
+    decay_share: float = key(0.2, "with wsd: share of the steps that decay", at_least=0.0, at_most=1.0)
+    final_ratio: float = key(0.1, "last learning rate / peak", at_least=0.0, at_most=1.0)
+    beta1: float = key(0.9, "momentum of Adam and Lion", at_least=0.0, at_most=1.0)
+    beta2: float = key(0.95, "second-moment decay of Adam, momentum decay of Lion", at_least=0.0, at_most=1.0)
+    eps: float = key(1e-8, "added to Adam's denominator", at_least=0.0)
+    momentum: float = key(0.95, "momentum of Muon and SGD", at_least=0.0, at_most=1.0)
+    weight_decay: float = key(0.1, "decoupled decay, times the learning rate", at_least=0.0)
+    decay: list[ParamKind] = key([ParamKind.matrix], "kinds of parameters that decay")
+    clip_norm: float = key(1.0, "largest global norm of the gradient; 0 = no clipping", at_least=0.0)
+    ema: float = key(0.0, "decay of a moving average of parameters used at evaluation; 0 = off", at_least=0.0, at_most=1.0)
+
+
+@dataclass
+class AxesConfig(Section):
+    """Sizes across slices (DCN) or nodes of a split axis."""
+
+    section: ClassVar[str] = "mesh.dcn"
+
+    data: int = key(1, "replicas across slices", at_least=1)
+    fsdp: int = key(1, "parameter shards across slices", at_least=1)
+    tensor: int = key(1, "tensor shards across slices", at_least=1)
+    context: int = key(1, "sequence shards across slices", at_least=1)
+    expert: int = key(1, "expert shards across slices", at_least=1)
+    stage: int = key(1, "pipeline stages across slices", at_least=1)
+
+
+@dataclass
+class MeshConfig(Section):
+    """How devices are arranged. One axis may be -1: it takes the devices that are left."""
+
+    section: ClassVar[str] = "mesh"
+
+    data: int = key(-1, "replicas of the model, each with its share of the batch", at_least=-1)
+    fsdp: int = key(1, "shards of every parameter, each with its share of the batch", at_least=-1)
+    tensor: int = key(1, "shards of heads, MLP and vocabulary; norms are sharded over the sequence", at_least=-1)
+    context: int = key(1, "shards of the sequence (reserved)", at_least=-1)
+    expert: int = key(1, "shards of the experts (reserved)", at_least=-1)
+    stage: int = key(1, "pipeline stages (reserved)", at_least=-1)
+    dcn: AxesConfig = key(AxesConfig(), "how much of each axis spans slices; the rest is inside a slice")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = {a: getattr(self, a) for a in ("data", "fsdp", "tensor", "context", "expert", "stage")}
+        if 0 in sizes.values():
+            raise ConfigError(f"mesh.{[a for a, n in sizes.items() if n == 0][0]}=0: a size is 1 or more, or -1 for the rest")
+        if list(sizes.values()).count(-1) > 1:
+            raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
+        for axis in ("context", "expert", "stage"):
+            if sizes[axis] != 1 or getattr(self.dcn, axis) != 1:
+                raise ConfigError(f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp and tensor; set mesh.{axis}=1")
+
+
+@dataclass
+class CheckpointConfig(Section):
+    """What is saved, and how long it is kept."""
+
+    section: ClassVar[str] = "checkpoint"
+
+    save_every_steps: int = key(500, "steps between saves; 0 = only at the end", at_least=0)
+    keep_last: int = key(2, "newest checkpoints kept", at_least=1)
+    keep_best: int = key(1, "best checkpoints kept, by eval/loss", at_least=0)
+    compress: bool = key(False, "zstd; saves about 7 % of a float32 state and doubles the time")
+    verify: bool = key(True, "compare each file's CRC-32 with the manifest before restoring")
+
+
+@dataclass
+class TrackerConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    section: ClassVar[str] = "tracker"
+
+    names: list[str] = key(["tensorboard"], "any of tensorboard, wandb, mlflow, trackio (the last three are extras)")
+    project: str = key("lmkit", "project or experiment name shown by the tracker")
+
+
+@dataclass
+class HardwareConfig(Section):
+    """What a device can do. Peaks are dense, per JAX device, from the makers' data sheets."""
+
+    section: ClassVar[str] = "hardware"
+
+    name: str = key("auto", "name of the entry; auto matches the devices found against the catalogue")
+    device_kinds: list[str] = key([], "what jax calls the device, or the start of it")
+    bf16_tflops: float = key(0.0, "peak bfloat16 rate; 0 = not known", at_least=0.0)
+    fp32_tflops: float = key(0.0, "peak float32 matmul rate (TF32 where float32 matmuls use it)", at_least=0.0)
+    memory_gib: float = key(0.0, "memory of a device", at_least=0.0)
+    source: str = key("", "where the figures come from")

@@ -1,0 +1,144 @@
+"""Scaled dot-product attention through the best kernel of the backend.
+
+| kernel | where | needs |
+|---|---|---|
+| xla | everywhere | nothing; holds the [B, N, T, S] scores |
+| cudnn | NVIDIA GPUs | bfloat16 or float16, head size a multiple of 8 up to 256, no softcap |
+| splash | TPUs | T a multiple of 128 |
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lmkit.config.base import ConfigError
+from lmkit.config.model import Kernel
+from lmkit.parallel.rules import current_spec
+
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives a mean, not NaN
+
+
+def choose_kernel(kernel: Kernel, *, backend: str, dtype: jnp.dtype, head_size: int, seq_len: int, softcap: float) -> Kernel:
+    """The kernel that `auto` stands for here; raises ConfigError where the one asked for cannot run."""
+    refusals = {
+        Kernel.xla: "",
+        Kernel.cudnn: (
+            f"it needs an NVIDIA GPU, the backend is {backend}" if backend != "gpu"
+            else f"it needs bfloat16, the compute dtype is {dtype}" if dtype not in (jnp.bfloat16, jnp.float16)
+            else f"it needs a head size that is a multiple of 8 up to 256, got {head_size}" if head_size % 8 or head_size > 256
+            else f"it has no softcap, model.attention_softcap={softcap}" if softcap else ""
+        ),
+        Kernel.splash: f"it needs a sequence length that is a multiple of 128, got {seq_len}" if seq_len % 128 else "",
+    }  # fmt: skip
+    if kernel is Kernel.auto:
+        best = {"gpu": Kernel.cudnn, "tpu": Kernel.splash}.get(backend, Kernel.xla)
+        return Kernel.xla if refusals[best] else best
+    if refusals[kernel]:
+        raise ConfigError(f"model.attention={kernel.name}: {refusals[kernel]}; set model.attention=auto")
+    return kernel
+
+
+def attend(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array | None = None,
+    causal: bool = True,
+    window: int = 0,
+    softcap: float = 0.0,
+    scale: float = 0.0,
+    kernel: Kernel = Kernel.auto,
+) -> jax.Array:
+    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, equation 1); K key heads serve N / K query heads each.
+
+    Args:
+        segment_ids_BT: int; a position sees only its own segment. None: one segment.
+        window: causal positions each one sees, itself included; 0 for all.
+        softcap: cap * tanh(scores / cap) before the mask; 0 for none.
+        scale: 0 for 1/sqrt(H).
+
+    Returns:
+        [B, T, N, H] in q's dtype. Scores and softmax are float32.
+    """
+    if window and not causal:
+        raise ValueError(f"window={window} without causal=True would look at the future")
+    scale = scale or q_BTNH.shape[-1] ** -0.5
+    kernel = choose_kernel(
+        kernel, backend=jax.default_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
+        seq_len=q_BTNH.shape[1], softcap=softcap,
+    )  # fmt: skip
+    options = {"causal": causal, "window": window, "scale": scale}
+    if kernel is Kernel.xla:
+        return _xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, softcap=softcap, **options)
+    if kernel is Kernel.cudnn:
+        local = partial(_cudnn, **options)
+    else:
+        local = partial(_splash, softcap=softcap, **options)
+    return _per_device(local, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+
+
+def _per_device(local, q, k, v, segments):
+    """Runs a kernel that XLA cannot partition on each device's own batch rows and heads."""
+    if (spec := current_spec(("batch", "seq", "heads", "head"))) is None:
+        return local(q, k, v, segments)
+    rows = PartitionSpec(*spec[:2])
+    specs = (spec, spec, spec, None if segments is None else rows)
+    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
+
+
+def _mask(seq_q: int, seq_k: int, segments, causal: bool, window: int) -> jax.Array | None:
+    """bool [B or 1, 1, 1, T, S], True where a query sees a key; None where all see all."""
+    mask = None
+    if causal:
+        distance = jnp.arange(seq_q)[:, None] - jnp.arange(seq_k)[None, :]
+        mask = (distance >= 0) & (distance < window) if window else distance >= 0
+        mask = mask[None, None, None]
+    if segments is not None:
+        same = (segments[:, :, None] == segments[:, None, :])[:, None, None]
+        mask = same if mask is None else mask & same
+    return mask
+
+
+def _xla(q, k, v, segments, *, causal, window, softcap, scale):
+    batch, seq, heads, size = q.shape
+    grouped = q.reshape(batch, seq, k.shape[2], heads // k.shape[2], size)
+    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped * scale, k, preferred_element_type=jnp.float32)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    if (mask := _mask(seq, k.shape[1], segments, causal, window)) is not None:
+        scores = jnp.where(mask, scores, _MASKED)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)
+
+
+def _cudnn(q, k, v, segments, *, causal, window, scale):
+    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn",
+        local_window_size=(window - 1, 0) if window else None,
+    )  # fmt: skip
+
+
+def _splash(q, k, v, segments, *, causal, window, softcap, scale):
+    """The TPU kernel, one call a key head with its group of query heads; interpreted where there is no TPU."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    seq, keys, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
+    if window:
+        mask = masks.LocalMask((seq, keys), (window - 1, 0), offset=0)
+    else:
+        mask = masks.CausalMask((seq, keys)) if causal else masks.FullMask((seq, keys))
+    kernel = splash.make_splash_mqa_single_device(
+        masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=softcap or None,
+        interpret=jax.default_backend() != "tpu",
+    )  # fmt: skip
+    grouped = (q * scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    ids = None if segments is None else splash.SegmentIds(segments, segments)
+    heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    out = jax.vmap(heads, in_axes=(0, 0, 0, None if ids is None else 0))(grouped, k, v, ids)
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)

@@ -1,0 +1,50 @@
+"""The linear layer: any dims in, any dims out, one matrix multiplication."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmkit.config.sections import ParamKind
+from lmkit.nn.param import param
+from lmkit.parallel.rules import Dims, current_spec
+
+_IN, _OUT, _LEAD = "abc", "xyz", "klm"
+
+
+class Linear(nnx.Module):
+    """y = x W + b, where W is [*ins, *outs].
+
+    Args:
+        ins: trailing dims of the input that are contracted, by name, with sizes.
+        outs: dims of the output, by name, with sizes.
+        std: standard deviation of the initial weights; 0 for 1/sqrt(fan_in), None to start at zero.
+        bias: whether there is one; it starts at zero.
+    """
+
+    def __init__(self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs):
+        self.in_shape, self.out_shape = tuple(ins.values()), tuple(outs.values())
+        if std is None:
+            kernel = jnp.zeros(self.in_shape + self.out_shape)
+        else:
+            kernel = jax.random.normal(rngs.params(), self.in_shape + self.out_shape, jnp.float32)
+            kernel = (std or math.prod(self.in_shape) ** -0.5) * kernel
+        self.kernel = param(kernel, (*ins, *outs), ParamKind.matrix, num_in=len(ins))
+        # A bias of the residual stream is tiny: replicated, its dims cannot collide with the batch's.
+        bias_dims = ["norm" if dim == "embed" else dim for dim in outs]
+        self.bias = param(jnp.zeros(self.out_shape), bias_dims, ParamKind.vector) if bias else None
+
+    def __call__(self, x: jax.Array, out: Dims) -> jax.Array:
+        """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
+        kernel = self.kernel[...].astype(x.dtype)
+        lead = x.shape[: x.ndim - len(self.in_shape)]
+        if (spec := current_spec(out)) is None:
+            # One flat matmul: XLA's CPU matmul is 3x slower on the [B, T]-contracting weight gradient.
+            y = x.reshape(-1, math.prod(self.in_shape)) @ kernel.reshape(math.prod(self.in_shape), -1)
+            y = y.reshape(*lead, *self.out_shape)
+        else:
+            a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
+            y = jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, out_sharding=spec)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)

@@ -1,0 +1,27 @@
+"""Parameters, declared once: value, dims, and what the optimiser must know."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmkit.config.model import DType
+from lmkit.config.sections import ParamKind
+
+
+def param(value: jax.Array, dims: Sequence[str], kind: ParamKind, num_in: int = 0) -> nnx.Param:
+    """A float32 parameter.
+
+    `dims` names its logical dimensions (parallel/rules.py), `kind` says whether it decays and who updates it,
+    `num_in` counts the leading dims that a matrix contracts (Muon needs to know).
+    """
+    assert len(dims) == value.ndim, f"{len(dims)} dims for shape {value.shape}"
+    return nnx.Param(value, logical_axes=tuple(dims), kind=kind, num_in=num_in)
+
+
+def compute_dtype(dtype: DType) -> jnp.dtype:
+    """bfloat16 on accelerators and float32 on CPU, unless asked."""
+    if dtype is DType.auto:
+        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+    return jnp.dtype(dtype.name)

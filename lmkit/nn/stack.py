@@ -1,0 +1,63 @@
+"""A stack of equal blocks: parameters stacked over layers, one scan, a remat policy."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmkit.config.model import Remat
+
+_NAMES = ("attention", "mlp")
+_policies = jax.checkpoint_policies
+POLICIES: dict[Remat, Callable | None] = {
+    Remat.dots: _policies.dots_with_no_batch_dims_saveable,
+    Remat.names: _policies.save_only_these_names(*_NAMES),
+    Remat.offload: _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=list(_NAMES), offload_src="device",
+        offload_dst="pinned_host",
+    ),  # fmt: skip
+    Remat.full: _policies.nothing_saveable,
+}
+
+
+class Stack(nnx.Module):
+    """`num_layers` blocks made by `make_block(rngs)`.
+
+    Every parameter of the block gains a leading "layers" dim. `scan` decides how the layers run, not how they
+    are stored, so a checkpoint fits either way.
+    """
+
+    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs):
+        self.num_layers, self.remat, self.scan = num_layers, remat, scan
+        stacked = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
+        make = nnx.vmap(lambda key: make_block(nnx.Rngs(key)), transform_metadata=stacked)
+        self.blocks = make(jax.random.split(rngs.params(), num_layers))
+
+    def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """x through block(x, *shared, flag, layer_key) of each layer in turn.
+
+        Args:
+            flags: one bool for all layers, or bool [L] with each layer's own.
+            key: switches dropout on; each layer folds in its number.
+        """
+        graph, state = nnx.split(self.blocks)
+        params = nnx.to_pure_dict(state)
+
+        def layer(x, xs):
+            params, flag, index = xs
+            block = nnx.merge(graph, nnx.State(params))
+            layer_key = None if key is None else jax.random.fold_in(key, index)
+            return block(x, *shared, flags if flag is None else flag, layer_key), None
+
+        if self.remat is not Remat.none:
+            layer = jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not self.scan)
+        each = None if isinstance(flags, bool) else flags
+        if self.scan:
+            return jax.lax.scan(layer, x, (params, each, jnp.arange(self.num_layers)))[0]
+        leaves, tree = jax.tree.flatten(params)
+        unstacked = [jnp.unstack(leaf) for leaf in leaves]  # its transpose stacks; slicing's would add full arrays
+        for index in range(self.num_layers):
+            one = tree.unflatten([layers[index] for layers in unstacked])
+            x, _ = layer(x, (one, None if each is None else each[index], index))
+        return x
