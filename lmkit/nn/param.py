@@ -1,10 +1,11 @@
 """Parameters, declared once: value, dims, and what the optimiser must know."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, traverse_util
 
 from lmkit.config.model import DType
 from lmkit.config.sections import ParamKind
@@ -25,3 +26,27 @@ def compute_dtype(dtype: DType) -> jnp.dtype:
     if dtype is DType.auto:
         return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
     return jnp.dtype(dtype.name)
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """What is known of a parameter without its value. A leaf to jax.tree."""
+
+    shape: tuple[int, ...]
+    dims: tuple[str, ...]
+    kind: ParamKind
+    num_in: int
+
+    @property
+    def stacked(self) -> int:
+        """Leading dims that are not the parameter's own (1 inside a stack of layers)."""
+        return int(self.dims[:1] == ("layers",))
+
+
+def param_specs(state: nnx.State) -> dict:
+    """The spec of every parameter, in a tree shaped like `nnx.to_pure_dict(state)`."""
+    flat = {
+        path: ParamSpec(tuple(v.shape), v.get_metadata()["logical_axes"], v.get_metadata()["kind"], v.get_metadata()["num_in"])
+        for path, v in nnx.to_flat_state(state)
+    }
+    return traverse_util.unflatten_dict(flat)

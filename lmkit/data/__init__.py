@@ -1,0 +1,1 @@
+"""Text to tokens to batches: sources, tokenizers, the TensorStore store, and (seed, step) -> batch."""

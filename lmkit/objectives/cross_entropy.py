@@ -1,0 +1,163 @@
+"""Cross-entropy over a large vocabulary without ever holding the [B, T, V] logits.
+
+The tokens of each device run in chunks. Because the loss is a sum, its gradient is known up to one scalar while
+the logits are at hand, so the forward pass makes it and nothing is computed twice: three matrix multiplications
+a chunk, as with full logits. Under a mesh this is one shard_map whose collectives are all written out:
+the head is gathered over `fsdp` once, not once a chunk, and its gradient is reduced once, at the end.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lmkit.parallel.mesh import BATCH_AXES
+from lmkit.parallel.rules import current_spec
+
+_HIDDEN, _HEAD, _TOKENS = ("batch", "seq_norm", "width"), ("vocab", "embed"), ("batch", "seq")
+
+
+class _Options(NamedTuple):
+    chunk_tokens: int
+    z_loss: float
+    label_smoothing: float
+    softcap: float
+    vocab_size: int
+    batch: tuple[str, ...]  # mesh axes of size > 1 that split the batch
+    fsdp: bool
+    tensor: bool
+
+
+def cross_entropy(
+    hidden_BTD: jax.Array,
+    head_VD: jax.Array,
+    targets_BT: jax.Array,
+    weights_BT: jax.Array,
+    *,
+    chunk_tokens: int = 0,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    softcap: float = 0.0,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Weighted sums over tokens of (loss, plain negative log-likelihood, correct predictions), float32.
+
+    Args:
+        hidden_BTD: compute dtype, sharded over the sequence too under `tensor`.
+        head_VD: float32; cast to the compute dtype for the products, which accumulate in float32.
+        chunk_tokens: tokens of a device whose logits exist at once; 0 for all.
+        z_loss: adds z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022, section 5).
+        label_smoothing: target (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
+        softcap: cap * tanh(logits / cap) first.
+
+    Only the loss is differentiable, with respect to hidden_BTD and head_VD.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    sizes = {} if mesh.empty else mesh.shape
+    batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
+    options = _Options(
+        chunk_tokens, z_loss, label_smoothing, softcap, head_VD.shape[0], batch, "fsdp" in batch,
+        sizes.get("tensor", 1) > 1,
+    )  # fmt: skip
+    return _cross_entropy(options, hidden_BTD, head_VD, targets_BT, weights_BT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _cross_entropy(options, hidden, head, targets, weights):
+    return _sharded(options, False, hidden, head, targets, weights)[0]
+
+
+def _forward(options, hidden, head, targets, weights):
+    sums, gradients = _sharded(options, True, hidden, head, targets, weights)
+    return sums, (*gradients, jnp.zeros((), hidden.dtype))
+
+
+def _backward(options, saved, cotangents):
+    d_hidden, d_head, like = saved
+    d_loss = cotangents[0]
+    return (d_loss * d_hidden).astype(like.dtype), d_loss * d_head, None, None
+
+
+_cross_entropy.defvjp(_forward, _backward)
+
+
+def _sharded(options: _Options, gradients: bool, *arrays):
+    """`_local` on each device's shard."""
+    local = partial(_local, options, gradients)
+    hidden = current_spec(_HIDDEN)
+    if hidden is None:
+        return local(*arrays)
+    head, tokens, scalar = current_spec(_HEAD), current_spec(_TOKENS), PartitionSpec()
+    out = ((scalar,) * 3, (hidden, head) if gradients else ())
+    return jax.shard_map(local, in_specs=(hidden, head, tokens, tokens), out_specs=out, check_vma=False)(*arrays)
+
+
+def _local(options: _Options, gradients: bool, hidden, head, targets, weights):
+    """The sums, and with `gradients` those of the summed loss, of one device's tokens and slice of the vocabulary."""
+    head = head.astype(hidden.dtype)  # before the gather: half the bytes in bfloat16
+    if options.fsdp:
+        head = lax.all_gather(head, "fsdp", axis=1, tiled=True)
+    if options.tensor:
+        hidden = lax.all_gather(hidden, "tensor", axis=1, tiled=True)
+    shape, tokens = hidden.shape, targets.size
+    chunks = -(-tokens // options.chunk_tokens) if options.chunk_tokens else 1
+    padding = -tokens % chunks
+    xs = (hidden.reshape(tokens, -1), targets.reshape(-1), weights.reshape(-1))
+    xs = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, -1, *x.shape[1:]), xs)
+    step = partial(_chunk, options, gradients, head)
+    zeros = (jnp.zeros(3), jnp.zeros(head.shape, jnp.float32) if gradients else ())
+    if chunks == 1:
+        (sums, d_head), d_hidden = step(zeros, jax.tree.map(lambda x: x[0], xs))
+    else:
+        (sums, d_head), d_hidden = lax.scan(step, zeros, xs)
+    if options.batch:
+        sums = lax.psum(sums, options.batch)
+    if not gradients:
+        return tuple(sums), ()
+    d_hidden = d_hidden.reshape(-1, shape[-1])[:tokens].reshape(shape)
+    if options.tensor:
+        d_hidden = lax.psum_scatter(d_hidden, "tensor", scatter_dimension=1, tiled=True)
+    if options.fsdp:
+        d_head = lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
+    if "data" in options.batch:
+        d_head = lax.psum(d_head, "data")
+    return tuple(sums), (d_hidden, d_head)
+
+
+def _chunk(options: _Options, gradients: bool, head_VD, carry, xs):
+    """One chunk: logits [n, V], their sums added to the carry, and gradients."""
+    (sums, d_head), (hidden_nD, targets_n, weights_n) = carry, xs
+    smooth, size = options.label_smoothing, options.vocab_size
+    over_vocab = partial(lax.psum, axis_name="tensor") if options.tensor else lambda x: x
+    logits = lax.dot_general(hidden_nD, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    if options.softcap:
+        capped = jnp.tanh(logits / options.softcap)
+        logits = options.softcap * capped
+    top_n = jnp.max(logits, axis=1)
+    top_n = lax.pmax(top_n, "tensor") if options.tensor else top_n
+    exp = jnp.exp(logits - top_n[:, None])
+    total_n = over_vocab(jnp.sum(exp, axis=1))
+    first = lax.axis_index("tensor") * head_VD.shape[0] if options.tensor else 0
+    hit = (targets_n - first)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+    picked_n = over_vocab(jnp.sum(jnp.where(hit, logits, 0.0), axis=1))
+    log_z_n = top_n + jnp.log(total_n)
+    nll_n = log_z_n - picked_n
+    loss_n = nll_n + options.z_loss * jnp.square(log_z_n)
+    if smooth:
+        loss_n += smooth * (picked_n - over_vocab(jnp.sum(logits, axis=1)) / size)
+    sums += jnp.stack([jnp.dot(weights_n, x) for x in (loss_n, nll_n, (picked_n >= top_n).astype(jnp.float32))])
+    if not gradients:
+        return (sums, ()), ()
+    scale_n = (1.0 + 2.0 * options.z_loss * log_z_n) / total_n
+    d_logits = exp * (scale_n * weights_n)[:, None]
+    d_logits -= jnp.where(hit, (weights_n * (1.0 - smooth))[:, None], 0.0)
+    if smooth:
+        d_logits -= (weights_n * (smooth / size))[:, None]
+    if options.softcap:
+        d_logits *= 1.0 - jnp.square(capped)
+    d_logits = d_logits.astype(hidden_nD.dtype)
+    d_hidden = lax.dot_general(d_logits, head_VD, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    d_head += lax.dot_general(d_logits, hidden_nD, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    return (sums, d_head), d_hidden

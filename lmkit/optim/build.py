@@ -1,0 +1,115 @@
+"""The optax chain of a configuration: clip, update rule by kind of parameter, decay, learning rate."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from optax import contrib
+
+from lmkit.config.sections import Optimizer, OptimConfig, ParamKind
+from lmkit.nn.param import ParamSpec
+from lmkit.optim.schedule import make_schedule
+
+
+class Optim(NamedTuple):
+    """An optimiser.
+
+    `evaluation_params(opt_state, params)` gives the parameters to evaluate with: they differ from the trained
+    ones for schedule-free optimisers (Defazio et al. 2024, section 2).
+    """
+
+    transform: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    evaluation_params: Callable[[Any, Any], Any]
+
+
+def build_optim(config: OptimConfig, steps: int, specs: Any) -> Optim:
+    """The optimiser for parameters described by `specs` (a tree of ParamSpec)."""
+    rate = make_schedule(config, steps, config.learning_rate)
+    decays = jax.tree.map(lambda spec: spec.kind in config.decay, specs)
+    rules = {
+        Optimizer.adamw: lambda: _decayed(_adam(config), config, decays, rate),
+        Optimizer.lion: lambda: _decayed(optax.scale_by_lion(config.beta1, config.beta2), config, decays, rate),
+        Optimizer.sgd: lambda: _decayed(optax.trace(config.momentum, nesterov=True), config, decays, rate),
+        Optimizer.adafactor: lambda: optax.adafactor(
+            rate, multiply_by_parameter_scale=False, clipping_threshold=1.0,
+            weight_decay_rate=None, decay_rate=0.8, momentum=None,
+        ),
+        Optimizer.schedule_free_adamw: lambda: contrib.schedule_free_adamw(
+            config.learning_rate, warmup_steps=config.warmup_steps, b1=config.beta1, b2=config.beta2, eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+        Optimizer.muon: lambda: _muon(config, steps, specs, decays, rate),
+    }  # fmt: skip
+    rule = rules[config.kind]()
+    chain = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    if config.kind is Optimizer.adafactor:
+        rule = optax.chain(rule, _decay_only(config, decays, rate))
+    evaluation_params = _keep
+    if config.kind is Optimizer.schedule_free_adamw:
+        evaluation_params = _schedule_free_params
+        rate = make_schedule(config, steps, config.learning_rate)
+    return Optim(optax.chain(*chain, rule), rate, evaluation_params)
+
+
+def _adam(config: OptimConfig) -> optax.GradientTransformation:
+    return optax.scale_by_adam(config.beta1, config.beta2, config.eps)
+
+
+def _decayed(rule, config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+    """rule, plus decoupled decay (Loshchilov and Hutter 2019, algorithm 2), times the learning rate."""
+    decay = [optax.add_decayed_weights(config.weight_decay, decays)] if config.weight_decay else []
+    return optax.chain(rule, *decay, optax.scale_by_learning_rate(rate))
+
+
+def _muon(config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for matrices, Adam for the rest, each with its own peak rate.
+
+    Every matrix is orthogonalised as what it is, [inputs, outputs]: heads are outputs of q, k, v and inputs of
+    the output projection, and layers are a batch. (Optax's default takes 2-D leaves only, which in a scanned
+    stack are norms and biases.)
+    """
+
+    def dimensions(spec: ParamSpec):
+        if spec.kind is not ParamKind.matrix:
+            return optax.MaskedNode()
+        split = spec.stacked + spec.num_in
+        return contrib.MuonDimensionNumbers(tuple(range(spec.stacked, split)), tuple(range(split, len(spec.dims))))
+
+    labels = jax.tree.map(lambda spec: "muon" if spec.kind is ParamKind.matrix else "adam", specs)
+    numbers = jax.tree.map(dimensions, specs)
+    only = {
+        label: jax.tree.map(lambda decay, own, label=label: decay if own == label else optax.MaskedNode(), decays, labels)
+        for label in ("muon", "adam")
+    }
+    rule = optax.chain(
+        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers), contrib.scale_by_shape(numbers)
+    )
+    adam_rate = make_schedule(config, steps, config.adam_learning_rate)
+    return optax.partition(
+        {
+            "muon": _decayed(rule, config, only["muon"], rate),
+            "adam": _decayed(_adam(config), config, only["adam"], adam_rate),
+        },
+        labels,
+    )
+
+
+def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Decoupled decay for a rule that has applied its learning rate already."""
+
+    def update(updates, state, params):
+        factor = rate(state.count) * config.weight_decay
+        updates = jax.tree.map(lambda u, p, decay: u - factor * p if decay else u, updates, params, decays)
+        return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32")), update)
+
+
+def _keep(opt_state: Any, params: Any) -> Any:
+    return params
+
+
+def _schedule_free_params(opt_state: Any, params: Any) -> Any:
+    return contrib.schedule_free_eval_params(opt_state[-1], params)
