@@ -10,8 +10,12 @@ from enum import Enum
 from typing import Any, ClassVar
 
 
-class ConfigError(ValueError):
-    """A mistake of the user's. The message is one line that names both values and the way out."""
+class UserError(Exception):
+    """Something the user can mend. The message is one line that names what is wrong and the way out."""
+
+
+class ConfigError(UserError, ValueError):
+    """A mistake in what was asked for; the message names both values."""
 
 
 def key(default: Any, doc: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:

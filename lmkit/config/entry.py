@@ -5,6 +5,7 @@ costs no import of jax, and `--help` answers at once.
 """
 
 import dataclasses
+import errno
 import importlib
 import os
 import re
@@ -14,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lmkit.config.base import ConfigError, keys_of, nearest
+from lmkit.config.base import ConfigError, UserError, keys_of, nearest
 from lmkit.config.experiment import MODEL_SCHEMAS, Experiment
 from lmkit.config.paths import conf_dir, options_of
 
@@ -48,6 +49,9 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) 
     debug = os.environ.get("LMKIT_DEBUG") == "1"
     try:
         return _compose_and_call(verb, target, argv)
+    except KeyboardInterrupt:
+        print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
+        return 130
     except Exception as error:
         message = explain(error)
         if debug or message is None:
@@ -147,32 +151,22 @@ def _unknown_key(full: str) -> str:
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for a mistake of the user's, or None for anything else."""
+    """One line for what the user can mend, or None for anything else."""
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
+    if any("No space left" in str(one) or getattr(one, "errno", None) == errno.ENOSPC for one in causes):
+        return "the disk is full: free space, then repeat the command with run.dir= of this run (see its checkpoints/)"
     for one in causes:
-        if isinstance(one, ConfigError):
+        if isinstance(one, UserError):
             return str(one)
     composing = [one for one in causes if type(one).__module__.split(".")[0] in ("hydra", "omegaconf")]
     composing.sort(key=lambda one: "full_key" not in str(one))  # the one that names the key comes first
     if composing:
         return _explain_hydra(composing[0])
     for one in causes:
-        if isinstance(one, OSError) and (text := explain_os(one)):
-            return text
-    return None
-
-
-def explain_os(error: OSError) -> str | None:
-    """The way out of a file system's refusal."""
-    import errno
-
-    place = f" ({error.filename})" if error.filename else ""
-    if error.errno == errno.ENOSPC:
-        return f"the disk is full{place}: free space, then repeat the command with run.dir= of this run"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"no permission to write{place}: choose another place with run.dir= (or data.cache_dir=)"
+        if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"no permission to write {one.filename}: choose another place with run.dir= or data.cache_dir="
     return None
 
 

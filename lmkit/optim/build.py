@@ -1,9 +1,11 @@
 """The optax chain of a configuration: clip, update rule by kind of parameter, decay, learning rate."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -83,9 +85,9 @@ def _muon(config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.
         label: jax.tree.map(lambda decay, own, label=label: decay if own == label else optax.MaskedNode(), decays, labels)
         for label in ("muon", "adam")
     }
-    rule = optax.chain(
-        contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers), contrib.scale_by_shape(numbers)
-    )
+    muon = contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers)
+    widths = jax.tree.map(_width_factor, specs)
+    rule = optax.chain(muon, optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, widths, updates)))
     adam_rate = make_schedule(config, steps, config.adam_learning_rate)
     return optax.partition(
         {
@@ -96,6 +98,14 @@ def _muon(config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.
     )
 
 
+def _width_factor(spec: ParamSpec) -> Any:
+    """sqrt(max(1, outputs / inputs)): the same learning rate suits every width (Jordan et al. 2024)."""
+    if spec.kind is not ParamKind.matrix:
+        return optax.MaskedNode()
+    split = spec.stacked + spec.num_in
+    return max(1.0, math.prod(spec.shape[split:]) / math.prod(spec.shape[spec.stacked : split])) ** 0.5
+
+
 def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
     """Decoupled decay for a rule that has applied its learning rate already."""
 
@@ -104,7 +114,7 @@ def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax
         updates = jax.tree.map(lambda u, p, decay: u - factor * p if decay else u, updates, params, decays)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jax.numpy.zeros([], "int32")), update)
+    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update)
 
 
 def _keep(opt_state: Any, params: Any) -> Any:

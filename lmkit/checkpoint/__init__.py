@@ -1,0 +1,5 @@
+"""Checkpoints: saved asynchronously and sharded, committed atomically, verified on restore, restored on any mesh."""
+
+from lmkit.checkpoint.checkpoints import CheckpointError, Checkpoints, load_params
+
+__all__ = ["CheckpointError", "Checkpoints", "load_params"]

@@ -1,0 +1,161 @@
+"""The one place that knows Orbax."""
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint.experimental.v1 as ocp
+
+from lmkit.checkpoint.manifest import check_manifest, write_manifest
+from lmkit.config.base import ConfigError, UserError
+from lmkit.config.sections import CheckpointConfig
+
+logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save there
+METRIC = "eval/loss"
+
+
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint could not be written, or none of those there can be read."""
+
+
+class Checkpoints:
+    """The checkpoints of a run: `<folder>/<step>/`.
+
+    A save returns at once and is committed in the background by a rename, so a kill leaves the one before. The
+    newest `keep_last` and the `keep_best` with the lowest eval/loss are kept.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        if "://" in str(folder) and not str(folder).startswith("gs://"):
+            raise ConfigError(f"run.dir={folder}: checkpoints go to local paths or gs://")
+        self.folder, self.config = Path(folder).absolute(), config
+        policies = ocp.training.preservation_policies
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
+        if config.keep_best:
+            keep.append(
+                policies.BestN(
+                    get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=config.keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )  # fmt: skip
+            )
+        self._checkpointer = ocp.training.Checkpointer(
+            self.folder,
+            context=_context(config.compress),
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=jax.process_count() == 1,
+        )
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def steps(self) -> list[int]:
+        """Steps that have a committed checkpoint, ascending."""
+        return [c.step for c in self._checkpointer.checkpoints]
+
+    def save(self, step: int, state: Any, eval_loss: float | None = None) -> None:
+        """Starts saving. The state may be donated as soon as this returns.
+
+        Waits for the save before it, and raises CheckpointError where that one failed.
+        """
+        self.wait()
+        if step in self.steps():
+            return
+        metrics = None if eval_loss is None else {METRIC: eval_loss}
+        try:
+            response = self._checkpointer.save_async(step, state, metrics=metrics)
+        except Exception as error:
+            raise CheckpointError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
+        self._thread = threading.Thread(target=self._finish, args=(step, response), daemon=True)
+        self._thread.start()
+
+    def _finish(self, step: int, response: Any) -> None:
+        try:
+            if response is not None:
+                response.result()
+                if jax.process_index() == 0:
+                    write_manifest(self.folder / str(step))
+        except BaseException as error:
+            error.add_note(f"step {step}")
+            self._failure = error
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises CheckpointError where the last save failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise CheckpointError(f"a checkpoint could not be written to {self.folder}: {failure}") from failure
+
+    def restore(self, shapes: Any) -> tuple[Any, int, list[str]] | None:
+        """The newest good checkpoint as (state, step, what was wrong with newer ones); None where there is none.
+
+        `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
+        Raises CheckpointError where there are checkpoints and none is good.
+        """
+        skipped: list[str] = []
+        for step in reversed(self.steps()):
+            problem = check_manifest(self.folder / str(step)) if self.config.verify else ""
+            if not problem:
+                try:
+                    state = self._checkpointer.load(step, shapes)
+                    self._set_aside([later for later in self.steps() if later > step])
+                    return state, step, skipped
+                except Exception as error:
+                    problem = f"cannot be read: {(error.__cause__ or error)!s:.300}"
+            skipped.append(f"checkpoint {step} is not used: {problem}")
+        if skipped:
+            raise CheckpointError(f"{self.folder} has no good checkpoint: {'; '.join(skipped)}. Start again with another run.dir=")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves bad checkpoints out of the way of the steps that will be saved again; deletes nothing."""
+        if steps and jax.process_index() == 0:
+            aside = self.folder.with_name("checkpoints_bad")
+            aside.mkdir(exist_ok=True)
+            for step in steps:
+                (self.folder / str(step)).rename(aside / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}")
+        if steps:
+            self._checkpointer.reload()
+
+    def close(self) -> None:
+        """Waits and releases threads."""
+        self.wait()
+        self._checkpointer.close()
+
+
+def _context(compress: bool, partial: bool = False) -> ocp.Context:
+    options = ocp.options
+    return ocp.Context(
+        array_options=options.ArrayOptions(saving=options.ArrayOptions.Saving(use_compression=compress)),
+        pytree_options=options.PyTreeOptions(loading=options.PyTreeOptions.Loading(partial_load=partial)),
+    )
+
+
+def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
+    """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they came from.
+
+    `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
+    or its parameters do not fit.
+    """
+    path = path.expanduser().absolute()
+    folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
+    candidates = [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
+    problems = []
+    for candidate in candidates:
+        if problem := check_manifest(candidate):
+            problems.append(f"{candidate}: {problem}")
+            continue
+        try:
+            with _context(compress=False, partial=True):
+                return ocp.load(candidate, {"params": shapes})["params"], str(candidate)
+        except Exception as error:
+            problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")
+    raise ConfigError(f"init_from={path}: {'; '.join(problems) or 'no checkpoint there'}")
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())

@@ -1,0 +1,67 @@
+"""What the devices can do: the catalogue in conf/hardware, and a short measurement where it has no entry."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+import yaml
+
+from lmkit.config.base import ConfigError
+from lmkit.config.model import GPTConfig, ModelConfig
+from lmkit.config.paths import conf_dir
+from lmkit.config.sections import HardwareConfig
+
+
+def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
+    """The catalogue's entry for the devices found (or the one that was chosen); None where there is none."""
+    if config.name != "auto":
+        return config
+    for path in sorted((conf_dir() / "hardware").glob("*.yaml")):
+        entry = yaml.safe_load(path.read_text())
+        if any(device_kind.lower().startswith(kind.lower()) for kind in entry.get("device_kinds", [])):
+            return HardwareConfig(**entry)
+    return None
+
+
+def peak_flops(hardware: HardwareConfig | None, dtype: jnp.dtype) -> float:
+    """Peak FLOP/s of a device at a compute dtype; 0 where it is not known."""
+    if hardware is None:
+        return 0.0
+    return 1e12 * (hardware.bf16_tflops if dtype == jnp.bfloat16 else hardware.fp32_tflops)
+
+
+def matmul_flops(dtype: jnp.dtype, size: int = 1024, repeats: int = 6) -> float:
+    """Measured FLOP/s of a square matrix product on one device: the best of a few, about 0.1 s on a CPU."""
+    x = jnp.ones((size, size), dtype)
+    multiply = jax.jit(lambda x: x @ x)
+    multiply(x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        multiply(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def check_fits(hardware: HardwareConfig | None, needed_bytes: float) -> None:
+    """Raises ConfigError where a device has less memory than the compiled step needs."""
+    if hardware is not None and hardware.memory_gib and needed_bytes > hardware.memory_gib * 2**30:
+        raise ConfigError(
+            f"the step needs {needed_bytes / 2**30:.1f} GiB a device, {hardware.name} has {hardware.memory_gib:g}: "
+            f"raise mesh.fsdp or train.accumulate_steps, or set model.remat=full"
+        )
+
+
+def flops_per_token(config: ModelConfig, num_params: int, seq_len: int) -> float:
+    """Floating-point operations of a training step per token, forward and backward.
+
+    6 per parameter that takes part in a matrix product (Kaplan et al. 2020, section 2.1), counting a tied
+    embedding once and a separate one not at all, plus causal attention: 3 passes x 2 products x 2 operations x
+    T / 2 keys x N H. Windows count as what they see.
+    """
+    assert isinstance(config, GPTConfig)
+    lookups = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    if config.position.name == "learned":
+        lookups += config.max_seq_len * config.embed_dim
+    keys = sum(min(config.window_of(layer) or seq_len, seq_len) for layer in range(config.num_layers))
+    return 6.0 * (num_params - lookups) + 6.0 * config.num_heads * config.head_size * keys

@@ -1,0 +1,165 @@
+"""What the user sees while it runs: a header, a bar with an ETA, one line per evaluation."""
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+console = Console(highlight=False)
+
+
+class Meter:
+    """Tokens per second of training alone: time in evaluations and saves is taken out."""
+
+    def __init__(self, tokens_per_step: int):
+        self.tokens_per_step = tokens_per_step
+        self.began = self._since = time.perf_counter()
+        self._step: int | None = None
+        self._paused = 0.0
+        self.trained_sec = 0.0
+        self.trained_steps = 0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time spent on something else."""
+        self._paused += seconds
+
+    def rate(self, step: int) -> float:
+        """Tokens per second since the last call."""
+        now = time.perf_counter()
+        elapsed = max(now - self._since - self._paused, 1e-9)
+        steps = step - self._step if self._step is not None else 0
+        self._since, self._step, self._paused = now, step, 0.0
+        self.trained_sec += elapsed if steps else 0.0
+        self.trained_steps += steps
+        return steps * self.tokens_per_step / elapsed
+
+    def mean_rate(self) -> float:
+        """Tokens per second over all of this process."""
+        return self.trained_steps * self.tokens_per_step / self.trained_sec if self.trained_sec else 0.0
+
+
+class Bar:
+    """A live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, first: int, steps: int):
+        self.live = console.is_terminal
+        self.steps = steps
+        self._began, self._first = time.perf_counter(), first
+        self._progress = Progress(
+            TextColumn("[bold]training"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            console=console, disable=not self.live, transient=True,
+        )  # fmt: skip
+        self._task = self._progress.add_task("train", total=steps, completed=first, figures="")
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+
+    def advance(self, step: int) -> None:
+        """Steps done."""
+        self._progress.update(self._task, completed=step)
+
+    def figures(self, step: int, text: str) -> None:
+        """The latest numbers."""
+        self._progress.update(self._task, completed=step, figures=text)
+        if not self.live:
+            elapsed = time.perf_counter() - self._began
+            left = elapsed / max(step - self._first, 1) * (self.steps - step)
+            console.print(f"step {step}/{self.steps}  {text}  elapsed {duration(elapsed)}  ETA {duration(left)}")
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        console.print(text, markup=False)
+
+
+def header(title: str, rows: dict[str, str]) -> None:
+    """A table of facts."""
+    table = Table(title=f"[bold]{title}", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
+    table.add_column(style="dim")
+    table.add_column()
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+
+
+class PrepareProgress:
+    """Progress of data preparation: a line when a phase starts and one when it ends, a bar on a terminal."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._phase = ""
+        self._began = 0.0
+
+    def __call__(self, phase: str, done: int, total: int) -> None:
+        if phase != self._phase:
+            self.finish()
+            self._phase, self._began = phase, time.perf_counter()
+            self._progress = Progress(
+                TextColumn(f"[bold]{phase}"), BarColumn(), TextColumn("{task.percentage:.0f} % of {task.fields[size]}"), TextColumn("ETA"),
+                TimeRemainingColumn(compact=True), console=console, disable=not console.is_terminal, transient=True,
+            )  # fmt: skip
+            self._task = self._progress.add_task(phase, total=total, size=size(total))
+            self._progress.start()
+        assert self._progress is not None
+        self._progress.update(self._task, completed=done, total=total)
+
+    def finish(self) -> None:
+        """Ends the phase in hand."""
+        if self._progress is not None:
+            self._progress.stop()
+            console.print(f"{self._phase}: {duration(time.perf_counter() - self._began)}", style="dim")
+            self._progress = None
+
+
+def duration(seconds: float) -> str:
+    """1 d 02 h, 3 h 05 min, 4 min 10 s, 12.3 s."""
+    if seconds >= 86400:
+        return f"{int(seconds // 86400)} d {int(seconds % 86400 // 3600):02} h"
+    if seconds >= 3600:
+        return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02} min"
+    if seconds >= 60:
+        return f"{int(seconds // 60)} min {int(seconds % 60):02} s"
+    return f"{seconds:.1f} s"
+
+
+def count(number: float) -> str:
+    """950, 1.2 k, 124.4 M, 3.1 B."""
+    for unit, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:.1f} {unit}"
+    return f"{number:.0f}"
+
+
+def size(num_bytes: float) -> str:
+    """Bytes in binary units."""
+    for unit, scale in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:.2f} {unit}"
+    return f"{num_bytes:.0f} B"
+
+
+def memory_now() -> dict[str, float]:
+    """memory/host_bytes (resident set of this process), and memory/device_bytes where the device tells."""
+    try:
+        host = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:  # not Linux: the peak so far
+        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    stats = jax.local_devices()[0].memory_stats() or {}
+    device = {"memory/device_bytes": float(stats["bytes_in_use"])} if "bytes_in_use" in stats else {}
+    return {"memory/host_bytes": float(host), **device}
+
+
+def peak_memory() -> int:
+    """Largest resident set of this process so far, or of a device where it tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(stats.get("peak_bytes_in_use", host))

@@ -1,0 +1,109 @@
+"""The run directory: who owns it, what it was made with, and whether this run may continue it."""
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lmkit import __version__
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment, differing, to_plain
+
+# Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
+_FREE = (
+    "run.", "mesh.", "checkpoint.", "tracker.", "hardware.", "data.cache_dir", "data.prefetch", "data.read_threads",
+    "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "model.remat", "model.scan_layers",
+    "model.attention", "objective.chunk_tokens",
+)  # fmt: skip
+
+
+class RunDir:
+    """A run directory, locked for this process until it ends."""
+
+    def __init__(self, experiment: Experiment):
+        if "://" in experiment.run.dir:
+            raise ConfigError(f"run.dir={experiment.run.dir}: a run directory is a local path (a mounted bucket will do)")
+        self.path = Path(experiment.run.dir).expanduser().absolute()
+        self.notes: list[str] = []
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise ConfigError(f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir=") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"run.dir={self.path} is in use by another process; stop it or choose another") from error
+        self.resumed = self._check_same(experiment)
+        (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
+
+    def _check_same(self, experiment: Experiment) -> bool:
+        """Whether there is a run to continue. Raises ConfigError where it is another experiment's."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if others:
+                raise ConfigError(f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir=")
+            return False
+        rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
+        bad = [row for row in rows if not row[0].startswith(_FREE)]
+        if bad:
+            shown = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, old, new in bad[:6])
+            more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
+            raise ConfigError(f"run.dir={self.path} is of another experiment: {shown}{more}; use its values or another run.dir=")
+        for name, old, new in rows:
+            if name == "train.steps":
+                self.notes.append(f"train.steps was {old} and is {new}: the learning-rate schedule follows the new value")
+        return True
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Replaces a file in one step."""
+        tmp = self.path / f".{name}.tmp"
+        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
+        tmp.replace(self.path / name)
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file's contents, or {}."""
+        file = self.path / name
+        return json.loads(file.read_text()) if file.is_file() else {}
+
+    def release(self) -> None:
+        """Lets another process have it."""
+        self._lock.close()
+
+
+def environment() -> dict[str, Any]:
+    """What a run depends on outside its configuration: versions, code, flags, machine."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers", "grain")
+    flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION")
+    return {
+        "command": sys.orig_argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {"lmkit": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages},
+        "git": _git(),
+        "flags": {name: os.environ[name] for name in flags if name in os.environ},
+        "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
+    }
+
+
+def _git() -> dict[str, str]:
+    """Commit and uncommitted diff of lmkit's checkout; {} where it is installed."""
+
+    def git(*words: str) -> str:
+        folder = Path(__file__).resolve().parents[2]
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10).stdout
+
+    try:
+        if not (Path(__file__).resolve().parents[2] / ".git").exists():
+            return {}
+        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")[:200_000]}
+    except (OSError, subprocess.TimeoutExpired):
+        return {}

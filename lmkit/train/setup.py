@@ -1,0 +1,123 @@
+"""From a configuration to everything the loop needs, in the order in which mistakes are cheapest."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from lmkit.checkpoint import Checkpoints, load_params
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment, check_divides
+from lmkit.config.model import ModelConfig
+from lmkit.config.paths import cache_dir
+from lmkit.data.prepare import Data
+from lmkit.data.store import HELDOUT
+from lmkit.data.tokenizer import Tokenizer
+from lmkit.objectives.build import build_objective
+from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
+from lmkit.parallel.rules import sharding_of
+from lmkit.train.state import Blueprint, State, init_state, make_blueprint
+from lmkit.train.step import batch_shapes, make_eval_step, make_train_step
+
+
+class Programs(NamedTuple):
+    """The compiled train step, the evaluation step, and what the compiler said."""
+
+    train: Any
+    evaluate: Any
+    memory_bytes: int  # peak on one device, arguments included
+
+
+def setup_jax(experiment: Experiment) -> None:
+    """Flags that must be set before the first device is touched."""
+    if devices := experiment.run.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+    if experiment.run.compile_cache:
+        auto = experiment.run.compile_cache == "auto"
+        folder = cache_dir() / "xla" if auto else experiment.run.compile_cache
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def setup_mesh(experiment: Experiment) -> Mesh:
+    """The mesh, checked against the batch and the model."""
+    sizes = axis_sizes(experiment.mesh, len(jax.devices()))
+    parts, train = batch_shards(sizes), experiment.train
+    check_divides(
+        "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
+        train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES), parts,
+    )  # fmt: skip
+    resolved = dataclasses.replace(experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()})
+    dataclasses.replace(experiment, mesh=resolved)  # checks the sizes that were -1
+    return build_mesh(experiment.mesh)
+
+
+def fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model with as many rows as the tokenizer has tokens, where it did not say."""
+    if not model.vocab_size:
+        return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={model.vocab_size} is too small for the tokenizer's {tokenizer.vocab_size} tokens: "
+            f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
+        )
+    return model
+
+
+def check_heldout(data: Data) -> None:
+    """Raises ConfigError where a part of the mixture has nothing to evaluate on."""
+    for name, store in data.stores.items():
+        if store.num_tokens(HELDOUT) < 2:
+            raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
+
+
+def setup_blueprint(experiment: Experiment, mesh: Mesh, tokenizer: Tokenizer) -> Blueprint:
+    """Shapes and shardings of everything the run trains."""
+    model = fit_vocabulary(experiment.model, tokenizer)
+    return make_blueprint(model, experiment.optim, experiment.train.steps, mesh)
+
+
+def compile_programs(experiment: Experiment, blueprint: Blueprint) -> Programs:
+    """Compiles the train step, once, from shapes alone. The evaluation step compiles at its first use."""
+    objective, train, data = build_objective(experiment.objective), experiment.train, experiment.data
+    step = make_train_step(blueprint, objective, accumulate=train.accumulate_steps, seed=experiment.run.seed)
+    shapes = batch_shapes(blueprint, train.batch_size, data.seq_len, data.isolate_documents)
+    with jax.set_mesh(blueprint.mesh):
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
+        compiled = jitted.lower(blueprint.shapes, shapes).compile()
+    analysis = compiled.memory_analysis()
+    memory = 0
+    if analysis is not None:
+        memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
+        memory = getattr(analysis, "peak_memory_in_bytes", 0) or memory - analysis.alias_size_in_bytes
+    return Programs(compiled, jax.jit(make_eval_step(blueprint, objective)), memory)
+
+
+def starting_state(experiment: Experiment, blueprint: Blueprint, checkpoints: Checkpoints) -> tuple[State, int, list[str]]:
+    """The state to go on from, its step, and what is worth telling.
+
+    1. The run's own newest good checkpoint.
+    2. `init_from`: parameters from there, everything else fresh.
+    3. Scratch.
+    """
+    if (restored := checkpoints.restore(blueprint.shapes)) is not None:
+        state, step, skipped = restored
+        return state, step, [*skipped, f"resumed at step {step}"]
+    state = init_state(blueprint, experiment.run.seed)
+    if not experiment.init_from:
+        return state, 0, []
+
+
+    params, place = load_params(Path(experiment.init_from), blueprint.shapes["params"])
+    state = state | {"params": params, "opt": jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params)}
+    if "ema" in state:
+        state["ema"] = jax.tree.map(lambda x: x.copy(), params)
+    return state, 0, [f"parameters from {place}"]
+
+
+def batch_sharding(blueprint: Blueprint) -> NamedSharding:
+    """The layout of a batch's arrays, [batch, seq]."""
+    return sharding_of(("batch", "seq"), blueprint.mesh)

@@ -1,0 +1,96 @@
+"""The train step and the evaluation step: pure functions of arrays, compiled once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lmkit.objectives.build import Batch, Objective
+from lmkit.objectives.sums import Sums
+from lmkit.parallel.rules import sharding_of
+from lmkit.train.state import Blueprint, State, evaluation_params, root_key
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    blueprint: Blueprint, objective: Objective, *, accumulate: int, seed: int
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """step(state, batch) -> (state, metrics).
+
+    The gradient is that of the mean loss per unit of weight over the whole global batch, whatever the number of
+    devices or micro-batches; sums over micro-batches are float32.
+    """
+    dropout_key = root_key(seed, "dropout")
+
+    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = objective(blueprint.merge(params), batch, key if blueprint.model_config.dropout else None)
+        return sums.loss, sums
+
+    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+        if accumulate == 1:
+            return jax.grad(loss, has_aux=True)(params, batch, key)
+
+        def add(carry, xs):
+            micro, index = xs
+            return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, micro, jax.random.fold_in(key, index))), None
+
+        zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
+        return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        params, number = state["params"], state["step"]
+        grads, sums = gradients(params, batch, jax.random.fold_in(dropout_key, number))
+        weight = jnp.maximum(sums.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        params, opt = _update(blueprint, grads, state["opt"], params)
+        new = {"step": number + 1, "params": params, "opt": opt}
+        if blueprint.ema:
+            new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
+        return new, {
+            "loss": sums.loss / weight,
+            "nll": sums.nll / weight,
+            "accuracy": sums.correct / weight,
+            "weight": sums.weight,
+            "grad_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(blueprint.optim.learning_rate(number)),
+        }
+
+    return step
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """[B, T] to [parts, B / parts, T]; each device keeps its own rows, so nothing moves."""
+    return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
+
+
+def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
+    """Optax on the mesh: its own code knows no sharding types, so inside it they are inferred."""
+
+    def update(grads, opt, params):
+        updates, opt = blueprint.optim.transform.update(grads, opt, params)
+        return optax.apply_updates(params, updates), opt
+
+    if blueprint.mesh.size == 1:
+        return update(grads, opt, params)
+    shardings = (blueprint.shardings["params"], blueprint.shardings["opt"])
+    return jax.sharding.auto_axes(update, out_sharding=shardings)(grads, opt, params)
+
+
+def make_eval_step(blueprint: Blueprint, objective: Objective) -> Callable[[State, Batch], Sums]:
+    """step(state, batch) -> sums, without dropout, with the evaluation parameters."""
+
+    def step(state: State, batch: Batch) -> Sums:
+        return objective(blueprint.merge(evaluation_params(blueprint, state)), batch, None)
+
+    return step
+
+
+def batch_shapes(blueprint: Blueprint, batch_size: int, seq_len: int, isolate: bool) -> Batch:
+    """ShapeDtypeStructs of a batch, for compiling before there is data."""
+    sharding = sharding_of(("batch", "seq"), blueprint.mesh)
+    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    dtypes |= {"segment_ids": jnp.int32} if isolate else {}
+    return {name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding) for name, dtype in dtypes.items()}
