@@ -2,7 +2,7 @@
 
 | kernel | where | needs |
 |---|---|---|
-| xla | everywhere | nothing; holds the [B, N, T, S] scores |
+| xla | everywhere | nothing; see blockwise.py |
 | cudnn | NVIDIA GPUs | bfloat16 or float16, head size a multiple of 8 up to 256, no softcap |
 | splash | TPUs | T a multiple of 128 |
 """
@@ -15,9 +15,8 @@ from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
 from lmkit.config.model import Kernel
+from lmkit.nn.blockwise import Options, blockwise_attention
 from lmkit.parallel.rules import current_spec
-
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives a mean, not NaN
 
 
 def choose_kernel(kernel: Kernel, *, backend: str, dtype: jnp.dtype, head_size: int, seq_len: int, softcap: float) -> Kernel:
@@ -72,7 +71,7 @@ def attend(
     )  # fmt: skip
     options = {"causal": causal, "window": window, "scale": scale}
     if kernel is Kernel.xla:
-        return _xla(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, softcap=softcap, **options)
+        return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, Options(softcap=softcap, **options))
     if kernel is Kernel.cudnn:
         local = partial(_cudnn, **options)
     else:
@@ -87,31 +86,6 @@ def _per_device(local, q, k, v, segments):
     rows = PartitionSpec(*spec[:2])
     specs = (spec, spec, spec, None if segments is None else rows)
     return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
-
-
-def _mask(seq_q: int, seq_k: int, segments, causal: bool, window: int) -> jax.Array | None:
-    """bool [B or 1, 1, 1, T, S], True where a query sees a key; None where all see all."""
-    mask = None
-    if causal:
-        distance = jnp.arange(seq_q)[:, None] - jnp.arange(seq_k)[None, :]
-        mask = (distance >= 0) & (distance < window) if window else distance >= 0
-        mask = mask[None, None, None]
-    if segments is not None:
-        same = (segments[:, :, None] == segments[:, None, :])[:, None, None]
-        mask = same if mask is None else mask & same
-    return mask
-
-
-def _xla(q, k, v, segments, *, causal, window, softcap, scale):
-    batch, seq, heads, size = q.shape
-    grouped = q.reshape(batch, seq, k.shape[2], heads // k.shape[2], size)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", grouped * scale, k, preferred_element_type=jnp.float32)
-    if softcap:
-        scores = softcap * jnp.tanh(scores / softcap)
-    if (mask := _mask(seq, k.shape[1], segments, causal, window)) is not None:
-        scores = jnp.where(mask, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", weights, v).reshape(q.shape)
 
 
 def _cudnn(q, k, v, segments, *, causal, window, scale):

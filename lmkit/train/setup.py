@@ -92,7 +92,7 @@ def compile_programs(experiment: Experiment, blueprint: Blueprint) -> Programs:
     memory = 0
     if analysis is not None:
         memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-        memory = getattr(analysis, "peak_memory_in_bytes", 0) or memory - analysis.alias_size_in_bytes
+        memory = max(memory - analysis.alias_size_in_bytes, getattr(analysis, "peak_memory_in_bytes", 0))
     return Programs(compiled, jax.jit(make_eval_step(blueprint, objective)), memory)
 
 

@@ -1,0 +1,299 @@
+"""The run report: one HTML page, made from the files of a run's directory, that asks for nothing from outside.
+
+What is missing or half-written is left out and named at the foot of the page: the report of a run that crashed is the
+one most needed.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lmkit.train.chart import CHART_STYLE, SCRIPT, Chart, Series, compact, draw_charts, escape, exact, with_mean
+
+GIB = 2**30
+MOST_SAMPLES = 50  # earlier ones on the page, of at most so many characters: more would outweigh the rest of it
+MOST_SAMPLE_CHARS = 20_000
+
+Columns = dict[str, tuple[list[int], list[float | None]]]  # metric: (steps, values)
+
+STYLE = """
+:root{color-scheme:light dark;--page:#f7f7f5;--card:#fff;--line:#e3e2dd;--text:#1c1e21;--soft:#62666d;--good:#18794e;
+--warn:#a35200}@media screen and (prefers-color-scheme:dark){:root{--page:#101215;--card:#181b20;--line:#2c3038;
+--text:#e6e7ea;--soft:#9aa0aa;--good:#5dc894;--warn:#f0a75a}}
+*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,sans-serif}
+main{max-width:1120px;margin:auto;padding:2rem 1.25rem 3rem}h2{font-size:1.1rem;margin:2rem 0 .75rem}
+h1{font-size:1.75rem;line-height:1.2;margin:0;overflow-wrap:anywhere}header p{margin:.4rem 0 0}
+small,.soft,.note,footer{color:var(--soft)}.note,footer{font-size:.8rem;margin:1.8rem 0 0}
+.badge{font-size:.8rem;border:1px solid;border-radius:1rem;padding:.15rem .7rem;vertical-align:middle;color:var(--warn)}
+.good{color:var(--good)}.card,figure,.sheet{background:var(--card);border:1px solid var(--line);border-radius:.6rem}
+.cards{display:grid;grid-template-columns:repeat(4,1fr);gap:.75rem;margin:1.5rem 0 0}
+.card{padding:.7rem .9rem;margin:0}.card dt,.card dd+dd{color:var(--soft);font-size:.78rem}.card dd{margin:0}
+.card dt+dd{font-size:1.4rem;font-weight:600;white-space:nowrap}b,td,.card{font-variant-numeric:tabular-nums}
+.sheet{padding:.3rem 1rem;overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
+tr+tr>*,thead+tbody>tr>*{border-top:1px solid var(--line)}th{color:var(--soft);font-weight:400}
+th,td{padding:.4rem 1rem .4rem 0;text-align:left;vertical-align:top}.fact{display:inline-block;margin-right:1.1rem;
+overflow-wrap:anywhere}details{margin:.6rem 0}summary{cursor:pointer}mark{background:none;color:var(--c0)}
+pre{font:.82rem/1.5 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.6rem 0}
+@media(max-width:700px){main{padding:1.25rem .8rem}.cards{grid-template-columns:1fr 1fr}}
+@media print{body{background:#fff}main{padding:0;max-width:none}h2{break-after:avoid}figure,tr{break-inside:avoid}}
+"""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes run_dir/report.html from those files of the run directory that there are, and returns its path."""
+    path, tmp = run_dir / "report.html", run_dir / ".report.html.tmp"
+    tmp.write_text(_page(run_dir), encoding="utf-8")
+    tmp.replace(path)  # a reader, or a crash, never meets half a page
+    return path
+
+
+def _read_text(path: Path, problems: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        problems.append(f"{path.name}: {error.strerror}")
+        return ""
+
+
+def _read_dict(path: Path, problems: list[str]) -> dict[str, Any]:
+    text = _read_text(path, problems)
+    try:
+        return dict(json.loads(text or "{}"))
+    except (ValueError, TypeError):
+        problems.append(f"{path.name}: not a whole JSON object")
+        return {}
+
+
+def _read_rows(path: Path, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(step, row) of each whole line. The last one may be cut, for the run may be writing it."""
+    *lines, last = _read_text(path, problems).split("\n")  # splitlines would also split at U+2028 in a sample
+    bad = 0
+    for line in filter(str.strip, [*lines, last]):
+        try:
+            row = json.loads(line)
+            step = int(row["step"])
+        except (ValueError, TypeError, KeyError, OverflowError):
+            bad += line is not last
+        else:
+            yield step, row
+    if bad:
+        problems.append(f"{path.name}: {bad:,} unreadable lines")
+
+
+def _number(value: Any) -> float | None:
+    """A finite number, or None. Above 1e300 sums and differences would overflow."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and abs(value) < 1e300 else None
+
+
+def _read_metrics(path: Path, problems: list[str]) -> Columns:
+    columns: Columns = {}
+    for step, row in _read_rows(path, problems):
+        for name, value in row.items():
+            if name == "step" or isinstance(value, str | list | dict):
+                continue
+            steps, values = columns.setdefault(name, ([], []))
+            while steps and steps[-1] >= step:  # resumed from an earlier checkpoint: what followed it is void
+                steps.pop()
+                values.pop()
+            steps.append(step)
+            values.append(_number(value))
+    never = [name for name, (_, values) in columns.items() if all(v is None for v in values)]
+    problems.extend(f"{name}: no finite value" for name in never)
+    return {name: column for name, column in columns.items() if name not in never}
+
+
+def _charts(columns: Columns) -> list[Chart]:
+    def line(name: str, label: str, color: int = 0, style: Any = "line", scale: float = 1.0) -> list[Series]:
+        steps, values = columns.get(name, ([], []))
+        return [Series(label, steps, [None if v is None else v * scale for v in values], color, style)] if steps else []
+
+    def train(name: str, scale: float = 1.0) -> list[Series]:
+        return [series for raw in line(f"train/{name}", "train", scale=scale) for series in with_mean(raw)]
+
+    def held_out(name: str, label: str = "held-out", color: int = 1, scale: float = 1.0) -> list[Series]:
+        return line(f"eval/{name}", label, color, "points", scale)
+
+    parts = sorted(part[1] for name in columns if (part := re.fullmatch("eval/(.+)/loss", name)))
+    by_part = [s for i, part in enumerate(parts) for s in held_out(f"{part}/loss", part, i)]
+    memory = [("host", 0), ("device", 2)]
+    memory = [s for where, color in memory for s in line(f"memory/{where}_bytes", where, color, scale=1 / GIB)]
+    charts = [
+        Chart("Loss", "nats per token", train("loss") + held_out("loss"), wide=True),
+        Chart("Held-out bits per byte", "bits", held_out("bits_per_byte")),
+        Chart("Held-out loss by part", "nats per token", by_part),
+        Chart("Next-token accuracy", "%", train("accuracy", 100) + held_out("accuracy", scale=100)),
+        Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
+        Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
+        Chart("Learning rate", "schedule", line("train/learning_rate", "train"), zero=True, robust=False),
+        Chart("Gradient norm", "before clipping", train("grad_norm"), zero=True),
+        Chart("Memory", "GiB", memory, zero=True, robust=False),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.3g} GiB"
+
+
+def _group(tree: dict[str, Any], name: str) -> dict[str, Any]:
+    value = tree.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _headline(summary: dict[str, Any], columns: Columns) -> dict[str, float | None]:
+    """The figures of the summary, and where it has none the latest of the metrics."""
+    finite = {name: [v for v in values if v is not None] for name, (_, values) in columns.items()}
+    latest: dict[str, float | None] = {name.removeprefix("train/"): values[-1] for name, values in finite.items()}
+    if "time" in columns:
+        latest["wall_sec"] = finite["time"][-1] - finite["time"][0]
+    latest["steps"] = max((steps[-1] for steps, _ in columns.values()), default=None)
+    return latest | {name: value for name in summary if (value := _number(summary[name])) is not None}
+
+
+def _cards(figures: dict[str, float | None], columns: Columns) -> str:
+    steps, values = columns.get("eval/bits_per_byte", ([], []))
+    best = min(((v, s) for s, v in zip(steps, values, strict=True) if v is not None), default=None)
+    loss, tokens, params = (figures.get(name) for name in ("eval/loss", "tokens", "params"))
+    notes = {
+        "eval/bits_per_byte": f"best {best[0]:.4f} at step {best[1]:,}" if best else "",
+        "eval/loss": f"perplexity {exact(math.exp(min(loss, 700)))}" if loss else "",
+        "tokens": f"{exact(tokens / params)} per parameter" if tokens and params else "",
+    }
+    cards = []
+    for title, name, write in (
+        ("Held-out bits per byte", "eval/bits_per_byte", "{:.4f}".format),
+        ("Held-out loss", "eval/loss", "{:.4f}".format),
+        ("Steps", "steps", "{:,.0f}".format),
+        ("Tokens", "tokens", lambda count: compact(count, 3)),
+        ("Wall time", "wall_sec", _duration),
+        ("Tokens per second", "tokens_per_sec", exact),
+        ("MFU", "mfu", "{:.1%}".format),
+        ("Parameters", "params", lambda count: compact(count, 3)),
+    ):
+        value, note = figures.get(name), notes.get(name, "")
+        if value is not None:
+            cards.append(f'<dl class="card"><dt>{title}</dt><dd>{write(value)}</dd><dd>{note}</dd></dl>')
+    return "\n".join(cards)
+
+
+def _expected(promised: dict[str, Any], summary: dict[str, Any]) -> str:
+    rows = []
+    for title, before, after, write in (
+        ("Wall time", "wall_sec", "wall_sec", _duration),
+        ("Tokens per second", "tokens_per_sec", "tokens_per_sec", exact),
+        ("Peak memory", "memory_bytes", "peak_memory_bytes", _gib),
+    ):
+        told, seen = _number(promised.get(before)), _number(summary.get(after))
+        if told is not None:
+            cells = (
+                write(told),
+                "–" if seen is None else write(seen),
+                f"{seen / told - 1:+.0%}" if told and seen else "–",
+            )
+            rows.append(f'<tr><th scope="row">{title}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Figure", "Expected", "Measured", "Difference"))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<h2>Expected and measured</h2>\n<div class="sheet">{table}</div>' if rows else ""
+
+
+def _facts(receipt: dict[str, Any]) -> str:
+    rows = []
+    for name, group in receipt.items():
+        facts = [f'<span class="soft">{escape(key)}</span> {escape(value)}' for key, value in _flat(group)]
+        if facts and name != "expected":  # it has a table of its own
+            cell = " ".join(f'<span class="fact">{fact}</span>' for fact in facts)
+            rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{cell}</td></tr>')
+    return f'<h2>Facts</h2>\n<div class="sheet"><table>{"".join(rows)}</table></div>' if rows else ""
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, short text) of every leaf."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+        return
+    text = value if isinstance(value, str) else json.dumps(value)
+    if (number := _number(value)) is not None:
+        text = _gib(number) if name.endswith("bytes") and number >= GIB / 100 else exact(number)
+    yield name, text if len(text) <= 40 else f"{text[:12]}…"  # a hash; the receipt has it whole
+
+
+def _samples(path: Path, problems: list[str]) -> str:
+    kept: list[tuple[int, str]] = []
+    for step, row in _read_rows(path, problems):
+        while kept and kept[-1][0] >= step:  # void, as in the metrics
+            kept.pop()
+        prompt, text = (str(row.get(key) or "")[:MOST_SAMPLE_CHARS] for key in ("prompt", "text"))
+        kept.append((step, f"<pre><mark>{escape(prompt)}</mark>{escape(text.removeprefix(prompt))}</pre>"))
+    if not kept:
+        return ""
+    *earlier, (step, last) = kept
+    shown = earlier[:: -(math.ceil(len(earlier) / MOST_SAMPLES) or 1)]
+    items = "".join(f"<details><summary>Step {step:,}</summary>{text}</details>\n" for step, text in shown)
+    number = f"{len(shown)} of {len(earlier):,}" if len(shown) < len(earlier) else len(earlier)
+    more = f"<details><summary>Earlier samples ({number})</summary>\n{items}</details>"
+    return f'<h2>Samples</h2>\n<div class="sheet"><p class="soft">Step {step:,}</p>{last}{more if shown else ""}</div>'
+
+
+def _fold(title: str, text: str) -> str:
+    return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>\n" if text else ""
+
+
+def _page(run_dir: Path) -> str:
+    problems: list[str] = []
+    receipt, summary = (_read_dict(run_dir / name, problems) for name in ("receipt.json", "summary.json"))
+    columns = _read_metrics(run_dir / "metrics.jsonl", problems)
+    samples = _samples(run_dir / "samples.jsonl", problems)
+    config = _read_text(run_dir / "config.yaml", problems)
+    figures, points = draw_charts(_charts(columns))
+    # The one script that the browser may run, should a text ever slip through unescaped.
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    run, devices = _group(receipt, "run"), _group(receipt, "devices")
+    title = run.get("name") or run_dir.resolve().name
+    status = summary.get("status") or ("finished" if summary else "no summary yet")
+    where = f"{devices.get('count', '?')} × {devices.get('kind', '?')}" if devices else ""
+    about = " · ".join(re.sub(r"(\d)T(\d)", r"\1 \2", escape(fact)) for fact in (run.get("started"), where) if fact)
+    params = _number(_group(receipt, "model").get("params"))
+    waiting = "" if summary else "<p>The run is under way or ended early: what follows is the latest it logged.</p>"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>{STYLE}{CHART_STYLE}</style>
+</head>
+<body>
+<main>
+<header><h1>{escape(title)} <span class="badge{" good" * (status == "finished")}">{escape(status)}</span></h1>
+<p class="soft">{about}</p>{waiting}</header>
+<div class="cards">{_cards(_headline(summary, columns) | {"params": params}, columns)}</div>
+<h2>Curves</h2>
+<div class="charts">{figures or "No metrics yet."}</div>
+{_expected(_group(receipt, "expected"), summary)}
+{samples}
+{_facts(receipt)}
+<h2>Files</h2>
+{_fold("Configuration", config)}{_fold("Receipt", json.dumps(receipt, indent=2) if receipt else "")}
+<footer>{escape("Not in this report: " + "; ".join(problems) if problems else "")}</footer>
+</main>
+<script type="application/json" id="points">{points}</script>
+<script>{SCRIPT}</script>
+</body>
+</html>
+"""
