@@ -37,9 +37,11 @@ class Checkpoints:
         if config.keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=config.keep_best,
+                    get_metric_fn=lambda metrics: metrics[METRIC],
+                    reverse=True,
+                    n=config.keep_best,
                     keep_checkpoints_without_metrics=False,
-                )  # fmt: skip
+                )
             )
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
@@ -67,7 +69,9 @@ class Checkpoints:
         try:
             response = self._checkpointer.save_async(step, state, metrics=metrics)
         except Exception as error:
-            raise CheckpointError(f"the checkpoint of step {step} could not be written to {self.folder}: {error}") from error
+            raise CheckpointError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}"
+            ) from error
         self._thread = threading.Thread(target=self._finish, args=(step, response), daemon=True)
         self._thread.start()
 
@@ -108,7 +112,9 @@ class Checkpoints:
                     problem = f"cannot be read: {(error.__cause__ or error)!s:.300}"
             skipped.append(f"checkpoint {step} is not used: {problem}")
         if skipped:
-            raise CheckpointError(f"{self.folder} has no good checkpoint: {'; '.join(skipped)}. Start again with another run.dir=")
+            raise CheckpointError(
+                f"{self.folder} has no good checkpoint: {'; '.join(skipped)}. Start again with another run.dir="
+            )
         return None
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -143,7 +149,9 @@ def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
     """
     path = path.expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
-    candidates = [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
+    candidates = (
+        [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
+    )
     problems = []
     for candidate in candidates:
         if problem := check_manifest(candidate):

@@ -75,4 +75,6 @@ def keys_of(schema: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
 def _type_name(kind: Any) -> str:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "|".join(member.name for member in kind)
-    return getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    return (
+        getattr(kind, "__name__", str(kind)) if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    )

@@ -83,7 +83,7 @@ def _compose_and_call(verb: str, target: str, argv: list[str]) -> int:
     program = sys.argv
     sys.argv = [f"lmkit.{verb}", *argv]
     try:
-        call()
+        call()  # type: ignore[call-arg]  # Hydra passes the configuration
     finally:
         sys.argv = program
     if failures:

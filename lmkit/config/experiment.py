@@ -79,7 +79,9 @@ def check_divides(name: str, size: int, axis: str, parts: int) -> None:
     fits = [n for n in range(1, size + 1) if size % n == 0]
     near = min(fits, key=lambda n: abs(n - parts))
     sizes = f"{below} and {below + parts}" if below else f"{parts}"
-    raise ConfigError(f"{name}={size} is not divisible by {axis}={parts}: nearest that fit are {name}={sizes}, or {axis}={near}")
+    raise ConfigError(
+        f"{name}={size} is not divisible by {axis}={parts}: nearest that fit are {name}={sizes}, or {axis}={near}"
+    )
 
 
 def to_plain(config: Any) -> Any:

@@ -93,8 +93,8 @@ class ModelConfig(Section):
         super().__post_init__()
         if not self.head_dim and self.embed_dim % self.num_heads:
             raise ConfigError(
-                f"model.embed_dim={self.embed_dim} is not divisible by model.num_heads={self.num_heads}: "
-                f"set model.head_dim, or embed_dim={self.embed_dim // self.num_heads * self.num_heads or self.num_heads}"
+                f"model.embed_dim={self.embed_dim} is not divisible by model.num_heads={self.num_heads}: set "
+                f"model.head_dim, or embed_dim={self.embed_dim // self.num_heads * self.num_heads or self.num_heads}"
             )
         if self.num_heads % self.kv_heads:
             raise ConfigError(

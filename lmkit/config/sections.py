@@ -170,7 +170,9 @@ class OptimConfig(Section):
     weight_decay: float = key(0.1, "decoupled decay, times the learning rate", at_least=0.0)
     decay: list[ParamKind] = key([ParamKind.matrix], "kinds of parameters that decay")
     clip_norm: float = key(1.0, "largest global norm of the gradient; 0 = no clipping", at_least=0.0)
-    ema: float = key(0.0, "decay of a moving average of parameters used at evaluation; 0 = off", at_least=0.0, at_most=1.0)
+    ema: float = key(
+        0.0, "decay of a moving average of parameters used at evaluation; 0 = off", at_least=0.0, at_most=1.0
+    )
 
 
 @dataclass
@@ -205,12 +207,16 @@ class MeshConfig(Section):
         super().__post_init__()
         sizes = {a: getattr(self, a) for a in ("data", "fsdp", "tensor", "context", "expert", "stage")}
         if 0 in sizes.values():
-            raise ConfigError(f"mesh.{[a for a, n in sizes.items() if n == 0][0]}=0: a size is 1 or more, or -1 for the rest")
+            raise ConfigError(
+                f"mesh.{next(a for a, n in sizes.items() if n == 0)}=0: a size is 1 or more, or -1 for the rest"
+            )
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
         for axis in ("context", "expert", "stage"):
             if sizes[axis] != 1 or getattr(self.dcn, axis) != 1:
-                raise ConfigError(f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp and tensor; set mesh.{axis}=1")
+                raise ConfigError(
+                    f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp and tensor; set mesh.{axis}=1"
+                )
 
 
 @dataclass

@@ -15,7 +15,9 @@ from lmkit.data.sampler import Sampler
 from lmkit.data.store import HELDOUT, TRAIN
 
 
-def make_batch(tokens: np.ndarray, end_id: int, isolate: bool, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def make_batch(
+    tokens: np.ndarray, end_id: int, isolate: bool, weights: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """int [rows, T + 1] tokens to the arrays of a batch, each [rows, T].
 
     A segment begins at each end token, which its document is predicted from. `weights` are 1 unless given.
@@ -66,7 +68,9 @@ def host_rows(sharding: NamedSharding, shape: tuple[int, int]) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
-def to_devices(batch: dict[str, np.ndarray], rows: np.ndarray, global_rows: int, sharding: NamedSharding) -> dict[str, jax.Array]:
+def to_devices(
+    batch: dict[str, np.ndarray], rows: np.ndarray, global_rows: int, sharding: NamedSharding
+) -> dict[str, jax.Array]:
     """Global arrays [global_rows, ...] from this host's `rows` of them."""
     if len(rows) == global_rows:
         return jax.device_put(batch, sharding)
@@ -75,7 +79,9 @@ def to_devices(batch: dict[str, np.ndarray], rows: np.ndarray, global_rows: int,
 
     def spread(local: np.ndarray) -> jax.Array:
         shape = (global_rows, *local.shape[1:])
-        return jax.make_array_from_callback(shape, sharding, lambda index: local[place[index[0]]][(slice(None), *index[1:])])
+        return jax.make_array_from_callback(
+            shape, sharding, lambda index: local[place[index[0]]][(slice(None), *index[1:])]
+        )
 
     return {name: spread(local) for name, local in batch.items()}
 
@@ -110,8 +116,8 @@ def heldout_batches(
             weights = np.zeros((len(rows), length), np.float32)
             for row, i in enumerate(index):
                 if i < len(starts):
-                    end = min(starts[i] + length + 1, size)
-                    tokens[row, : end - starts[i]] = store.windows(HELDOUT, [starts[i]], end - starts[i])[0]
-                    weights[row, : end - starts[i] - 1] = 1.0
+                    held = store.windows(HELDOUT, starts[i : i + 1], min(length + 1, size - int(starts[i])))[0]
+                    tokens[row, : len(held)] = held
+                    weights[row, : len(held) - 1] = 1.0
             batch = make_batch(tokens, data.tokenizer.end_id, config.isolate_documents, weights)
             yield name, to_devices(batch, rows, batch_size, sharding)

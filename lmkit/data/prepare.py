@@ -41,7 +41,9 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress = l
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot write the cache {cache}: {error.strerror}; set data.cache_dir= or $LMKIT_CACHE") from error
+        raise ConfigError(
+            f"cannot write the cache {cache}: {error.strerror}; set data.cache_dir= or $LMKIT_CACHE"
+        ) from error
     texts = hashlib.sha256("".join(s.fingerprint() for s, _ in sources.values()).encode()).hexdigest()
     codec = _tokenizer(tokenizer, sources, cache, texts, data.holdout_every, progress)
     stores = {}
@@ -69,7 +71,9 @@ def _tokenizer(
 
         def build(tmp: Path) -> None:
             limit = config.train_mb * 1_000_000
-            train_bpe(_training_texts(sources, limit, progress), config.vocab_size, config.end_token).save(tmp / file.name)
+            train_bpe(_training_texts(sources, limit, progress), config.vocab_size, config.end_token).save(
+                tmp / file.name
+            )
 
         _atomic(path, build)
     return load_tokenizer(file, config.end_token)

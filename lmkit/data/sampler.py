@@ -30,7 +30,7 @@ def hash64(*words: np.ndarray | int) -> np.ndarray:
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
-    return state
+    return np.asarray(state)
 
 
 def permute(index: np.ndarray, size: np.ndarray | int, *key: np.ndarray | int) -> np.ndarray:

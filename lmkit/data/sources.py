@@ -120,14 +120,18 @@ def _expand(path: str) -> list[File]:
         else:
             found, base = ({root: system.info(root)} if system.exists(root) else {}), root.rpartition("/")[0]
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"data.paths: cannot open {path!r}: {error} (the extra lmkit[remote] has gs:// and s3://)") from error
+        raise ConfigError(
+            f"data.paths: cannot open {path!r}: {error} (the extra lmkit[remote] has gs:// and s3://)"
+        ) from error
     except OSError as error:
         raise ConfigError(f"data.paths: cannot read {path!r}: {error.strerror or error}") from error
     files = []
     for name, info in sorted(found.items()):
         if info.get("type") == "file" and (name.endswith(TEXT_SUFFIXES) or name == root):
             stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-            files.append(File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp)))
+            files.append(
+                File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp))
+            )
     return files
 
 
@@ -154,7 +158,7 @@ def _text_of(record: Any, text_key: str, place: str) -> str:
 
 def _read_jsonl(file: File, text_key: str) -> Iterator[Document]:
     with fsspec.open(file.url, "rb") as raw:
-        lines = gzip.open(raw) if file.url.endswith(".gz") else raw  # type: ignore[arg-type]
+        lines = gzip.GzipFile(fileobj=raw) if file.url.endswith(".gz") else raw  # type: ignore[arg-type]
         for number, line in enumerate(lines, 1):  # type: ignore[arg-type]
             if not line.strip():
                 continue
@@ -167,8 +171,7 @@ def _read_jsonl(file: File, text_key: str) -> Iterator[Document]:
 
 def _read_parquet(file: File, text_key: str) -> Iterator[Document]:
     try:
-        from pyarrow import ArrowInvalid
-        from pyarrow import parquet
+        from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
         raise ConfigError(f"data: reading {file.url} needs pyarrow: pip install 'lmkit[parquet]'") from error
     with fsspec.open(file.url, "rb") as handle:
@@ -177,7 +180,9 @@ def _read_parquet(file: File, text_key: str) -> Iterator[Document]:
         except ArrowInvalid as error:
             raise ConfigError(f"data: {file.url} is not a parquet file: {error}") from error
         if text_key not in table.schema_arrow.names:
-            raise ConfigError(f"data: {file.url} has no column {text_key!r}, it has: {', '.join(table.schema_arrow.names)}")
+            raise ConfigError(
+                f"data: {file.url} has no column {text_key!r}, it has: {', '.join(table.schema_arrow.names)}"
+            )
         number = 0
         for batch in table.iter_batches(columns=[text_key], batch_size=1024):
             for text in batch.column(0).to_pylist():

@@ -76,7 +76,9 @@ class TokenStore:
         self.path = path
         self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
         if self.meta["format"] != FORMAT:
-            raise ValueError(f"{path}: store format {self.meta['format']}, this version reads {FORMAT}; delete it to rebuild")
+            raise ValueError(
+                f"{path}: store format {self.meta['format']}, this version reads {FORMAT}; delete it to rebuild"
+            )
         self.context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
         self._open: dict[str, ts.TensorStore] = {}
 

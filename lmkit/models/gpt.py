@@ -18,8 +18,8 @@ from lmkit.parallel.rules import current_spec, reshard
 class GPT(nnx.Module):
     """Embedding, a stack of decoder blocks, a norm, and a head that may be the embedding table.
 
-        model = GPT(GPTConfig(vocab_size=256, num_layers=2, num_heads=4, embed_dim=64), rngs=nnx.Rngs(0))
-        logits_BTV = model(tokens_BT)
+    model = GPT(GPTConfig(vocab_size=256, num_layers=2, num_heads=4, embed_dim=64), rngs=nnx.Rngs(0))
+    logits_BTV = model(tokens_BT)
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
@@ -31,9 +31,12 @@ class GPT(nnx.Module):
         learned = config.position is Position.learned
         self.position = Embed(config.max_seq_len, dim="position", **table) if learned else None
         self.stack = Stack(
-            lambda rngs: DecoderBlock(config, rngs=rngs), config.num_layers, remat=config.remat, scan=config.scan_layers,
+            lambda rngs: DecoderBlock(config, rngs=rngs),
+            config.num_layers,
+            remat=config.remat,
+            scan=config.scan_layers,
             rngs=rngs,
-        )  # fmt: skip
+        )
         self.norm = build_norm(
             config.norm, config.embed_dim, eps=config.norm_eps, offset=config.norm_offset, bias=config.bias
         )
@@ -84,9 +87,12 @@ class GPT(nnx.Module):
         x_BTD = reshard(self.hidden(tokens_BT, segment_ids_BT, positions_BT, key), GATHERED)
         head_VD = self.head_VD().astype(x_BTD.dtype)
         logits_BTV = jnp.einsum(
-            "BTD,VD->BTV", x_BTD, head_VD, preferred_element_type=jnp.float32,
+            "BTD,VD->BTV",
+            x_BTD,
+            head_VD,
+            preferred_element_type=jnp.float32,
             out_sharding=current_spec(("batch", "seq", "vocab")),
-        )  # fmt: skip
+        )
         cap = self.config.logit_softcap
         return cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
 

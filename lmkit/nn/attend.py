@@ -19,18 +19,21 @@ from lmkit.nn.blockwise import Options, blockwise_attention
 from lmkit.parallel.rules import current_spec
 
 
-def choose_kernel(kernel: Kernel, *, backend: str, dtype: jnp.dtype, head_size: int, seq_len: int, softcap: float) -> Kernel:
+def choose_kernel(
+    kernel: Kernel, *, backend: str, dtype: jnp.dtype, head_size: int, seq_len: int, softcap: float
+) -> Kernel:
     """The kernel that `auto` stands for here; raises ConfigError where the one asked for cannot run."""
-    refusals = {
-        Kernel.xla: "",
-        Kernel.cudnn: (
-            f"it needs an NVIDIA GPU, the backend is {backend}" if backend != "gpu"
-            else f"it needs bfloat16, the compute dtype is {dtype}" if dtype not in (jnp.bfloat16, jnp.float16)
-            else f"it needs a head size that is a multiple of 8 up to 256, got {head_size}" if head_size % 8 or head_size > 256
-            else f"it has no softcap, model.attention_softcap={softcap}" if softcap else ""
-        ),
-        Kernel.splash: f"it needs a sequence length that is a multiple of 128, got {seq_len}" if seq_len % 128 else "",
-    }  # fmt: skip
+    refusals = {Kernel.xla: "", Kernel.cudnn: "", Kernel.splash: ""}
+    if seq_len % 128:
+        refusals[Kernel.splash] = f"it needs a sequence length that is a multiple of 128, got {seq_len}"
+    if backend != "gpu":
+        refusals[Kernel.cudnn] = f"it needs an NVIDIA GPU, the backend is {backend}"
+    elif dtype not in (jnp.bfloat16, jnp.float16):
+        refusals[Kernel.cudnn] = f"it needs bfloat16, the compute dtype is {dtype}"
+    elif head_size % 8 or head_size > 256:
+        refusals[Kernel.cudnn] = f"it needs a head size that is a multiple of 8 up to 256, got {head_size}"
+    elif softcap:
+        refusals[Kernel.cudnn] = f"it has no softcap, model.attention_softcap={softcap}"
     if kernel is Kernel.auto:
         best = {"gpu": Kernel.cudnn, "tpu": Kernel.splash}.get(backend, Kernel.xla)
         return Kernel.xla if refusals[best] else best

@@ -56,7 +56,9 @@ def _mask(block: _Block, segments_BT: jax.Array | None, options: Options) -> jax
     return mask
 
 
-def _scores(block: _Block, q_BKGTH, k_BKSH, segments_BT, options: Options) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+def _scores(
+    block: _Block, q_BKGTH, k_BKSH, segments_BT, options: Options
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Masked float32 scores [B, K, G, t, s] of a block, the mask, and tanh(scores / softcap) where there is one."""
     q = q_BKGTH[:, :, :, block.start : block.stop]
     flat = q.reshape(*q.shape[:2], -1, q.shape[-1])  # all query heads of a key head in one product

@@ -24,7 +24,9 @@ class Linear(nnx.Module):
         bias: whether there is one; it starts at zero.
     """
 
-    def __init__(self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs
+    ):
         self.in_shape, self.out_shape = tuple(ins.values()), tuple(outs.values())
         if std is None:
             kernel = jnp.zeros(self.in_shape + self.out_shape)

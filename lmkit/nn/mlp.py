@@ -23,9 +23,17 @@ class MLP(nnx.Module):
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)) (Shazeer 2020, equation 6) when gated."""
 
     def __init__(
-        self, embed: int, mlp: int, *, activation: Activation, gated: bool, bias: bool, std: float, residual_std: float | None,
+        self,
+        embed: int,
+        mlp: int,
+        *,
+        activation: Activation,
+        gated: bool,
+        bias: bool,
+        std: float,
+        residual_std: float | None,
         rngs: nnx.Rngs,
-    ):  # fmt: skip
+    ):
         self.activation = activation
         inner = {"std": std, "bias": bias, "rngs": rngs}
         self.up = Linear({"embed": embed}, {"mlp": mlp}, **inner)

@@ -46,7 +46,9 @@ class ParamSpec:
 def param_specs(state: nnx.State) -> dict:
     """The spec of every parameter, in a tree shaped like `nnx.to_pure_dict(state)`."""
     flat = {
-        path: ParamSpec(tuple(v.shape), v.get_metadata()["logical_axes"], v.get_metadata()["kind"], v.get_metadata()["num_in"])
+        path: ParamSpec(
+            tuple(v.shape), v.get_metadata()["logical_axes"], v.get_metadata()["kind"], v.get_metadata()["num_in"]
+        )
         for path, v in nnx.to_flat_state(state)
     }
     return traverse_util.unflatten_dict(flat)

@@ -14,9 +14,11 @@ POLICIES: dict[Remat, Callable | None] = {
     Remat.dots: _policies.dots_with_no_batch_dims_saveable,
     Remat.names: _policies.save_only_these_names(*_NAMES),
     Remat.offload: _policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=list(_NAMES), offload_src="device",
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(_NAMES),
+        offload_src="device",
         offload_dst="pinned_host",
-    ),  # fmt: skip
+    ),
     Remat.full: _policies.nothing_saveable,
 }
 
@@ -28,7 +30,9 @@ class Stack(nnx.Module):
     are stored, so a checkpoint fits either way.
     """
 
-    def __init__(self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs):
+    def __init__(
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs
+    ):
         self.num_layers, self.remat, self.scan = num_layers, remat, scan
         stacked = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
         make = nnx.vmap(lambda key: make_block(nnx.Rngs(key)), transform_metadata=stacked)

@@ -7,7 +7,7 @@ the head is gathered over `fsdp` once, not once a chunk, and its gradient is red
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,9 +105,12 @@ def _local(options: _Options, gradients: bool, hidden, head, targets, weights):
     chunks = -(-tokens // options.chunk_tokens) if options.chunk_tokens else 1
     padding = -tokens % chunks
     xs = (hidden.reshape(tokens, -1), targets.reshape(-1), weights.reshape(-1))
-    xs = jax.tree.map(lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, -1, *x.shape[1:]), xs)
+    xs = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, -1, *x.shape[1:]), xs
+    )
     step = partial(_chunk, options, gradients, head)
     zeros = (jnp.zeros(3), jnp.zeros(head.shape, jnp.float32) if gradients else ())
+    d_hidden: Any
     if chunks == 1:
         (sums, d_head), d_hidden = step(zeros, jax.tree.map(lambda x: x[0], xs))
     else:

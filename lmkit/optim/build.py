@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from lmkit.config.sections import Optimizer, OptimConfig, ParamKind
+from lmkit.config.sections import OptimConfig, Optimizer, ParamKind
 from lmkit.nn.param import ParamSpec
 from lmkit.optim.schedule import make_schedule
 
@@ -65,7 +65,9 @@ def _decayed(rule, config: OptimConfig, decays: Any, rate: optax.Schedule) -> op
     return optax.chain(rule, *decay, optax.scale_by_learning_rate(rate))
 
 
-def _muon(config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+def _muon(
+    config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.Schedule
+) -> optax.GradientTransformation:
     """Muon (Jordan et al. 2024) for matrices, Adam for the rest, each with its own peak rate.
 
     Every matrix is orthogonalised as what it is, [inputs, outputs]: heads are outputs of q, k, v and inputs of
@@ -82,7 +84,9 @@ def _muon(config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.
     labels = jax.tree.map(lambda spec: "muon" if spec.kind is ParamKind.matrix else "adam", specs)
     numbers = jax.tree.map(dimensions, specs)
     only = {
-        label: jax.tree.map(lambda decay, own, label=label: decay if own == label else optax.MaskedNode(), decays, labels)
+        label: jax.tree.map(
+            lambda decay, own, label=label: decay if own == label else optax.MaskedNode(), decays, labels
+        )
         for label in ("muon", "adam")
     }
     muon = contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers)
@@ -114,7 +118,9 @@ def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax
         updates = jax.tree.map(lambda u, p, decay: u - factor * p if decay else u, updates, params, decays)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))
 
-    return optax.GradientTransformation(lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update)
+    return optax.GradientTransformation(
+        lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
+    )
 
 
 def _keep(opt_state: Any, params: Any) -> Any:

@@ -21,7 +21,9 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
 
     Raises ConfigError when the sizes do not multiply to `num_devices`, naming what would.
     """
-    sizes = {axis: getattr(config, axis) * (getattr(config.dcn, axis) if getattr(config, axis) > 0 else 1) for axis in AXES}
+    sizes = {
+        axis: getattr(config, axis) * (getattr(config.dcn, axis) if getattr(config, axis) > 0 else 1) for axis in AXES
+    }
     fixed = math.prod(n for n in sizes.values() if n > 0)
     shown = " ".join(f"{axis}={getattr(config, axis)}" for axis in AXES if getattr(config, axis) != 1) or "all axes 1"
     for axis, size in sizes.items():

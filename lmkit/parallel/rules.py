@@ -85,7 +85,8 @@ def sharding_of(dims: Dims, mesh: Mesh, shape: Sequence[int] = (), name: str = "
             parts *= mesh.shape[axis]
         if size % parts:
             raise ConfigError(
-                f"{name or 'an array'}: dim {dim!r} of size {size} is not divisible by mesh {' x '.join(axes)} = {parts}; "
-                f"nearest sizes that fit are {size // parts * parts} and {(size // parts + 1) * parts}"
+                f"{name or 'an array'}: dim {dim!r} of size {size} is not divisible by "
+                f"mesh {' x '.join(axes)} = {parts}; "
+                f"nearest that fit are {size // parts * parts} and {(size // parts + 1) * parts}"
             )
     return NamedSharding(mesh, spec)

@@ -70,7 +70,9 @@ class Wandb:
         import wandb
 
         # The same id on every resume continues the same curve.
-        self._run = wandb.init(project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=config)
+        self._run = wandb.init(
+            project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=config
+        )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
@@ -164,7 +166,9 @@ def check_trackers(config: TrackerConfig) -> None:
 
     for name in config.names:
         if name not in KINDS:
-            raise ConfigError(f"tracker.names: no tracker {name!r}.{nearest(name, KINDS)} There are: {', '.join(KINDS)}")
+            raise ConfigError(
+                f"tracker.names: no tracker {name!r}.{nearest(name, KINDS)} There are: {', '.join(KINDS)}"
+            )
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"tracker {name!r} needs a package: pip install 'lmkit[{name}]'")

@@ -38,7 +38,8 @@ stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}.live .plot{cursor:c
 .plot .ytick{right:100%;margin-right:.5rem;transform:translateY(-50%)}.plot .xtick,.at{transform:translateX(-50%)}
 .plot .xtick,.plot .xname,.plot .at{top:100%;margin-top:.45rem}.plot .xname{right:100%;margin-right:.5rem}
 .plot .at{padding:.15rem .4rem;margin-top:.3rem;border-radius:.3rem;background:var(--text);color:var(--card)}
-.plot i{position:absolute;pointer-events:none}.plot i,.at{visibility:hidden}.cross{top:0;bottom:0;border-left:1px dashed}
+.plot i{position:absolute;pointer-events:none}.plot i,.at{visibility:hidden}
+.cross{top:0;bottom:0;border-left:1px dotted}
 .dot{width:8px;height:8px;margin:-4px;border-radius:50%;background:var(--c)}@media(max-width:700px){.charts{
 grid-template-columns:1fr}.wide .plot{height:230px}.legend{float:none;display:block}.key{margin:0 1rem 0 0}}
 @media print{.key::before{print-color-adjust:exact}}

@@ -32,35 +32,57 @@ def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunD
     flops = flops_per_token(model, blueprint.num_params, experiment.data.seq_len)
     tokens_per_step = train.batch_size * experiment.data.seq_len
     kernel = choose_kernel(
-        model.attention, backend=jax.default_backend(), dtype=dtype, head_size=model.head_size,
-        seq_len=experiment.data.seq_len, softcap=getattr(model, "attention_softcap", 0.0),
-    )  # fmt: skip
+        model.attention,
+        backend=jax.default_backend(),
+        dtype=dtype,
+        head_size=model.head_size,
+        seq_len=experiment.data.seq_len,
+        softcap=getattr(model, "attention_softcap", 0.0),
+    )
     env = environment()
     history = run.read_json("receipt.json").get("history", [])
     return env | {
-        "run": {"name": experiment.run.name, "dir": str(run.path), "started": env["started"], "seed": experiment.run.seed},
+        "run": {
+            "name": experiment.run.name,
+            "dir": str(run.path),
+            "started": env["started"],
+            "seed": experiment.run.seed,
+        },
         "devices": {
-            "kind": device.device_kind, "count": int(devices.size), "hosts": jax.process_count(),
-            "hardware": hardware.name if hardware else "not in the catalogue", "peak_flops": peak,
+            "kind": device.device_kind,
+            "count": int(devices.size),
+            "hosts": jax.process_count(),
+            "hardware": hardware.name if hardware else "not in the catalogue",
+            "peak_flops": peak,
         },
         "mesh": {axis: int(n) for axis, n in blueprint.mesh.shape.items()},
         "model": {
-            "params": blueprint.num_params, "dtype": dtype.name, "attention": kernel.name, "flops_per_token": flops,
+            "params": blueprint.num_params,
+            "dtype": dtype.name,
+            "attention": kernel.name,
+            "flops_per_token": flops,
             "vocab_size": model.vocab_size,
         },
         "data": {
             name: {
-                "text_sha256": store.meta["text_sha256"], "tokenizer_sha256": store.meta["tokenizer_sha256"],
-                "train": store.meta["splits"][TRAIN], "heldout": store.meta["splits"][HELDOUT],
+                "text_sha256": store.meta["text_sha256"],
+                "tokenizer_sha256": store.meta["tokenizer_sha256"],
+                "train": store.meta["splits"][TRAIN],
+                "heldout": store.meta["splits"][HELDOUT],
             }
             for name, store in data.stores.items()
         },
         "expected": {
-            "wall_sec": flops * tokens_per_step * (train.steps - first) / speed, "tokens_per_sec": speed / flops,
-            "state_bytes": blueprint.state_bytes_per_device, "memory_bytes": 0,
+            "wall_sec": flops * tokens_per_step * (train.steps - first) / speed,
+            "tokens_per_sec": speed / flops,
+            "state_bytes": blueprint.state_bytes_per_device,
+            "memory_bytes": 0,
         },
-        "history": [*history, {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)}],
-    }  # fmt: skip
+        "history": [
+            *history,
+            {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)},
+        ],
+    }
 
 
 def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: int) -> None:
@@ -72,19 +94,20 @@ def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: 
 
 def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str]) -> None:
     """Devices, mesh, parameters, tokens, memory and time expected."""
-    train, expected, devices = experiment.train, receipt["expected"], receipt["devices"]
+    train, expected, devices, model = experiment.train, receipt["expected"], receipt["devices"], receipt["model"]
     tokens = train.steps * train.batch_size * experiment.data.seq_len
     mesh = " x ".join(f"{axis}={n}" for axis, n in receipt["mesh"].items() if n > 1) or "one device"
     available = sum(part["train"]["tokens"] for part in receipt["data"].values())
     text_bytes = sum(part["train"]["bytes"] for part in receipt["data"].values())
-    vocabulary = f"{receipt['model']['vocab_size']:,} tokens"
+    vocabulary = f"{model['vocab_size']:,} tokens"
     hosts = f" on {devices['hosts']} hosts" if devices["hosts"] > 1 else ""
     rows = {
-        "devices": f"{devices['count']} x {devices['kind']}{hosts}, {receipt['model']['dtype']}, attention: {receipt['model']['attention']}",
+        "devices": f"{devices['count']} x {devices['kind']}{hosts}, {model['dtype']}, attention: {model['attention']}",
         "mesh": mesh,
-        "parameters": f"{receipt['model']['params']:,}",
+        "parameters": f"{model['params']:,}",
         "data": f"{count(available)} tokens of {size(text_bytes)} text, vocabulary {vocabulary}",
-        "to see": f"{count(tokens)} tokens in {train.steps:,} steps of {train.batch_size} x {experiment.data.seq_len} ({tokens / available:.2f} epochs)",
+        "to see": f"{count(tokens)} tokens in {train.steps:,} steps of {train.batch_size} x {experiment.data.seq_len} "
+        f"({tokens / available:.2f} epochs)",
         "memory": f"{size(expected['state_bytes'])} of parameters and optimiser state a device",
         "time": f"about {duration(expected['wall_sec'])} ({count(expected['tokens_per_sec'])} tokens/s expected)",
         "run": receipt["run"]["dir"],
@@ -95,7 +118,12 @@ def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str
 
 
 def summary(
-    latest: dict[str, float], receipt: dict[str, Any], meter: Meter, step: int, wall: float, stopped: signal.Signals | None
+    latest: dict[str, float],
+    receipt: dict[str, Any],
+    meter: Meter,
+    step: int,
+    wall: float,
+    stopped: signal.Signals | None,
 ) -> dict[str, Any]:
     """The final figures of a run."""
     names = ("train/loss", "eval/loss", "eval/bits_per_byte", "eval/accuracy")

@@ -16,7 +16,7 @@ from lmkit.data.prepare import Data, prepare
 from lmkit.tracker import build_trackers, check_trackers, forget_after
 from lmkit.train import facts
 from lmkit.train.evaluation import evaluate
-from lmkit.train.progress import Bar, Meter, PrepareProgress, duration, memory_now, peak_memory
+from lmkit.train.progress import Bar, Meter, PrepareProgress, duration, memory_now
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir
 from lmkit.train.sample import make_sampler

@@ -51,10 +51,17 @@ class Bar:
         self.steps = steps
         self._began, self._first = time.perf_counter(), first
         self._progress = Progress(
-            TextColumn("[bold]training"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(compact=True, elapsed_when_finished=False),
-            console=console, disable=not self.live, transient=True,
-        )  # fmt: skip
+            TextColumn("[bold]training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            console=console,
+            disable=not self.live,
+            transient=True,
+        )
         self._task = self._progress.add_task("train", total=steps, completed=first, figures="")
 
     def __enter__(self) -> "Bar":
@@ -103,12 +110,19 @@ class PrepareProgress:
         if phase != self._phase:
             self.finish()
             self._phase, self._began = phase, time.perf_counter()
-            self._progress = Progress(
-                TextColumn(f"[bold]{phase}"), BarColumn(), TextColumn("{task.percentage:.0f} % of {task.fields[size]}"), TextColumn("ETA"),
-                TimeRemainingColumn(compact=True), console=console, disable=not console.is_terminal, transient=True,
-            )  # fmt: skip
-            self._task = self._progress.add_task(phase, total=total, size=size(total))
-            self._progress.start()
+            progress = Progress(
+                TextColumn(f"[bold]{phase}"),
+                BarColumn(),
+                TextColumn("{task.percentage:.0f} % of {task.fields[size]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(compact=True),
+                console=console,
+                disable=not console.is_terminal,
+                transient=True,
+            )
+            self._task = progress.add_task(phase, total=total, size=size(total))
+            progress.start()
+            self._progress = progress
         assert self._progress is not None
         self._progress.update(self._task, completed=done, total=total)
 

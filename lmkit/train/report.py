@@ -16,18 +16,17 @@ from typing import Any
 from lmkit.train.chart import CHART_STYLE, SCRIPT, Chart, Series, compact, draw_charts, escape, exact, with_mean
 
 GIB = 2**30
-MOST_SAMPLES = 50  # earlier ones on the page, of at most so many characters: more would outweigh the rest of it
-MOST_SAMPLE_CHARS = 20_000
+MOST_SAMPLES, MOST_SAMPLE_CHARS = 50, 20_000  # earlier ones; more would outweigh the rest of the page
 
 Columns = dict[str, tuple[list[int], list[float | None]]]  # metric: (steps, values)
 
 STYLE = """
-:root{color-scheme:light dark;--page:#f7f7f5;--card:#fff;--line:#e3e2dd;--text:#1c1e21;--soft:#62666d;--good:#18794e;
---warn:#a35200}@media screen and (prefers-color-scheme:dark){:root{--page:#101215;--card:#181b20;--line:#2c3038;
---text:#e6e7ea;--soft:#9aa0aa;--good:#5dc894;--warn:#f0a75a}}
-*{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,sans-serif}
+:root{color-scheme:light dark;--page:#f7f7f5;--card:#fff;--line:#e2e2de;--text:#222;--soft:#666;--good:#174;--warn:#a50}
+@media screen and (prefers-color-scheme:dark){:root{--page:#101215;--card:#181b20;--line:#2c3038;--text:#e6e7ea;
+--soft:#9aa0aa;--good:#5dc894;--warn:#f0a75a}}*{box-sizing:border-box}h1,pre,.fact{overflow-wrap:anywhere}
+body{margin:0;background:var(--page);color:var(--text);font:15px/1.5 system-ui,sans-serif}
 main{max-width:1120px;margin:auto;padding:2rem 1.25rem 3rem}h2{font-size:1.1rem;margin:2rem 0 .75rem}
-h1{font-size:1.75rem;line-height:1.2;margin:0;overflow-wrap:anywhere}header p{margin:.4rem 0 0}
+h1{font-size:1.75rem;line-height:1.2;margin:0}header p{margin:.4rem 0 0}
 small,.soft,.note,footer{color:var(--soft)}.note,footer{font-size:.8rem;margin:1.8rem 0 0}
 .badge{font-size:.8rem;border:1px solid;border-radius:1rem;padding:.15rem .7rem;vertical-align:middle;color:var(--warn)}
 .good{color:var(--good)}.card,figure,.sheet{background:var(--card);border:1px solid var(--line);border-radius:.6rem}
@@ -35,10 +34,10 @@ small,.soft,.note,footer{color:var(--soft)}.note,footer{font-size:.8rem;margin:1
 .card{padding:.7rem .9rem;margin:0}.card dt,.card dd+dd{color:var(--soft);font-size:.78rem}.card dd{margin:0}
 .card dt+dd{font-size:1.4rem;font-weight:600;white-space:nowrap}b,td,.card{font-variant-numeric:tabular-nums}
 .sheet{padding:.3rem 1rem;overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
-tr+tr>*,thead+tbody>tr>*{border-top:1px solid var(--line)}th{color:var(--soft);font-weight:400}
-th,td{padding:.4rem 1rem .4rem 0;text-align:left;vertical-align:top}.fact{display:inline-block;margin-right:1.1rem;
-overflow-wrap:anywhere}details{margin:.6rem 0}summary{cursor:pointer}mark{background:none;color:var(--c0)}
-pre{font:.82rem/1.5 ui-monospace,monospace;white-space:pre-wrap;overflow-wrap:anywhere;margin:.6rem 0}
+tr+tr>*,thead+tbody>tr>*{border-top:1px solid var(--line)}.fact{display:inline-block;margin-right:1.1rem}
+th,td{padding:.4rem 1rem .4rem 0;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:400}
+details{margin:.6rem 0}summary{cursor:pointer}mark{background:none;color:var(--c0)}
+pre{font:.82rem/1.5 ui-monospace,monospace;white-space:pre-wrap;margin:.6rem 0}
 @media(max-width:700px){main{padding:1.25rem .8rem}.cards{grid-template-columns:1fr 1fr}}
 @media print{body{background:#fff}main{padding:0;max-width:none}h2{break-after:avoid}figure,tr{break-inside:avoid}}
 """
@@ -143,8 +142,8 @@ def _duration(seconds: float) -> str:
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
-def _gib(size: float) -> str:
-    return f"{size / GIB:.3g} GiB"
+def _size(count: float) -> str:
+    return f"{count / GIB:.3g} GiB" if count >= GIB else f"{count / 2**20:.3g} MiB"
 
 
 def _group(tree: dict[str, Any], name: str) -> dict[str, Any]:
@@ -193,14 +192,14 @@ def _expected(promised: dict[str, Any], summary: dict[str, Any]) -> str:
     for title, before, after, write in (
         ("Wall time", "wall_sec", "wall_sec", _duration),
         ("Tokens per second", "tokens_per_sec", "tokens_per_sec", exact),
-        ("Peak memory", "memory_bytes", "peak_memory_bytes", _gib),
+        ("Peak memory", "memory_bytes", "peak_memory_bytes", _size),
     ):
         told, seen = _number(promised.get(before)), _number(summary.get(after))
-        if told is not None:
+        if told:
             cells = (
                 write(told),
                 "–" if seen is None else write(seen),
-                f"{seen / told - 1:+.0%}" if told and seen else "–",
+                f"{seen / told - 1:+.0%}" if seen else "–",
             )
             rows.append(f'<tr><th scope="row">{title}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
     head = "".join(f'<th scope="col">{name}</th>' for name in ("Figure", "Expected", "Measured", "Difference"))
@@ -226,8 +225,10 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         return
     text = value if isinstance(value, str) else json.dumps(value)
     if (number := _number(value)) is not None:
-        text = _gib(number) if name.endswith("bytes") and number >= GIB / 100 else exact(number)
-    yield name, text if len(text) <= 40 else f"{text[:12]}…"  # a hash; the receipt has it whole
+        text = _size(number) if name.endswith("bytes") and number >= 2**20 else exact(number)
+    text = f"{len(text.splitlines()):,} lines" if "\n" in text else text  # a diff
+    most = 120 if " " in text else 40  # of a hash less is enough; the receipt has it whole
+    yield name, text if len(text) <= most else f"{text[:30]}…"
 
 
 def _samples(path: Path, problems: list[str]) -> str:
@@ -255,8 +256,7 @@ def _page(run_dir: Path) -> str:
     problems: list[str] = []
     receipt, summary = (_read_dict(run_dir / name, problems) for name in ("receipt.json", "summary.json"))
     columns = _read_metrics(run_dir / "metrics.jsonl", problems)
-    samples = _samples(run_dir / "samples.jsonl", problems)
-    config = _read_text(run_dir / "config.yaml", problems)
+    samples, config = _samples(run_dir / "samples.jsonl", problems), _read_text(run_dir / "config.yaml", problems)
     figures, points = draw_charts(_charts(columns))
     # The one script that the browser may run, should a text ever slip through unescaped.
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()

@@ -30,14 +30,18 @@ class RunDir:
 
     def __init__(self, experiment: Experiment):
         if "://" in experiment.run.dir:
-            raise ConfigError(f"run.dir={experiment.run.dir}: a run directory is a local path (a mounted bucket will do)")
+            raise ConfigError(
+                f"run.dir={experiment.run.dir}: a run directory is a local path (a mounted bucket will do)"
+            )
         self.path = Path(experiment.run.dir).expanduser().absolute()
         self.notes: list[str] = []
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise ConfigError(f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir=") from error
+            raise ConfigError(
+                f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir="
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -51,17 +55,23 @@ class RunDir:
         if not file.is_file():
             others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
             if others:
-                raise ConfigError(f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir=")
+                raise ConfigError(
+                    f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir="
+                )
             return False
         rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
         bad = [row for row in rows if not row[0].startswith(_FREE)]
         if bad:
             shown = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, old, new in bad[:6])
             more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
-            raise ConfigError(f"run.dir={self.path} is of another experiment: {shown}{more}; use its values or another run.dir=")
+            raise ConfigError(
+                f"run.dir={self.path} is of another experiment: {shown}{more}; use its values or another run.dir="
+            )
         for name, old, new in rows:
             if name == "train.steps":
-                self.notes.append(f"train.steps was {old} and is {new}: the learning-rate schedule follows the new value")
+                self.notes.append(
+                    f"train.steps was {old} and is {new}: the learning-rate schedule follows the new value"
+                )
         return True
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
@@ -87,7 +97,8 @@ def environment() -> dict[str, Any]:
     return {
         "command": sys.orig_argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"lmkit": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages},
+        "versions": {"lmkit": __version__, "python": platform.python_version()}
+        | {p: metadata.version(p) for p in packages},
         "git": _git(),
         "flags": {name: os.environ[name] for name in flags if name in os.environ},
         "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},

@@ -15,7 +15,14 @@ from lmkit.train.state import Blueprint, State, evaluation_params, root_key
 
 
 def make_sampler(
-    blueprint: Blueprint, tokenizer: Tokenizer, *, prompt: str, num_tokens: int, temperature: float, seq_len: int, seed: int
+    blueprint: Blueprint,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str,
+    num_tokens: int,
+    temperature: float,
+    seq_len: int,
+    seed: int,
 ) -> Callable[[State], str]:
     """sample(state) -> text that continues the prompt, at most `num_tokens` tokens, up to the end of a document."""
     start = [tokenizer.end_id, *tokenizer.encode_batch([prompt])[0].tolist()][: max(seq_len - num_tokens, 1)]

@@ -50,7 +50,9 @@ def setup_mesh(experiment: Experiment) -> Mesh:
         "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
         train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES), parts,
     )  # fmt: skip
-    resolved = dataclasses.replace(experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()})
+    resolved = dataclasses.replace(
+        experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()}
+    )
     dataclasses.replace(experiment, mesh=resolved)  # checks the sizes that were -1
     return build_mesh(experiment.mesh)
 
@@ -96,7 +98,9 @@ def compile_programs(experiment: Experiment, blueprint: Blueprint) -> Programs:
     return Programs(compiled, jax.jit(make_eval_step(blueprint, objective)), memory)
 
 
-def starting_state(experiment: Experiment, blueprint: Blueprint, checkpoints: Checkpoints) -> tuple[State, int, list[str]]:
+def starting_state(
+    experiment: Experiment, blueprint: Blueprint, checkpoints: Checkpoints
+) -> tuple[State, int, list[str]]:
     """The state to go on from, its step, and what is worth telling.
 
     1. The run's own newest good checkpoint.
@@ -110,9 +114,11 @@ def starting_state(experiment: Experiment, blueprint: Blueprint, checkpoints: Ch
     if not experiment.init_from:
         return state, 0, []
 
-
     params, place = load_params(Path(experiment.init_from), blueprint.shapes["params"])
-    state = state | {"params": params, "opt": jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params)}
+    state = state | {
+        "params": params,
+        "opt": jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params),
+    }
     if "ema" in state:
         state["ema"] = jax.tree.map(lambda x: x.copy(), params)
     return state, 0, [f"parameters from {place}"]

@@ -1,6 +1,6 @@
 """The training state: born sharded, one plain dictionary.
 
-    {"step": int32 [], "params": {...}, "opt": optax state, "ema": {...} where asked for}
+{"step": int32 [], "params": {...}, "opt": optax state, "ema": {...} where asked for}
 """
 
 import zlib
@@ -86,13 +86,20 @@ def make_blueprint(model: ModelConfig, optim: OptimConfig, steps: int, mesh: Mes
         "step": replicated,
         "params": params,
         "opt": optax.tree_map_params(
-            chain.transform, place, bare["opt"], specs, params, transform_non_params=lambda _: replicated,
+            chain.transform,
+            place,
+            bare["opt"],
+            specs,
+            params,
+            transform_non_params=lambda _: replicated,
             is_leaf=_is_masked,
-        ),  # fmt: skip
+        ),
     }
     if optim.ema:
         shardings["ema"] = params
-    shapes = jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), bare, shardings)
+    shapes = jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), bare, shardings
+    )
     return Blueprint(model, graph, specs, chain, optim.ema, mesh, shardings, shapes)
 
 
@@ -104,7 +111,8 @@ def _is_masked(leaf: Any) -> bool:
 def init_state(blueprint: Blueprint, seed: int) -> State:
     """A fresh state. Each device makes its own shards; no host ever holds the whole."""
     init = jax.jit(
-        lambda key: _init(blueprint.model_config, blueprint.optim, blueprint.ema, key), out_shardings=blueprint.shardings
+        lambda key: _init(blueprint.model_config, blueprint.optim, blueprint.ema, key),
+        out_shardings=blueprint.shardings,
     )
     return init(root_key(seed, "init"))
 

@@ -35,7 +35,9 @@ def make_train_step(
 
         def add(carry, xs):
             micro, index = xs
-            return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(params, micro, jax.random.fold_in(key, index))), None
+            return jax.tree.map(
+                jnp.add, carry, jax.grad(loss, has_aux=True)(params, micro, jax.random.fold_in(key, index))
+            ), None
 
         zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
         return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
@@ -93,4 +95,6 @@ def batch_shapes(blueprint: Blueprint, batch_size: int, seq_len: int, isolate: b
     sharding = sharding_of(("batch", "seq"), blueprint.mesh)
     dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
     dtypes |= {"segment_ids": jnp.int32} if isolate else {}
-    return {name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding) for name, dtype in dtypes.items()
+    }

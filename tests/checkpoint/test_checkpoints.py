@@ -1,0 +1,172 @@
+"""Saved sharded and atomic, kept as asked, restored on any mesh, and never trusted blindly."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import leaves_equal, tiny_experiment
+from lmkit.checkpoint import CheckpointError, Checkpoints, load_params
+from lmkit.config import ConfigError
+from lmkit.config.entry import explain
+from lmkit.config.sections import CheckpointConfig
+from lmkit.parallel.mesh import build_mesh
+from lmkit.train.state import Blueprint, State, init_state, make_blueprint
+
+
+def make(*overrides: str, devices: int = 8) -> tuple[Blueprint, State]:
+    experiment = tiny_experiment("optim=muon", *overrides)
+    mesh = build_mesh(experiment.mesh, jax.devices()[:devices])
+    blueprint = make_blueprint(experiment.model, experiment.optim, 100, mesh)
+    return blueprint, init_state(blueprint, 0)
+
+
+def data_files(folder: Path) -> list[Path]:
+    files = [p for p in folder.rglob("*") if p.is_file() and p.name != "lmkit_manifest.json"]
+    return sorted(files, key=lambda p: p.stat().st_size)
+
+
+def test_restored_on_another_mesh_bit_for_bit(tmp_path: Path) -> None:
+    _, state = make("mesh.data=1", "mesh.fsdp=8")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    checkpoints.save(7, state)
+    checkpoints.close()
+    for overrides, devices in ((["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 8), (["mesh.data=1"], 1)):
+        blueprint, _ = make(*overrides, devices=devices)
+        restored = Checkpoints(tmp_path / "checkpoints", CheckpointConfig()).restore(blueprint.shapes)
+        assert restored is not None
+        got, step, notes = restored
+        assert (step, notes) == (7, [])
+        assert leaves_equal(got, state)
+        for leaf, shape in zip(jax.tree.leaves(got), jax.tree.leaves(blueprint.shapes), strict=True):
+            assert leaf.sharding == shape.sharding
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    _, state = make(devices=1)
+    checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig(keep_last=2, keep_best=1))
+    for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
+        checkpoints.save(step, state, loss)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 5]
+    checkpoints.save(5, state, 0.1)  # already there: nothing happens
+    assert checkpoints.steps() == [2, 4, 5]
+
+
+def test_a_save_survives_donation(tmp_path: Path) -> None:
+    _, state = make(devices=1)
+    before = jax.tree.map(np.array, state)
+    checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig())
+    checkpoints.save(1, state)
+    jax.block_until_ready(jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)(state))
+    blueprint, _ = make(devices=1)
+    checkpoints.wait()
+    restored = checkpoints.restore(blueprint.shapes)
+    assert restored is not None
+    assert leaves_equal(restored[0], before)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
+def test_a_bad_checkpoint_falls_back_to_the_one_before(tmp_path: Path, damage: str) -> None:
+    blueprint, state = make(devices=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep_last=3))
+    for step in (1, 2):
+        checkpoints.save(step, state)
+    checkpoints.wait()
+    largest = data_files(tmp_path / "checkpoints" / "2")[-1]
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    if damage == "delete":
+        largest.unlink()
+    else:
+        largest.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    restored = checkpoints.restore(blueprint.shapes)
+    assert restored is not None
+    got, step, notes = restored
+    assert step == 1
+    assert leaves_equal(got, state)
+    assert "checkpoint 2 is not used" in notes[0]
+    assert largest.name in notes[0]
+    assert checkpoints.steps() == [1]
+    assert len(list((tmp_path / "checkpoints_bad").iterdir())) == 1, "moved aside, not deleted"
+    checkpoints.save(2, state)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 2]
+
+
+def test_none_good_is_an_error_and_none_at_all_is_not(tmp_path: Path) -> None:
+    blueprint, state = make(devices=1)
+    checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig())
+    assert checkpoints.restore(blueprint.shapes) is None
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    data_files(tmp_path / "c" / "1")[-1].write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        checkpoints.restore(blueprint.shapes)
+
+
+def test_a_half_written_save_is_ignored(tmp_path: Path) -> None:
+    blueprint, state = make(devices=1)
+    checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig())
+    checkpoints.save(1, state)
+    checkpoints.close()
+    (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
+    again = Checkpoints(tmp_path / "c", CheckpointConfig())
+    assert again.steps() == [1]
+    restored = again.restore(blueprint.shapes)
+    assert restored is not None
+    assert restored[1] == 1
+
+
+def test_parameters_alone(tmp_path: Path) -> None:
+    _, state = make(devices=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    checkpoints.save(3, state)
+    checkpoints.close()
+    blueprint, _ = make("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=4")
+    for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "3"):
+        params, place = load_params(path, blueprint.shapes["params"])
+        assert leaves_equal(params, state["params"])
+        assert place.endswith("checkpoints/3")
+    with pytest.raises(ConfigError, match="no checkpoint there"):
+        load_params(tmp_path / "nothing", blueprint.shapes["params"])
+    other, _ = make("model.embed_dim=32", devices=1)
+    with pytest.raises(ConfigError, match="init_from"):
+        load_params(tmp_path, other.shapes["params"])
+
+
+def test_object_stores_that_do_not_work_are_refused() -> None:
+    with pytest.raises(ConfigError, match="s3://bucket"):
+        Checkpoints(Path("s3://bucket/run"), CheckpointConfig())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: mounting a small disk needs root, a full disk is not tested")
+def test_a_full_disk_is_told_and_the_last_save_stays(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("LOUD: mount is not permitted here, a full disk is not tested")
+    try:
+        blueprint, state = make(devices=1)
+        checkpoints = Checkpoints(disk / "c", CheckpointConfig(keep_last=5))
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        (disk / "filler").write_bytes(b"x" * (os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - 200_000))
+        with pytest.raises(CheckpointError) as caught:  # noqa: PT012
+            checkpoints.save(2, state)
+            checkpoints.wait()
+        assert "disk is full" in (explain(caught.value) or "")
+        (disk / "filler").unlink()
+        again = Checkpoints(disk / "c", CheckpointConfig(keep_last=5))
+        restored = again.restore(blueprint.shapes)
+        assert restored is not None
+        assert restored[1] == 1
+        assert leaves_equal(restored[0], state)
+        again.save(2, state)
+        again.close()
+        assert again.steps() == [1, 2]
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)

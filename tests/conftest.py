@@ -1,0 +1,44 @@
+"""Eight fake CPU devices, a cache of compiled programs shared by workers and runs, warnings of ours as errors."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+CACHE = Path(tempfile.gettempdir()) / f"lmkit-tests-{os.getuid()}"
+os.environ["LMKIT_CACHE"] = str(CACHE)
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import jax
+import pytest
+
+jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A folder of 60 small text files with words to learn."""
+    import random
+
+    rng = random.Random(0)
+    words = [f"word{i}" for i in range(200)]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(60):
+        text = " ".join(rng.choices(words, k=300))
+        (folder / f"{number:02}.txt").write_text(text)
+    return folder

@@ -1,0 +1,83 @@
+"""Short ways to what many tests need."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lmkit.config.entry import compose
+from lmkit.config.experiment import Experiment
+from lmkit.config.model import GPTConfig
+from lmkit.models import GPT
+from lmkit.objectives import build_objective
+from lmkit.parallel.mesh import build_mesh
+from lmkit.parallel.rules import sharding_of
+from lmkit.train.state import Blueprint, State, init_state, make_blueprint
+from lmkit.train.step import make_train_step
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {"vocab_size": 256, "num_layers": 2, "num_heads": 4, "embed_dim": 64}
+MESHES = {
+    "data8": ["mesh.data=8"],
+    "fsdp8": ["mesh.data=1", "mesh.fsdp=8"],
+    "data2_fsdp2_tensor2": ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"],
+}
+
+
+def tiny_config(**changes: Any) -> GPTConfig:
+    return GPTConfig(**(TINY | changes))
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> GPT:
+    return GPT(tiny_config(**changes), rngs=nnx.Rngs(seed))
+
+
+def params_of(model: nnx.Module) -> tuple[nnx.GraphDef, dict]:
+    graph, state = nnx.split(model)
+    return graph, nnx.to_pure_dict(state)
+
+
+def tiny_experiment(*overrides: str) -> Experiment:
+    experiment = compose(["+experiment=gpt_tiny", *overrides])
+    experiment.model.vocab_size = experiment.model.vocab_size or 260
+    return experiment
+
+
+def random_batch(step: int, rows: int = 8, seq: int = 64, vocab: int = 256) -> dict[str, np.ndarray]:
+    """Tokens with something to learn, uneven weights and several segments a row."""
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, vocab, (rows, seq + 1), dtype=np.int32)
+    tokens[:, ::3] = 7
+    return {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "weights": (tokens[:, 1:] % 5 != 0).astype(np.float32) * (np.arange(rows)[:, None] % 3 != 1),
+        "segment_ids": (tokens[:, :-1] < 9).cumsum(-1).astype(np.int32),
+    }
+
+
+def train_steps(experiment: Experiment, steps: int, num_devices: int = 8) -> tuple[list[float], State, Blueprint]:
+    """Losses of the first steps on random batches, on a mesh of so many devices."""
+    mesh = build_mesh(experiment.mesh, jax.devices()[:num_devices])
+    blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh)
+    state = init_state(blueprint, experiment.run.seed)
+    step = make_train_step(
+        blueprint, build_objective(experiment.objective), accumulate=experiment.train.accumulate_steps, seed=0
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
+    sharding = sharding_of(("batch", "seq"), mesh)
+    losses = []
+    with jax.set_mesh(mesh):
+        for number in range(steps):
+            state, metrics = jitted(state, jax.device_put(random_batch(number), sharding))
+            losses.append(float(metrics["loss"]))
+    assert jitted._cache_size() == 1, "the step compiled more than once"
+    return losses, state, blueprint
+
+
+def leaves_equal(a: Any, b: Any) -> bool:
+    """Bit for bit."""
+    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)

@@ -1,0 +1,103 @@
+"""Attention: every kernel that runs here equals the textbook form, with its gradients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmkit.config import ConfigError
+from lmkit.config.model import Kernel
+from lmkit.nn.attend import attend, choose_kernel
+
+
+def textbook(q, k, v, segments=None, *, causal=True, window=0, softcap=0.0, scale=0.0):
+    """softmax(q k^T) v with repeated key heads and a full mask."""
+    groups, (_, seq, _, size) = q.shape[2] // k.shape[2], q.shape
+    k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) * (scale or size**-0.5)
+    if softcap:
+        scores = softcap * jnp.tanh(scores / softcap)
+    distance = np.arange(seq)[:, None] - np.arange(k.shape[1])
+    mask = np.ones((1, 1, seq, k.shape[1]), bool)
+    if causal:
+        mask = mask & (distance >= 0)[None, None]
+    if window:
+        mask = mask & (distance < window)[None, None]
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])[:, None]
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1), v)
+
+
+def inputs(seq: int, heads: int = 4, kv_heads: int = 2, size: int = 16, batch: int = 2):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q = jax.random.normal(keys[0], (batch, seq, heads, size))
+    k, v = (jax.random.normal(key, (batch, seq, kv_heads, size)) for key in keys[1:3])
+    segments = (jax.random.uniform(keys[3], (batch, seq)) < 0.05).cumsum(-1).astype(jnp.int32)
+    return q, k, v, segments, jax.random.normal(keys[4], q.shape)
+
+
+CASES = [
+    {},
+    {"window": 50},
+    {"softcap": 3.0},
+    {"window": 7, "softcap": 2.0, "scale": 0.3},
+    {"causal": False},
+]
+
+
+@pytest.mark.parametrize("kernel", [Kernel.xla, Kernel.splash])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict) -> None:
+    q, k, v, segments, weight = inputs(256, size=128 if kernel is Kernel.splash else 16)
+    ids = segments if packed else None
+
+    def values(function):
+        return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(function(q, k, v) * weight), argnums=(0, 1, 2)))(
+            q, k, v
+        )
+
+    expected = values(lambda q, k, v: textbook(q, k, v, ids, **options))
+    got = values(lambda q, k, v: attend(q, k, v, segment_ids_BT=ids, kernel=kernel, **options))
+    # float32 sums of 256 terms in another order
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize("seq", [1, 5, 64, 129, 300])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_any_length_and_grouping(seq: int, kv_heads: int) -> None:
+    q, k, v, segments, _ = inputs(seq, kv_heads=kv_heads)
+    got = attend(q, k, v, segment_ids_BT=segments)
+    np.testing.assert_allclose(got, textbook(q, k, v, segments), atol=3e-6)
+
+
+def test_bfloat16_keeps_its_dtype_and_is_close() -> None:
+    q, k, v, _, _ = inputs(128)
+    got = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_allclose(got.astype(jnp.float32), textbook(q, k, v), atol=0.05)
+
+
+def test_a_window_without_causality_is_refused() -> None:
+    q, k, v, _, _ = inputs(8)
+    with pytest.raises(ValueError, match="future"):
+        attend(q, k, v, causal=False, window=4)
+
+
+def test_choice_of_kernel() -> None:
+    def choose(kernel=Kernel.auto, **changes):
+        facts = {"backend": "gpu", "dtype": jnp.dtype(jnp.bfloat16), "head_size": 64, "seq_len": 1024, "softcap": 0.0}
+        return choose_kernel(kernel, **(facts | changes))
+
+    assert choose() is Kernel.cudnn
+    assert choose(backend="cpu") is Kernel.xla
+    assert choose(backend="tpu") is Kernel.splash
+    assert choose(backend="tpu", seq_len=100) is Kernel.xla
+    assert choose(dtype=jnp.dtype(jnp.float32)) is Kernel.xla
+    assert choose(softcap=50.0) is Kernel.xla
+    assert choose(head_size=36) is Kernel.xla
+    with pytest.raises(ConfigError, match="NVIDIA GPU, the backend is cpu"):
+        choose(Kernel.cudnn, backend="cpu")
+    with pytest.raises(ConfigError, match="multiple of 128, got 100"):
+        choose(Kernel.splash, seq_len=100)

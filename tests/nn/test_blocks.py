@@ -1,0 +1,161 @@
+"""Blocks: norms, rotary positions, MLPs, the stack, dropout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from helpers import params_of, random_batch, tiny_config, tiny_model
+from lmkit.config.model import Activation, GPTConfig, Norm, Position, Remat, ResidualInit
+from lmkit.config.sections import ParamKind
+from lmkit.nn.dropout import dropout
+from lmkit.nn.linear import Linear
+from lmkit.nn.mlp import MLP
+from lmkit.nn.norm import LayerNorm, RMSNorm
+from lmkit.nn.param import param_specs
+from lmkit.nn.position import apply_rope, rope_table
+
+TOKENS = jnp.asarray(random_batch(0, rows=2, seq=32)["inputs"])
+
+
+def test_layer_norm_has_mean_0_and_variance_1() -> None:
+    x = jax.random.normal(jax.random.key(0), (3, 64)) * 5 + 2
+    y = LayerNorm(64, eps=1e-6, bias=True)(x)
+    np.testing.assert_allclose(y.mean(-1), 0, atol=1e-5)
+    np.testing.assert_allclose(y.var(-1), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_rms_norm_starts_at_unit_scale(offset: float) -> None:
+    norm = RMSNorm(64, eps=1e-6, offset=offset)
+    x = jax.random.normal(jax.random.key(0), (3, 64), jnp.bfloat16) * 5
+    assert norm(x).dtype == jnp.bfloat16
+    np.testing.assert_allclose(jnp.square(norm(x).astype(jnp.float32)).mean(-1), 1, rtol=2e-2)
+    norm.scale[...] = norm.scale[...] + 1.0
+    np.testing.assert_allclose(jnp.square(norm(x).astype(jnp.float32)).mean(-1), 4, rtol=2e-2)
+
+
+def test_rope_depends_on_distance_only() -> None:
+    """<R_m q, R_n k> = <R_{m+s} q, R_{n+s} k> (Su et al. 2021, equation 16)."""
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 32))
+
+    def score(m: int, n: int) -> float:
+        at = lambda x, place: apply_rope(x, rope_table(jnp.array([[place]]), 32, 10_000.0))  # noqa: E731
+        return float(jnp.sum(at(q, m) * at(k, n)))
+
+    assert score(7, 3) == pytest.approx(score(107, 103), rel=1e-3)
+    assert score(7, 3) != pytest.approx(score(7, 4), rel=1e-3)
+
+
+def test_rope_keeps_norms_and_position_zero() -> None:
+    x = jax.random.normal(jax.random.key(0), (1, 4, 2, 16))
+    y = apply_rope(x, rope_table(jnp.arange(4)[None], 16, 100.0))
+    np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
+    np.testing.assert_allclose(y[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", list(Activation))
+def test_mlp_equals_its_formula(activation: Activation, gated: bool) -> None:
+    mlp = MLP(8, 16, activation=activation, gated=gated, bias=True, std=0.3, residual_std=0.3, rngs=nnx.Rngs(0))
+    x = np.asarray(jax.random.normal(jax.random.key(1), (2, 3, 8)))
+    formulas = {
+        Activation.gelu: lambda z: jax.scipy.stats.norm.cdf(z) * z,
+        Activation.gelu_tanh: lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
+        Activation.silu: lambda z: z / (1 + np.exp(-z)),
+        Activation.relu: lambda z: np.maximum(z, 0),
+        Activation.relu2: lambda z: np.maximum(z, 0) ** 2,
+    }
+    up = x @ mlp.up.kernel[...]
+    hidden = formulas[activation](x @ mlp.gate.kernel[...]) * up if mlp.gate is not None else formulas[activation](up)
+    np.testing.assert_allclose(mlp(x), hidden @ mlp.down.kernel[...], rtol=2e-4, atol=1e-5)
+
+
+def test_linear_contracts_several_dims() -> None:
+    linear = Linear({"heads": 3, "head": 4}, {"embed": 5}, std=0.0, bias=True, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(1), (2, 6, 3, 4))
+    expected = np.einsum("btnh,nhd->btd", x, linear.kernel[...])
+    np.testing.assert_allclose(linear(x, out=("batch", "seq", "width")), expected, rtol=1e-5, atol=1e-5)
+    assert float(linear.kernel[...].std()) == pytest.approx(12**-0.5, rel=0.3)
+    assert linear.bias is not None
+    assert linear.bias.get_metadata()["logical_axes"] == ("norm",)
+
+
+@pytest.mark.parametrize("remat", [r for r in Remat if r is not Remat.none])
+def test_remat_changes_no_gradient(remat: Remat) -> None:
+    def gradient(remat: Remat):
+        graph, params = params_of(tiny_model(remat=remat))
+        loss = lambda p: jnp.mean(jnp.square(nnx.merge(graph, nnx.State(p))(TOKENS)))  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
+
+    for a, b in zip(jax.tree.leaves(gradient(Remat.none)), jax.tree.leaves(gradient(remat)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_full_remat_uses_less_memory() -> None:
+    def temporaries(remat: Remat) -> int:
+        graph, params = params_of(tiny_model(remat=remat, num_layers=8))
+        loss = lambda p, t: jnp.mean(jnp.square(nnx.merge(graph, nnx.State(p)).hidden(t)))  # noqa: E731
+        tokens = jax.ShapeDtypeStruct((16, 128), jnp.int32)
+        return jax.jit(jax.grad(loss)).lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporaries(Remat.full) < 0.5 * temporaries(Remat.names) < 0.5 * temporaries(Remat.none)
+
+
+def test_scanned_and_unrolled_stacks_share_parameters_and_results() -> None:
+    options = {"num_layers": 3, "sliding_window": 8, "global_every": 2}
+    scanned, unrolled = tiny_model(**options), tiny_model(scan_layers=False, **options)
+    for a, b in zip(jax.tree.leaves(params_of(scanned)[1]), jax.tree.leaves(params_of(unrolled)[1]), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(scanned(TOKENS), unrolled(TOKENS), rtol=1e-5, atol=1e-5)
+
+
+def test_compile_time_does_not_grow_with_depth() -> None:
+    """A scan's program has the same number of instructions for 2 and for 12 layers."""
+
+    def instructions(layers: int) -> int:
+        graph, params = params_of(tiny_model(num_layers=layers))
+        return jax.jit(lambda p, t: nnx.merge(graph, nnx.State(p))(t)).lower(params, TOKENS).as_text().count("\n")
+
+    assert instructions(12) == instructions(2)
+
+
+def test_dropout_is_unbiased_keyed_and_off_without_a_key() -> None:
+    x = jnp.ones((100, 100))
+    dims = ("batch", "width")
+    y = dropout(x, 0.25, jax.random.key(0), dims)
+    assert float((y == 0).mean()) == pytest.approx(0.25, abs=0.02)
+    assert float(y.mean()) == pytest.approx(1.0, abs=0.03)
+    assert not np.array_equal(y, dropout(x, 0.25, jax.random.key(1), dims))
+    assert dropout(x, 0.25, None, dims) is x
+
+
+def test_dropout_differs_by_layer() -> None:
+    model = tiny_model(dropout=0.5)
+    one, two = model(TOKENS, key=jax.random.key(0)), model(TOKENS, key=jax.random.key(1))
+    assert not np.allclose(one, two)
+    np.testing.assert_array_equal(model(TOKENS), model(TOKENS))
+
+
+@pytest.mark.parametrize("how", list(ResidualInit))
+def test_residual_init(how: ResidualInit) -> None:
+    model = tiny_model(residual_init=how, num_layers=8, embed_dim=64)
+    std = float(params_of(model)[1]["stack"]["blocks"]["mlp"]["down"]["kernel"].std())
+    expected = {ResidualInit.zero: 0.0, ResidualInit.plain: 0.02, ResidualInit.scaled: 0.02 / 4}[how]
+    assert std == pytest.approx(expected, rel=0.05)
+
+
+def test_every_parameter_says_what_it_is() -> None:
+    model = nnx.eval_shape(lambda: tiny_model(bias=True, norm=Norm.layernorm, position=Position.learned, gated=True))
+    specs = jax.tree.leaves(param_specs(nnx.split(model)[1]))
+    assert {spec.kind for spec in specs} == set(ParamKind)
+    for spec in specs:
+        assert len(spec.dims) == len(spec.shape)
+        assert (spec.kind is ParamKind.matrix) == (spec.num_in > 0)
+
+
+def test_config_of_windows() -> None:
+    config = tiny_config(num_layers=6, sliding_window=8, global_every=3)
+    assert [config.window_of(layer) for layer in range(6)] == [8, 8, 0, 8, 8, 0]
+    assert GPTConfig().window_of(3) == 0

@@ -1,0 +1,79 @@
+"""Trackers: the record is complete, extras are asked for by name, a resume does not repeat rows."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from lmkit.config import ConfigError
+from lmkit.config.sections import TrackerConfig
+from lmkit.tracker import build_trackers, check_trackers, forget_after, read_rows
+
+
+def test_rows_are_on_disk_at_once_and_nan_is_null(tmp_path: Path) -> None:
+    trackers = build_trackers(TrackerConfig(names=[]), tmp_path, {})
+    trackers.log(1, {"train/loss": 2.5, "train/grad_norm": float("nan")})
+    trackers.text(1, "sample", "a\nb")
+    (row,) = read_rows(tmp_path / "metrics.jsonl")
+    assert row["step"] == 1
+    assert row["train/loss"] == 2.5
+    assert row["train/grad_norm"] is None
+    assert read_rows(tmp_path / "samples.jsonl") == [{"step": 1, "name": "sample", "text": "a\nb"}]
+
+
+def test_a_cut_last_line_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_forget_after_drops_what_will_be_logged_again(tmp_path: Path) -> None:
+    lines = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3))
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"cut')
+    forget_after(tmp_path, 2)
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_tensorboard_writes_events(tmp_path: Path) -> None:
+    trackers = build_trackers(TrackerConfig(), tmp_path, {"a": 1})
+    trackers.log(1, {"train/loss": 2.5})
+    trackers.text(1, "sample", "hello")
+    trackers.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
+
+
+def test_unknown_and_missing_trackers(monkeypatch) -> None:
+    with pytest.raises(ConfigError, match="'wandbb'.*'wandb'"):
+        check_trackers(TrackerConfig(names=["wandbb"]))
+    monkeypatch.setitem(sys.modules, "trackio", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'lmkit\[trackio\]'"):
+        check_trackers(TrackerConfig(names=["trackio"]))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_extras_get_every_number(name: str, tmp_path: Path, monkeypatch) -> None:
+    """Against a stand-in that records calls: the packages themselves are extras."""
+    calls: list[tuple[str, tuple, dict]] = []
+
+    class Recorder(types.ModuleType):
+        def __getattr__(self, attribute: str):
+            if attribute.startswith("__"):
+                raise AttributeError(attribute)
+
+            def call(*args, **kwargs):
+                calls.append((attribute, args, kwargs))
+                return self
+
+            return call
+
+    monkeypatch.setitem(sys.modules, name, Recorder(name))
+    trackers = build_trackers(TrackerConfig(names=[name]), tmp_path, {"a": 1})
+    trackers.log(4, {"train/loss": 2.5})
+    trackers.text(4, "sample", "hello")
+    trackers.close()
+    logged = [(args, kwargs) for what, args, kwargs in calls if what in ("log", "log_metrics")]
+    assert any(2.5 in args[0].values() for args, _ in logged)
+    assert calls[-1][0] in ("finish", "end_run")
