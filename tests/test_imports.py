@@ -22,7 +22,8 @@ FLOORS = [
         "lmkit.tracker",
         "lmkit.interop",
     },
-    {"lmkit.train.state", "lmkit.train.step"},
+    {"lmkit.train.state"},
+    {"lmkit.train.step"},
     {"lmkit.train", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))

@@ -29,7 +29,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig):
-        if "://" in str(folder) and not str(folder).startswith("gs://"):
+        if ":/" in str(folder) and not str(folder).startswith("gs:/"):  # pathlib folds the second slash
             raise ConfigError(f"run.dir={folder}: checkpoints go to local paths or gs://")
         self.folder, self.config = Path(folder).absolute(), config
         policies = ocp.training.preservation_policies

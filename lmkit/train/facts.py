@@ -13,7 +13,7 @@ from lmkit.data.store import HELDOUT, TRAIN
 from lmkit.nn.attend import choose_kernel
 from lmkit.nn.param import compute_dtype
 from lmkit.train.hardware import check_fits, flops_per_token, known_hardware, matmul_flops, peak_flops
-from lmkit.train.progress import Meter, console, count, duration, header, peak_memory, size
+from lmkit.train.progress import Meter, console, count, duration, header, memory_now, peak_memory, size
 from lmkit.train.run_dir import RunDir, environment
 from lmkit.train.state import Blueprint
 
@@ -40,7 +40,8 @@ def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunD
         softcap=getattr(model, "attention_softcap", 0.0),
     )
     env = environment()
-    history = run.read_json("receipt.json").get("history", [])
+    session = {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)}
+    history = [*run.read_json("receipt.json").get("history", []), session]
     return env | {
         "run": {
             "name": experiment.run.name,
@@ -78,16 +79,16 @@ def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunD
             "state_bytes": blueprint.state_bytes_per_device,
             "memory_bytes": 0,
         },
-        "history": [
-            *history,
-            {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)},
-        ],
+        "history": history,
     }
 
 
 def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: int) -> None:
     """What the compiler says the step needs. Raises ConfigError where a known device has less."""
-    receipt["expected"]["memory_bytes"] = memory_bytes
+    expected = receipt["expected"]
+    expected["memory_bytes"] = memory_bytes
+    if receipt["devices"]["kind"] == "cpu":  # there the process holds it, beside the interpreter and the compiler
+        expected["memory_bytes"] += memory_now()["memory/host_bytes"] - expected["state_bytes"]
     check_fits(known_hardware(config, receipt["devices"]["kind"]), memory_bytes)
     console.print(f"compiled the step: {size(memory_bytes)} a device at its peak", style="dim")
 

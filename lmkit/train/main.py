@@ -58,12 +58,11 @@ def train(experiment: Experiment) -> int:
     try:
         state, step = loop.run(state, first)
         checkpoints.close()
-    finally:
+        stopped, wall = loop.stop.signal, time.perf_counter() - began
+        run.write_json("summary.json", facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped))
+    finally:  # a run that breaks off has its report, too
         loop.trackers.close()
-    stopped = loop.stop.signal
-    wall = time.perf_counter() - began
-    run.write_json("summary.json", facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped))
-    report = write_report(run.path)
+        report = write_report(run.path)
     facts.show_end(run.path, report, loop.latest, wall, _resume_command(run) if stopped else "")
     run.release()
     return loop.stop.status

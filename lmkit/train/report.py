@@ -199,10 +199,10 @@ def _expected(promised: dict[str, Any], summary: dict[str, Any]) -> str:
             cells = (
                 write(told),
                 "–" if seen is None else write(seen),
-                f"{seen / told - 1:+.0%}" if seen else "–",
+                "–" if seen is None else exact(seen / told),
             )
             rows.append(f'<tr><th scope="row">{title}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>')
-    head = "".join(f'<th scope="col">{name}</th>' for name in ("Figure", "Expected", "Measured", "Difference"))
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Figure", "Expected", "Measured", "Ratio"))
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<h2>Expected and measured</h2>\n<div class="sheet">{table}</div>' if rows else ""
 

@@ -47,6 +47,7 @@ class RunDir:
         except OSError as error:
             raise ConfigError(f"run.dir={self.path} is in use by another process; stop it or choose another") from error
         self.resumed = self._check_same(experiment)
+        (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
         (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
 
     def _check_same(self, experiment: Experiment) -> bool:

@@ -139,7 +139,7 @@ def test_parameters_alone(tmp_path: Path) -> None:
 
 
 def test_object_stores_that_do_not_work_are_refused() -> None:
-    with pytest.raises(ConfigError, match="s3://bucket"):
+    with pytest.raises(ConfigError, match="s3:/bucket"):
         Checkpoints(Path("s3://bucket/run"), CheckpointConfig())
 
 

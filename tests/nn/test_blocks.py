@@ -100,7 +100,10 @@ def test_full_remat_uses_less_memory() -> None:
         tokens = jax.ShapeDtypeStruct((16, 128), jnp.int32)
         return jax.jit(jax.grad(loss)).lower(params, tokens).compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(Remat.full) < 0.5 * temporaries(Remat.names) < 0.5 * temporaries(Remat.none)
+    everything = temporaries(Remat.none)
+    assert temporaries(Remat.full) < 0.5 * everything
+    assert temporaries(Remat.names) < 0.5 * everything
+    assert temporaries(Remat.dots) < 0.9 * everything
 
 
 def test_scanned_and_unrolled_stacks_share_parameters_and_results() -> None:
