@@ -30,7 +30,8 @@ class Row:
 
     def __init__(self, name: str, command: list[str], folder: Path, args: argparse.Namespace):
         self.name, self.seconds, self.cpu = name, [], []
-        flags = f"--config {args.config} --dtype {args.dtype} --threads {args.threads} --interactive --name {name}".split()
+        flags = ["--config", args.config, "--dtype", args.dtype, "--threads", str(args.threads)]
+        flags += ["--interactive", "--name", name]
         cpus = sorted(os.sched_getaffinity(0))[-args.threads :]
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
         self.process = subprocess.Popen(
@@ -108,22 +109,39 @@ def main() -> None:
     for number in range(args.rounds):
         for row in rows:
             row.chunk(args.steps)
-        print(f"round {number + 1}/{args.rounds}: " + ", ".join(f"{r.name} {r.cpu[-1]:.2f} CPU s" for r in rows), flush=True)
+        turns = ", ".join(f"{row.name} {row.cpu[-1]:.2f} CPU s" for row in rows)
+        print(f"round {number + 1}/{args.rounds}: {turns}", flush=True)
     results = [row.result() for row in rows]
     best_peer = min((r["cpu_s"] for r in results[len(args.lmkit or [0]) :]), default=None)
-    print(f"\n{'name':24} {'tok/s':>8} {'(min-max)':>17} {'CPU s/step':>10} {'(min-max)':>13} {'ratio':>6} {'1st step':>8} {'MiB':>6} loss")
+    table(results, best_peer)
     out = Path(args.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     facts = {"config": args.config, "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds}
-    facts |= {"when": time.strftime("%Y-%m-%d"), "machine": platform.processor() or platform.machine()}
+    facts |= {"when": time.strftime("%Y-%m-%d"), "machine": machine()}
     with out.open("a") as file:
-        for r in results:
-            r["ratio"] = r["cpu_s"] / best_peer if best_peer else None
-            ratio = f"{r['ratio']:.2f}" if best_peer else "-"
-            rates, cpus = f"({r['tokens_per_sec_min']:.0f}-{r['tokens_per_sec_max']:.0f})", f"({r['cpu_s_min']:.2f}-{r['cpu_s_max']:.2f})"
-            print(f"{r['name']:24} {r['tokens_per_sec']:8.0f} {rates:>17} {r['cpu_s']:10.2f} {cpus:>13} {ratio:>6} "
-                  f"{r['to_first_step_s']:8.1f} {r['peak_rss_mb'] or 0:6} {r['first_loss']:.5f} {r['last_loss']:.5f}")  # fmt: skip
-            file.write(json.dumps(facts | r) + "\n")
+        for result in results:
+            file.write(json.dumps(facts | result) + "\n")
+
+
+def table(results: list[dict], best_peer: float | None) -> None:
+    """Prints the rows; the ratio is CPU seconds against the fastest peer's."""
+    widths = f"{'name':24} {'tok/s':>8} {'(min-max)':>17} {'CPU s/step':>10} {'(min-max)':>13} {'ratio':>6}"
+    print(f"\n{widths} {'1st step':>8} {'MiB':>6} first and last loss")
+    for r in results:
+        r["ratio"] = r["cpu_s"] / best_peer if best_peer else None
+        ratio = f"{r['ratio']:.2f}" if best_peer else "-"
+        rates = f"({r['tokens_per_sec_min']:.0f}-{r['tokens_per_sec_max']:.0f})"
+        cpus = f"({r['cpu_s_min']:.2f}-{r['cpu_s_max']:.2f})"
+        speed = f"{r['tokens_per_sec']:8.0f} {rates:>17} {r['cpu_s']:10.2f} {cpus:>13} {ratio:>6}"
+        print(f"{r['name']:24} {speed} {r['to_first_step_s']:8.1f} {r['peak_rss_mb'] or 0:6.0f} ", end="")
+        print(f"{r['first_loss']:.5f} {r['last_loss']:.5f}")
+
+
+def machine() -> str:
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The one place that knows Orbax."""
 
+import contextlib
 import logging
 import threading
 import time
@@ -13,7 +14,7 @@ from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import CheckpointConfig
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax reports every save there
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 METRIC = "eval/loss"
 
 
@@ -93,6 +94,11 @@ class Checkpoints:
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise CheckpointError(f"a checkpoint could not be written to {self.folder}: {failure}") from failure
+
+    def settle(self) -> None:
+        """Lets a save in hand end, well or badly: for a run that breaks off for another reason."""
+        with contextlib.suppress(CheckpointError):
+            self.wait()
 
     def restore(self, shapes: Any) -> tuple[Any, int, list[str]] | None:
         """The newest good checkpoint as (state, step, what was wrong with newer ones); None where there is none.

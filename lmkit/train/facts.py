@@ -18,7 +18,7 @@ from lmkit.train.run_dir import RunDir, environment
 from lmkit.train.state import Blueprint
 
 # Share of the peak that a first guess assumes: of a data sheet's peak, and of a matmul rate measured here.
-_SHARE_OF_PEAK, _SHARE_OF_MEASURED = 0.4, 0.6
+_SHARE_OF_PEAK, _SHARE_OF_MEASURED = 0.4, 0.35
 
 
 def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunDir, first: int) -> dict[str, Any]:

@@ -39,9 +39,13 @@ class DivergedError(UserError, ArithmeticError):
 
 def train(experiment: Experiment) -> int:
     """Runs an experiment to its last step, or until it is asked to stop. Returns the exit status."""
-    began = time.perf_counter()
     check_trackers(experiment.tracker)
-    run = RunDir(experiment)
+    with RunDir(experiment) as run:
+        return _train(experiment, run)
+
+
+def _train(experiment: Experiment, run: RunDir) -> int:
+    began = time.perf_counter()
     setup_jax(experiment)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
@@ -60,11 +64,13 @@ def train(experiment: Experiment) -> int:
         checkpoints.close()
         stopped, wall = loop.stop.signal, time.perf_counter() - began
         run.write_json("summary.json", facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped))
+    except BaseException:
+        checkpoints.settle()
+        raise
     finally:  # a run that breaks off has its report, too
         loop.trackers.close()
         report = write_report(run.path)
     facts.show_end(run.path, report, loop.latest, wall, _resume_command(run) if stopped else "")
-    run.release()
     return loop.stop.status
 
 

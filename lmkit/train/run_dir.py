@@ -86,8 +86,10 @@ class RunDir:
         file = self.path / name
         return json.loads(file.read_text()) if file.is_file() else {}
 
-    def release(self) -> None:
-        """Lets another process have it."""
+    def __enter__(self) -> "RunDir":
+        return self
+
+    def __exit__(self, *_) -> None:
         self._lock.close()
 
 

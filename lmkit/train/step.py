@@ -42,7 +42,7 @@ def make_train_step(
         zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
         return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         params, number = state["params"], state["step"]
         grads, sums = gradients(params, batch, jax.random.fold_in(dropout_key, number))
         weight = jnp.maximum(sums.weight, 1.0)
@@ -56,11 +56,11 @@ def make_train_step(
             "nll": sums.nll / weight,
             "accuracy": sums.correct / weight,
             "weight": sums.weight,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(blueprint.optim.learning_rate(number)),
         }
 
-    return step
+    return train_step
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:
@@ -84,10 +84,10 @@ def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[An
 def make_eval_step(blueprint: Blueprint, objective: Objective) -> Callable[[State, Batch], Sums]:
     """step(state, batch) -> sums, without dropout, with the evaluation parameters."""
 
-    def step(state: State, batch: Batch) -> Sums:
+    def eval_step(state: State, batch: Batch) -> Sums:
         return objective(blueprint.merge(evaluation_params(blueprint, state)), batch, None)
 
-    return step
+    return eval_step
 
 
 def batch_shapes(blueprint: Blueprint, batch_size: int, seq_len: int, isolate: bool) -> Batch:

@@ -9,11 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 import yaml
 
-from helpers import ROOT
 from lmkit.config.entry import run_verb
 from lmkit.tracker import read_rows
 
@@ -38,11 +39,7 @@ def losses(run: Path) -> dict[int, float]:
 
 def checkpoint_digest(run: Path, step: int) -> list:
     """Every array of a checkpoint, as numbers."""
-    import orbax.checkpoint.experimental.v1 as ocp
-
     state = ocp.load(run / "checkpoints" / str(step))
-    import jax
-
     return [np.asarray(leaf) for leaf in jax.tree.leaves(state)]
 
 
@@ -65,7 +62,7 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) 
         "mesh",
         "data=4 x fsdp=2",
         "parameters",
-        "131,584",
+        "132,480",
         "memory",
         "time",
         "held out",
@@ -75,7 +72,7 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["embed_dim"] == 64
     receipt = json.loads((run / "receipt.json").read_text())
     assert receipt["mesh"]["fsdp"] == 2
-    assert receipt["model"]["params"] == 131_584
+    assert receipt["model"]["params"] == 132_480
     assert receipt["expected"]["memory_bytes"] > receipt["expected"]["state_bytes"] > 0
     assert len(receipt["data"]["text"]["text_sha256"]) == 64
     assert {"jax", "flax", "lmkit"} <= set(receipt["versions"])
@@ -175,6 +172,14 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Si
     assert max(rows) <= saved
 
 
+def test_the_step_compiles_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with jax.log_compiles():
+        assert train(f"run.dir={tmp_path / 'run'}", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2") == 0
+    compiled = [r.getMessage().split(" with ")[0] for r in caplog.records if r.getMessage().startswith("Compiling ")]
+    assert len([name for name in compiled if "train_step" in name]) == 1, compiled
+    assert len([name for name in compiled if "eval_step" in name]) == 1, compiled
+
+
 def test_init_from_takes_parameters_and_nothing_else(tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     assert train(f"run.dir={first}") == 0
@@ -189,7 +194,7 @@ def test_init_from_takes_parameters_and_nothing_else(tmp_path: Path) -> None:
     (["mesh.data=3"], ["data=3", "8"]),
     (["mesh.data=1", "mesh.tensor=8"], ["model.num_heads=4", "mesh.tensor=8"]),
     (["mesh.data=1", "mesh.tensor=-1"], ["model.num_heads=4", "mesh.tensor=8"]),
-    (["mesh.tensor=2"], ["embed.table", "257", "256 and 258"]),
+    (["mesh.tensor=2", "model.vocab_size=0"], ["embed.table", "257", "256 and 258"]),
     (["model.vocab_size=100"], ["model.vocab_size=100", "257"]),
     (["data=text_files", "data.paths=[nowhere]"], ["nowhere"]),
     (["data.seq_len=100000000"], ["data.seq_len=100000000"]),
@@ -270,22 +275,35 @@ def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path,
     assert not [p for p in (run / "checkpoints").iterdir() if int(p.name) > 3]
 
 
-def test_no_permission_is_one_line(tmp_path: Path) -> None:
-    """As a user who is not root, in a folder that is root's."""
-    if os.geteuid() != 0:
-        pytest.skip("LOUD: only root can become another user, missing permission is tested by /proc alone")
-    locked = tmp_path / "locked"
-    locked.mkdir(mode=0o755)
-    tmp_path.chmod(0o755)
-    for parent in tmp_path.parents:
-        if parent.stat().st_uid == 0 and not parent.stat().st_mode & 0o001:
-            parent.chmod(parent.stat().st_mode | 0o011)
-    code = (
-        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import lmkit.train.main; "
-        "from lmkit.config.entry import run_verb; os.setuid(65534); "
-        f"sys.exit(run_verb('train', 'lmkit.train.main:train', '', {[*TINY, f'run.dir={locked}/run']!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "cannot write run.dir=" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: mounting needs root, a read-only disk is tested by /proc alone")
+def test_a_read_only_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)], capture_output=True).returncode:
+        pytest.skip("LOUD: mount is not permitted here, a read-only disk is tested by /proc alone")
+    try:
+        assert train(f"run.dir={tmp_path / 'run'}") == 2
+        assert f"cannot write run.dir={tmp_path / 'run'}: Read-only file system" in capsys.readouterr().err
+        assert train("run.dir=/tmp", f"data.cache_dir={tmp_path / 'cache'}") == 2
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="LOUD: mounting a small disk needs root, a full disk is not tested")
+def test_a_full_disk_ends_the_run_and_costs_nothing_saved(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(tmp_path)], capture_output=True
+    ).returncode:
+        pytest.skip("LOUD: mount is not permitted here, a full disk is not tested")
+    try:
+        run, often = tmp_path / "run", ["checkpoint.save_every_steps=1", "checkpoint.keep_last=100"]
+        assert train(f"run.dir={run}", *often) == 2
+        err = capsys.readouterr().err
+        assert "the disk is full" in err
+        assert "Traceback" not in err
+        saved = sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+        assert len(saved) > 1
+        subprocess.run(["mount", "-o", "remount,size=400m", str(tmp_path)], check=True)
+        assert train(f"run.dir={run}", *often) == 0
+        assert f"resumed at step {saved[-1]}" in capsys.readouterr().out
+        assert sorted(losses(run)) == list(range(1, 41))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=False)
