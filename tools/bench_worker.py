@@ -16,6 +16,7 @@ from jax import numpy as jnp
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
+from lmkit.config.process import prefer_huge_pages
 from lmkit.train.setup import batch_sharding, build_mesh, compile_programs
 from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 
@@ -128,4 +129,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    prefer_huge_pages()  # as lmkit.train does
     main()

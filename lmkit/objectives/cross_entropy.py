@@ -162,5 +162,7 @@ def _chunk(options: _Options, gradients: bool, head_VD, carry, xs):
         d_logits *= 1.0 - jnp.square(capped)
     d_logits = d_logits.astype(hidden_nD.dtype)
     d_hidden = lax.dot_general(d_logits, head_VD, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
-    d_head += lax.dot_general(d_logits, hidden_nD, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    # [D, V] and then transposed: XLA's CPU library is twice as fast on this side of the product
+    d_head_DV = lax.dot_general(hidden_nD, d_logits, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    d_head += lax.optimization_barrier(d_head_DV).T
     return (sums, d_head), d_hidden
