@@ -108,7 +108,7 @@ class Loop:
         with jax.set_mesh(self.blueprint.mesh), Bar(first, train.steps) as bar, self.stop:
             while step < train.steps and self.stop.signal is None:
                 state, metrics = self.programs.train(state, next(batches))
-                self._log(bar, pending)  # of the step before: the device is never waited for
+                self._log(bar, pending)  # waits for the step before, while the device runs this one
                 step, pending = step + 1, (step + 1, metrics)
                 bar.advance(step)
                 last = step == train.steps
@@ -125,10 +125,11 @@ class Loop:
         return state, step
 
     def _log(self, bar: Bar, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-        """Writes the metrics of a step on the logging cadence. Raises where they are no longer numbers."""
+        """Waits for a step; writes its metrics on the logging cadence. Raises where they are no longer numbers."""
         if pending is None:
             return
         step, arrays = pending
+        jax.block_until_ready(arrays["loss"])
         if not (_due(step, self.experiment.train.log_every_steps) or step in (1, self.experiment.train.steps)):
             return
         values = {f"train/{name}": float(value) for name, value in arrays.items() if name != "weight"}

@@ -1,6 +1,7 @@
 """The bench runs, and its row learns what the peers learn from the same weights and tokens."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,9 @@ from helpers import ROOT
 
 
 def test_bench_prints_a_table_and_keeps_a_record(tmp_path: Path) -> None:
-    out = tmp_path / "rows.jsonl"
+    out, environment = tmp_path / "rows.jsonl", {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
     command = [sys.executable, str(ROOT / "tools" / "bench.py"), "--config", "T", "--rounds", "1", "--steps", "2"]
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, timeout=300, env=environment)
     assert done.returncode == 0, done.stderr
     assert "CPU s/step" in done.stdout
     (row,) = [json.loads(line) for line in out.read_text().splitlines()]

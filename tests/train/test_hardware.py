@@ -1,0 +1,63 @@
+"""The catalogue, and the floating-point operations that MFU is counted in."""
+
+import jax.numpy as jnp
+import pytest
+
+from helpers import tiny_config
+from lmkit.config import ConfigError
+from lmkit.config.entry import compose
+from lmkit.config.model import GPTConfig, Position
+from lmkit.config.paths import options_of
+from lmkit.config.sections import HardwareConfig
+from lmkit.train.hardware import check_fits, flops_per_token, known_hardware, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("TPU v5 lite", "tpu_v5e"),
+        ("TPU v5", "tpu_v5p"),
+        ("TPU v6 lite", "tpu_v6e"),
+        ("TPU v4", "tpu_v4"),
+    ],
+)
+def test_devices_are_recognised(kind: str, name: str) -> None:
+    found = known_hardware(HardwareConfig(), kind)
+    assert found is not None
+    assert found.name == name
+
+
+def test_unknown_devices_have_no_peak() -> None:
+    assert known_hardware(HardwareConfig(), "cpu") is None
+    assert peak_flops(None, jnp.dtype(jnp.bfloat16)) == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name in options_of("hardware") if name != "auto"])
+def test_every_entry_cites_its_source(name: str) -> None:
+    entry = compose(["run.name=x", f"hardware={name}"]).hardware
+    assert entry.name == name
+    assert entry.bf16_tflops > 100
+    assert entry.memory_gib >= 16
+    assert len(entry.source) > 20
+
+
+def test_a_step_that_does_not_fit_is_refused() -> None:
+    h100 = known_hardware(HardwareConfig(), "NVIDIA H100")
+    check_fits(h100, 79 * 2**30)
+    with pytest.raises(ConfigError, match=r"90.0 GiB.*h100 has 80.*mesh.fsdp"):
+        check_fits(h100, 90 * 2**30)
+
+
+def test_flops_of_gpt2_small() -> None:
+    """6 N of its 123,653,376 parameters outside the position table, and half of the [T, T] attention."""
+    config = GPTConfig(vocab_size=50257, position=Position.learned, tie_embeddings=True)
+    assert flops_per_token(config, 124_439_808, 1024) == 6 * 123_653_376 + 6 * 12 * 768 * 1024
+
+
+def test_windows_count_what_they_see() -> None:
+    full, windowed = tiny_config(num_layers=2), tiny_config(num_layers=2, sliding_window=16, global_every=2)
+    difference = flops_per_token(full, 0, 64) - flops_per_token(windowed, 0, 64)
+    assert difference == 6 * 64 * (64 - 16)
