@@ -58,7 +58,7 @@ def test_readme_commands_compose(command: str) -> None:
         ]
     if "+experiment=mine" in words or not words:
         return
-    compose(words)
+    assert compose(words).run.name in command
 
 
 def test_every_group_and_experiment_is_named() -> None:

@@ -113,7 +113,7 @@ class Loop:
                 bar.advance(step)
                 last = step == train.steps
                 evaluating = last or _due(step, train.eval_every_steps)
-                saving = last or _due(step, save_every) or self.stop.signal is not None
+                saving = last or _due(step, save_every)
                 if evaluating or saving:
                     pending = self._log(bar, pending)
                     start = time.perf_counter()
@@ -122,6 +122,8 @@ class Loop:
                         self.checkpoints.save(step, state, loss)
                     self.meter.pause(time.perf_counter() - start)
             self._log(bar, pending)
+            if self.stop.signal is not None:  # whenever it came, during an evaluation too
+                self.checkpoints.save(step, state)
         return state, step
 
     def _log(self, bar: Bar, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
@@ -129,15 +131,15 @@ class Loop:
         if pending is None:
             return
         step, arrays = pending
-        jax.block_until_ready(arrays["loss"])
+        loss, grad_norm = float(arrays["loss"]), float(arrays["grad_norm"])
+        if not math.isfinite(loss + grad_norm):  # at every step: what is saved next must be good
+            raise DivergedError(
+                f"the loss is {loss} and the gradient norm {grad_norm} at step {step}; "
+                f"the checkpoints before it are good: lower optim.learning_rate, or raise optim.warmup_steps"
+            )
         if not (_due(step, self.experiment.train.log_every_steps) or step in (1, self.experiment.train.steps)):
             return
         values = {f"train/{name}": float(value) for name, value in arrays.items() if name != "weight"}
-        if not math.isfinite(values["train/loss"] + values["train/grad_norm"]):
-            raise DivergedError(
-                f"the loss is {values['train/loss']} and the gradient norm {values['train/grad_norm']} at step {step}; "
-                f"the checkpoints before it are good: lower optim.learning_rate, or raise optim.warmup_steps"
-            )
         if (rate := self.meter.rate(step)) > 0:
             values["train/tokens_per_sec"] = rate
             if self.peak:
@@ -145,7 +147,7 @@ class Loop:
         self.trackers.log(step, values | memory_now())
         self.latest |= values
         mfu = f"  MFU {values['train/mfu']:.0%}" if "train/mfu" in values else ""
-        bar.figures(step, f"loss {values['train/loss']:.3f}  {rate:,.0f} tok/s{mfu}")
+        bar.figures(step, f"loss {loss:.3f}  {rate:,.0f} tok/s{mfu}")
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
         """Held-out figures and a sample; returns eval/loss. The last one is over all held-out text."""

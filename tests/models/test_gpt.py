@@ -159,7 +159,7 @@ def test_gradients_are_never_reduced_whole() -> None:
 
 def test_strict_dtypes() -> None:
     with jax.numpy_dtype_promotion("strict"):
-        tiny_model()(TOKENS[:, :8])
+        assert tiny_model()(TOKENS[:, :8]).dtype == jnp.float32
 
 
 def test_learned_positions_are_used() -> None:

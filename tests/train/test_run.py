@@ -261,6 +261,17 @@ def test_a_corrupt_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys: pyt
     assert sorted(losses(run)) == list(range(1, 41))
 
 
+def test_a_signal_during_an_evaluation_saves_that_step(tmp_path: Path, monkeypatch) -> None:
+    def interrupted(*args) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return {"eval/loss": 1.0, "eval/bits_per_byte": 1.0}
+
+    monkeypatch.setattr("lmkit.train.main.evaluate", interrupted)
+    cadence = ["train.eval_every_steps=7", "checkpoint.save_every_steps=0"]
+    assert train(f"run.dir={tmp_path / 'run'}", *cadence) == 130
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["7"]
+
+
 def test_a_diverged_run_stops_and_keeps_its_last_good_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
     overrides = [
