@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint.experimental.v1 as ocp
+import orbax.checkpoint.experimental.v1 as orbax_v1
 
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import CheckpointConfig
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
+ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
 METRIC = "eval/loss"
 
 
@@ -139,7 +140,7 @@ class Checkpoints:
         self._checkpointer.close()
 
 
-def _context(compress: bool, partial: bool = False) -> ocp.Context:
+def _context(compress: bool, partial: bool = False) -> Any:
     options = ocp.options
     return ocp.Context(
         array_options=options.ArrayOptions(saving=options.ArrayOptions.Saving(use_compression=compress)),

@@ -80,7 +80,9 @@ def to_devices(
     def spread(local: np.ndarray) -> jax.Array:
         shape = (global_rows, *local.shape[1:])
         return jax.make_array_from_callback(
-            shape, sharding, lambda index: local[place[index[0]]][(slice(None), *index[1:])]
+            shape,
+            sharding,
+            lambda index: local[place[index[0]]][(slice(None), *index[1:])],  # pyright: ignore
         )
 
     return {name: spread(local) for name, local in batch.items()}
@@ -91,7 +93,7 @@ def train_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """Batches of steps first_step .. steps, on the devices."""
     rows = host_rows(sharding, (batch_size, config.seq_len))
-    source = TrainBatches(data, config, seed, steps, batch_size, rows)
+    source: Any = TrainBatches(data, config, seed, steps, batch_size, rows)
     options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.prefetch)
     for batch in grain.MapDataset.source(source)[first_step:].to_iter_dataset(options):
         yield to_devices(batch, rows, batch_size, sharding)

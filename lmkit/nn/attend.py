@@ -8,6 +8,7 @@
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -117,5 +118,5 @@ def _splash(q, k, v, segments, *, causal, window, softcap, scale):
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     ids = None if segments is None else splash.SegmentIds(segments, segments)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-    out = jax.vmap(heads, in_axes=(0, 0, 0, None if ids is None else 0))(grouped, k, v, ids)
+    out: Any = jax.vmap(heads, in_axes=(0, 0, 0, None if ids is None else 0))(grouped, k, v, ids)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)

@@ -10,7 +10,7 @@ from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
 from lmkit.objectives.causal_lm import causal_lm
 from lmkit.objectives.sums import Sums
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
 # (model, batch, key) to sums; key None means evaluation (no dropout)
 Objective = Callable[[Any, Batch, jax.Array | None], Sums]
 

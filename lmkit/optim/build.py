@@ -113,7 +113,7 @@ def _width_factor(spec: ParamSpec) -> Any:
 def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
     """Decoupled decay for a rule that has applied its learning rate already."""
 
-    def update(updates, state, params):
+    def update(updates, state, params=None):
         factor = rate(state.count) * config.weight_decay
         updates = jax.tree.map(lambda u, p, decay: u - factor * p if decay else u, updates, params, decays)
         return updates, optax.ScaleByScheduleState(count=optax.safe_increment(state.count))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:
     return sizes
 
 
-def build_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all). Axes with a DCN part are split slice-major."""
     devices = list(jax.devices() if devices is None else devices)
     sizes = axis_sizes(config, len(devices))

@@ -78,7 +78,8 @@ def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[An
     if blueprint.mesh.size == 1:
         return update(grads, opt, params)
     shardings = (blueprint.shardings["params"], blueprint.shardings["opt"])
-    return jax.sharding.auto_axes(update, out_sharding=shardings)(grads, opt, params)
+    inferred: Any = jax.sharding.auto_axes(update, out_sharding=shardings)
+    return inferred(grads, opt, params)
 
 
 def make_eval_step(blueprint: Blueprint, objective: Objective) -> Callable[[State, Batch], Sums]:
