@@ -9,7 +9,7 @@ from flax import nnx
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.config.model import GPTConfig
+from lmkit.config.families import GPTConfig
 from lmkit.models import GPT
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import build_mesh

@@ -2,6 +2,7 @@
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.model import GPTConfig, ModelConfig
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import ModelConfig
 
 __all__ = ["ConfigError", "Experiment", "GPTConfig", "ModelConfig"]

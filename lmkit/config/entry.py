@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.config.base import ConfigError, UserError, keys_of, nearest
-from lmkit.config.experiment import MODEL_SCHEMAS, Experiment
+from lmkit.config.experiment import Experiment
+from lmkit.config.families import MODEL_SCHEMAS
 from lmkit.config.paths import conf_dir, options_of
 
 if TYPE_CHECKING:

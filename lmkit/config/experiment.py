@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmkit.config.base import ConfigError, key
-from lmkit.config.model import GPTConfig, ModelConfig, Position
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import ModelConfig, Position
 from lmkit.config.sections import (
     CheckpointConfig,
     DataConfig,
@@ -18,9 +19,6 @@ from lmkit.config.sections import (
     TrackerConfig,
     TrainConfig,
 )
-
-# A family's schema by the name its presets inherit from.
-MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {"gpt_schema": GPTConfig}
 
 
 @dataclass
@@ -42,6 +40,11 @@ class Experiment:
 
     def __post_init__(self) -> None:
         model, data, optim, train = self.model, self.data, self.optim, self.train
+        if type(model) not in (ModelConfig, GPTConfig):
+            raise ConfigError(
+                f"objective={self.objective.kind.name} trains a decoder, not {type(model).__name__}: set model=gpt "
+                f"or another preset of that family; the other families are for import so far, see docs/models.md"
+            )
         if isinstance(model, GPTConfig) and model.position is Position.learned and data.seq_len > model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={data.seq_len} is longer than the {model.max_seq_len} positions of the model: "
@@ -59,16 +62,16 @@ class Experiment:
         tensor = self.mesh.tensor * self.mesh.dcn.tensor
         if tensor <= 1:
             return
-        model = self.model
-        for name, size in (
-            ("model.num_heads", model.num_heads),
-            ("model.num_kv_heads", model.kv_heads),
-            ("model.mlp_dim", model.mlp_size),
-            ("data.seq_len", self.data.seq_len),
-        ):
-            check_divides(name, size, "mesh.tensor", tensor)
-        if model.vocab_size:
-            check_divides("model.vocab_size", model.vocab_size, "mesh.tensor", tensor)
+        for prefix, part in self.model.parts().items():
+            for name, size in (
+                (f"{prefix}.num_heads", part.num_heads),
+                (f"{prefix}.num_kv_heads", part.kv_heads),
+                (f"{prefix}.mlp_dim", part.mlp_size),
+                ("data.seq_len", self.data.seq_len),
+            ):
+                check_divides(name, size, "mesh.tensor", tensor)
+            if part.vocab_size:
+                check_divides(f"{prefix}.vocab_size", part.vocab_size, "mesh.tensor", tensor)
 
 
 def check_divides(name: str, size: int, axis: str, parts: int) -> None:

@@ -1,8 +1,9 @@
-"""Model sections. A family's schema lists what its blocks can do; `conf/model/` holds the presets."""
+"""What every model is made of: the keys that the blocks of `lmkit/nn` read. families.py adds each family's own."""
 
+import dataclasses
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from lmkit.config.base import ConfigError, Section, key
 
@@ -10,9 +11,19 @@ from lmkit.config.base import ConfigError, Section, key
 class Position(Enum):
     """How a token learns its place."""
 
-    rope = 0
-    learned = 1
+    rope = 0  # rotary: queries and keys turn by their place
+    learned = 1  # a table of vectors
     none = 2
+    sinusoidal = 3  # fixed sines and cosines (Vaswani et al. 2017, section 3.5)
+    relative = 4  # a learned bias of the scores by bucketed distance (T5, Raffel et al. 2020, section 2.1)
+
+
+class RopeScaling(Enum):
+    """How rotary positions reach beyond the length a model was trained on."""
+
+    none = 0
+    linear = 1  # every wavelength times `rope_factor` (Chen et al. 2023, equation 4)
+    llama3 = 2  # only the long ones, with a smooth passage between (Llama 3.1)
 
 
 class Norm(Enum):
@@ -20,6 +31,14 @@ class Norm(Enum):
 
     rmsnorm = 0
     layernorm = 1
+
+
+class NormOrder(Enum):
+    """Where a sub-layer f is normalised."""
+
+    pre = 0  # x + f(norm(x))
+    post = 1  # norm(x + f(x)): the original Transformer, BERT
+    both = 2  # x + norm(f(norm(x))): Gemma 2
 
 
 class Activation(Enum):
@@ -30,6 +49,7 @@ class Activation(Enum):
     silu = 2
     relu = 3
     relu2 = 4
+    quick_gelu = 5  # x sigmoid(1.702 x): CLIP
 
 
 class ResidualInit(Enum):
@@ -69,25 +89,66 @@ class DType(Enum):
 
 @dataclass
 class ModelConfig(Section):
-    """What every family shares."""
+    """Any model: one transformer, or several (CLIP's towers)."""
 
     section: ClassVar[str] = "model"
 
+    def parts(self) -> "dict[str, TransformerConfig]":
+        """The transformers it is made of, by the prefix of their keys."""
+        return {}
+
+
+@dataclass
+class TransformerConfig(ModelConfig):
+    """What a stack of blocks is told."""
+
     vocab_size: int = key(0, "rows of the embedding table; 0 takes the tokenizer's size", at_least=0)
-    num_layers: int = key(12, "blocks in the stack", at_least=1)
+    num_layers: int = key(12, "blocks in the stack (of the encoder, where there is one)", at_least=1)
     num_heads: int = key(12, "query heads", at_least=1)
     num_kv_heads: int = key(0, "key/value heads: 0 = num_heads (MHA), 1 = MQA, between = GQA", at_least=0)
     head_dim: int = key(0, "size of a head; 0 = embed_dim / num_heads", at_least=0)
     embed_dim: int = key(768, "width of the residual stream", at_least=1)
-    mlp_dim: int = key(0, "hidden width of the MLP; 0 = 4 * embed_dim", at_least=0)
+    mlp_dim: int = key(0, "hidden width of the MLP (of each expert); 0 = 4 * embed_dim", at_least=0)
     max_seq_len: int = key(1024, "longest sequence; the rows of the table when position=learned", at_least=1)
     dtype: DType = key(DType.auto, "compute dtype; parameters stay float32")
     remat: Remat = key(Remat.none, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
     attention: Kernel = key(Kernel.auto, "attention kernel")
-    dropout: float = key(0.0, "dropout of embeddings and of each block's outputs", at_least=0.0, at_most=0.99)
+    dropout: float = key(0.0, "dropout of embeddings and of each sub-layer's output", at_least=0.0, at_most=0.99)
     init_std: float = key(0.02, "standard deviation of initial weights; 0 = 1/sqrt(fan_in)", at_least=0.0)
     residual_init: ResidualInit = key(ResidualInit.scaled, "initial scale of projections into the residual stream")
+
+    block: str = key("", "a block of your own, as module:Class with the signature of lmkit.nn.block:Block; '' = that")
+    position: Position = key(Position.rope, "how tokens learn their place")
+    rope_theta: float = key(10_000.0, "base wavelength of rotary positions", at_least=1.0)
+    rope_local_theta: float = key(0.0, "the same for layers with a window; 0 = rope_theta (Gemma 3)", at_least=0.0)
+    rope_scaling: RopeScaling = key(RopeScaling.none, "reach beyond the trained length, in layers without a window")
+    rope_factor: float = key(1.0, "how many times longer, with rope_scaling", at_least=1.0)
+    rope_original_len: int = key(8192, "with llama3: the length it was trained on", at_least=1)
+    rope_low_freq: float = key(1.0, "with llama3: periods in that length below which all is scaled", at_least=0.0)
+    rope_high_freq: float = key(4.0, "with llama3: periods in that length above which nothing is", at_least=0.0)
+    norm: Norm = key(Norm.rmsnorm, "kind of normalisation")
+    norm_order: NormOrder = key(NormOrder.pre, "where each sub-layer is normalised: pre, post, both")
+    norm_eps: float = key(1e-5, "added to the variance", at_least=0.0)
+    norm_offset: float = key(0.0, "added to the norm's learned scale, which starts at 1 minus it (Gemma: 1)")
+    activation: Activation = key(Activation.silu, "non-linearity of the MLP")
+    gated: bool = key(False, "gated MLP: activation(gate) * up (SwiGLU with silu)")
+    bias: bool = key(False, "biases in all linear layers and layer norms")
+    qkv_bias: bool = key(False, "biases in the query, key and value projections only (Qwen 2)")
+    key_bias: bool = key(True, "where there are biases: in the key projection too (Whisper: false)")
+    qk_norm: bool = key(False, "RMS-normalise queries and keys per head (Qwen 3, Gemma 3)")
+    attention_scale: float = key(0.0, "scale of the attention scores; 0 = 1/sqrt(head size)", at_least=0.0)
+    attention_softcap: float = key(0.0, "cap * tanh(scores / cap); 0 = off (Gemma 2: 50)", at_least=0.0)
+    sliding_window: int = key(
+        0, "positions seen in windowed layers: the last so many, or without causality half on each side; 0 = all",
+        at_least=0,
+    )  # fmt: skip
+    global_every: int = key(0, "with a window: one layer in so many sees all positions; 0 = none does", at_least=0)
+    global_first: int = key(-1, "the first layer (0-based) that does; -1 = the last of each group", at_least=-1)
+
+    num_experts: int = key(0, "experts of the mixture in place of the MLP; 0 = a plain MLP", at_least=0)
+    experts_per_token: int = key(2, "experts that each token goes to, the best by the router", at_least=1)
+    renormalize_experts: bool = key(True, "their weights sum to one (Mixtral), instead of their share of all")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +162,18 @@ class ModelConfig(Section):
                 f"model.num_heads={self.num_heads} is not divisible by model.num_kv_heads={self.num_kv_heads}: "
                 f"choose one of {[k for k in range(1, self.num_heads + 1) if self.num_heads % k == 0]}"
             )
+        if self.position is Position.rope and self.head_size % 2:
+            raise ConfigError(f"model.head_dim={self.head_size} is odd: rotary positions need an even head size")
+        if self.num_experts and self.experts_per_token > self.num_experts:
+            raise ConfigError(
+                f"model.experts_per_token={self.experts_per_token} of model.num_experts={self.num_experts}: "
+                f"set experts_per_token={self.num_experts} or less"
+            )
+        if self.num_experts and self.bias:
+            raise ConfigError("model.bias=true with model.num_experts: experts have no biases; set model.bias=false")
+
+    def parts(self) -> "dict[str, TransformerConfig]":
+        return {"model": self}
 
     @property
     def kv_heads(self) -> int:
@@ -114,38 +187,14 @@ class ModelConfig(Section):
     def mlp_size(self) -> int:
         return self.mlp_dim or 4 * self.embed_dim
 
-
-@dataclass
-class GPTConfig(ModelConfig):
-    """Decoder-only models: GPT-2, GPT-3, Llama, Qwen, Gemma by configuration alone."""
-
-    position: Position = key(Position.rope, "rotary or learned absolute positions, or none")
-    rope_theta: float = key(10_000.0, "base wavelength of rotary positions", at_least=1.0)
-    rope_local_theta: float = key(0.0, "the same for layers with a window; 0 = rope_theta (Gemma 3)", at_least=0.0)
-    norm: Norm = key(Norm.rmsnorm, "normalisation before each sub-layer and at the end")
-    norm_eps: float = key(1e-5, "added to the variance", at_least=0.0)
-    norm_offset: float = key(0.0, "added to the norm's learned scale, which starts at 1 minus it (Gemma: 1)")
-    post_norm: bool = key(False, "normalise each sub-layer's output too (Gemma 2)")
-    activation: Activation = key(Activation.silu, "non-linearity of the MLP")
-    gated: bool = key(False, "gated MLP: activation(gate) * up (SwiGLU with silu)")
-    bias: bool = key(False, "biases in all linear layers and layer norms")
-    qkv_bias: bool = key(False, "biases in the query, key and value projections only (Qwen 2)")
-    qk_norm: bool = key(False, "RMS-normalise queries and keys per head (Qwen 3, Gemma 3)")
-    tie_embeddings: bool = key(False, "the head is the embedding table")
-    embed_scale: bool = key(False, "multiply embeddings by sqrt(embed_dim) (Gemma)")
-    attention_scale: float = key(0.0, "scale of the attention scores; 0 = 1/sqrt(head size)", at_least=0.0)
-    sliding_window: int = key(0, "positions each one sees in windowed layers, itself included; 0 = all", at_least=0)
-    global_every: int = key(0, "with a window: every n-th layer sees all positions; 0 = none does", at_least=0)
-    attention_softcap: float = key(0.0, "cap * tanh(scores / cap); 0 = off (Gemma 2: 50)", at_least=0.0)
-    logit_softcap: float = key(0.0, "cap * tanh(logits / cap); 0 = off (Gemma 2: 30)", at_least=0.0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.position is Position.rope and self.head_size % 2:
-            raise ConfigError(f"model.head_dim={self.head_size} is odd: rotary positions need an even head size")
-
     def window_of(self, layer: int) -> int:
         """The window of a layer (0-based); 0 where it sees everything."""
-        if self.global_every and (layer + 1) % self.global_every == 0:
+        if self.global_every and (layer - self.global_first) % self.global_every == 0:
             return 0
         return self.sliding_window
+
+
+def again(name: str, default: Any) -> Any:
+    """A key of TransformerConfig with a family's own default."""
+    (field,) = [field for field in dataclasses.fields(TransformerConfig) if field.name == name]
+    return dataclasses.field(default=default, metadata=field.metadata)

@@ -1,18 +1,16 @@
-"""Decoder-only transformers: GPT-2, GPT-3, Llama, Qwen, Gemma, by configuration alone."""
+"""Decoder-only transformers: GPT-2, GPT-3, Llama, Qwen, Gemma, Mixtral, by configuration alone."""
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import GPTConfig, Position
-from lmkit.nn.attention import make_places
-from lmkit.nn.block import GATHERED, RESIDUAL, DecoderBlock
-from lmkit.nn.dropout import dropout
-from lmkit.nn.embed import Embed
-from lmkit.nn.norm import build_norm
+from lmkit.config.families import GPTConfig
+from lmkit.nn.attention import make_places, windowed_layers
+from lmkit.nn.block import load_block
+from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
+from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import current_spec, reshard
+from lmkit.parallel.rules import residual_dims
 
 
 class GPT(nnx.Module):
@@ -23,24 +21,17 @@ class GPT(nnx.Module):
     """
 
     def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        if config.vocab_size < 1:
-            raise ValueError("GPTConfig.vocab_size=0: give the number of tokens")
         self.config = config
-        table = {"size": config.embed_dim, "std": config.init_std, "rngs": rngs}
-        self.embed = Embed(config.vocab_size, dim="vocab", **table)
-        learned = config.position is Position.learned
-        self.position = Embed(config.max_seq_len, dim="position", **table) if learned else None
+        table = {"size": config.embed_dim, "dim": "vocab", "std": config.init_std, "rngs": rngs}
+        self.embed = Embed(config.vocab_size, **table)
+        self.input = StreamInput(config, length=config.max_seq_len, scaled=config.embed_scale, rngs=rngs)
+        make_block = load_block(config)
         self.stack = Stack(
-            lambda rngs: DecoderBlock(config, rngs=rngs),
-            config.num_layers,
-            remat=config.remat,
-            scan=config.scan_layers,
-            rngs=rngs,
-        )
-        self.norm = build_norm(
-            config.norm, config.embed_dim, eps=config.norm_eps, offset=config.norm_offset, bias=config.bias
-        )
-        self.head = None if config.tie_embeddings else Embed(config.vocab_size, dim="vocab", **table)
+            lambda rngs: make_block(config, causal=True, rngs=rngs),
+            config.num_layers, remat=config.remat, scan=config.scan_layers, rngs=rngs,
+        )  # fmt: skip
+        self.norm = stream_norm(config)
+        self.head = None if config.tie_embeddings else Embed(config.vocab_size, **table)
 
     def hidden(
         self,
@@ -57,20 +48,11 @@ class GPT(nnx.Module):
             key: switches dropout on.
         """
         config = self.config
-        positions = jnp.arange(tokens_BT.shape[1])[None] if positions_BT is None else positions_BT
-        x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=RESIDUAL)
-        if config.embed_scale:
-            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, x_BTD.dtype)
-        if self.position is not None:
-            dims = (None if positions_BT is None else "batch", *RESIDUAL[1:])
-            x_BTD = x_BTD + self.position(positions, x_BTD.dtype, out=dims)
-        stack_key = None
-        if key is not None:
-            embed_key, stack_key = jax.random.split(key)
-            x_BTD = dropout(x_BTD, config.dropout, embed_key, RESIDUAL)
-        places = make_places(config, positions, segment_ids_BT)
-        x_BTD = self.stack(x_BTD, places, flags=_windowed(config), key=stack_key)
-        return self.norm(x_BTD)
+        input_key, stack_key = (None, None) if key is None else jax.random.split(key)
+        x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
+        x_BTD = self.input(x_BTD, positions_BT, key=input_key)
+        places = make_places(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
+        return self.norm(self.stack(x_BTD, places, flags=windowed_layers(config), key=stack_key))
 
     def head_VD(self) -> jax.Array:
         """The table that turns hidden states into logits: float32 [V, D]."""
@@ -84,20 +66,5 @@ class GPT(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """int tokens [B, T] to float32 logits [B, T, V]. Training goes through `hidden`: it never holds them all."""
-        x_BTD = reshard(self.hidden(tokens_BT, segment_ids_BT, positions_BT, key), GATHERED)
-        head_VD = self.head_VD().astype(x_BTD.dtype)
-        logits_BTV = jnp.einsum(
-            "BTD,VD->BTV",
-            x_BTD,
-            head_VD,
-            preferred_element_type=jnp.float32,
-            out_sharding=current_spec(("batch", "seq", "vocab")),
-        )
-        cap = self.config.logit_softcap
-        return cap * jnp.tanh(logits_BTV / cap) if cap else logits_BTV
-
-
-def _windowed(config: GPTConfig) -> bool | jax.Array:
-    """Whether each layer has the window: one bool where all agree, else bool [L]."""
-    each = [config.window_of(layer) > 0 for layer in range(config.num_layers)]
-    return each[0] if len(set(each)) == 1 else jnp.array(each)
+        hidden_BTD = self.hidden(tokens_BT, segment_ids_BT, positions_BT, key)
+        return vocabulary_logits(hidden_BTD, self.head_VD(), softcap=self.config.logit_softcap)

@@ -7,6 +7,7 @@
 | splash | TPUs | T a multiple of 128 |
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,28 @@ from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
 from lmkit.config.model import Kernel
-from lmkit.nn.blockwise import Options, blockwise_attention
+from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
 from lmkit.parallel.rules import current_spec
 
 
 def choose_kernel(
-    kernel: Kernel, *, backend: str, dtype: jnp.dtype, head_size: int, seq_len: int, softcap: float
+    kernel: Kernel,
+    *,
+    backend: str,
+    dtype: jnp.dtype,
+    head_size: int,
+    seq_len: int,
+    softcap: float = 0.0,
+    bias: bool = False,
+    two_sided: bool = False,
 ) -> Kernel:
-    """The kernel that `auto` stands for here; raises ConfigError where the one asked for cannot run."""
+    """The kernel that `auto` stands for here; raises ConfigError where the one asked for cannot run.
+
+    Args:
+        seq_len: of queries and of keys; where they differ, any length that both must be a multiple of.
+        bias: the scores have an additive one.
+        two_sided: a window without causality.
+    """
     refusals = {Kernel.xla: "", Kernel.cudnn: "", Kernel.splash: ""}
     if seq_len % 128:
         refusals[Kernel.splash] = f"it needs a sequence length that is a multiple of 128, got {seq_len}"
@@ -35,6 +50,10 @@ def choose_kernel(
         refusals[Kernel.cudnn] = f"it needs a head size that is a multiple of 8 up to 256, got {head_size}"
     elif softcap:
         refusals[Kernel.cudnn] = f"it has no softcap, model.attention_softcap={softcap}"
+    elif two_sided:
+        refusals[Kernel.cudnn] = "its windows are causal, this model's are not"
+    if bias:
+        refusals[Kernel.cudnn] = refusals[Kernel.splash] = "it takes no bias of the scores, model.position=relative"
     if kernel is Kernel.auto:
         best = {"gpu": Kernel.cudnn, "tpu": Kernel.splash}.get(backend, Kernel.xla)
         return Kernel.xla if refusals[best] else best
@@ -48,39 +67,41 @@ def attend(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     *,
-    segment_ids_BT: jax.Array | None = None,
+    segments: Segments | None = None,
+    bias_NTS: jax.Array | None = None,
     causal: bool = True,
     window: int = 0,
     softcap: float = 0.0,
     scale: float = 0.0,
     kernel: Kernel = Kernel.auto,
 ) -> jax.Array:
-    """softmax(scale q k^T + mask) v (Vaswani et al. 2017, equation 1); K key heads serve N / K query heads each.
+    """softmax(scale q k^T + bias + mask) v (Vaswani et al. 2017, equation 1); K key heads serve N / K query heads each.
 
     Args:
-        segment_ids_BT: int; a position sees only its own segment. None: one segment.
-        window: causal positions each one sees, itself included; 0 for all.
+        segments: int [B, T] of the queries and int [B, S] of the keys; one sees only its own. None: one segment.
+        bias_NTS: float32, added to the scores of all rows.
+        window: positions each one sees: with `causal` the last so many, itself included; without, half of them on
+            each side. 0 for all.
         softcap: cap * tanh(scores / cap) before the mask; 0 for none.
         scale: 0 for 1/sqrt(H).
 
     Returns:
         [B, T, N, H] in q's dtype. Scores and softmax are float32.
     """
-    if window and not causal:
-        raise ValueError(f"window={window} without causal=True would look at the future")
     scale = scale or q_BTNH.shape[-1] ** -0.5
     kernel = choose_kernel(
         kernel, backend=jax.default_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
-        seq_len=q_BTNH.shape[1], softcap=softcap,
+        seq_len=math.gcd(q_BTNH.shape[1], k_BSKH.shape[1]), softcap=softcap, bias=bias_NTS is not None,
+        two_sided=bool(window) and not causal,
     )  # fmt: skip
     options = {"causal": causal, "window": window, "scale": scale}
     if kernel is Kernel.xla:
-        return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segment_ids_BT, Options(softcap=softcap, **options))
+        return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, Options(softcap=softcap, **options))
     if kernel is Kernel.cudnn:
         local = partial(_cudnn, **options)
     else:
         local = partial(_splash, softcap=softcap, **options)
-    return _per_device(local, q_BTNH, k_BSKH, v_BSKH, segment_ids_BT)
+    return _per_device(local, q_BTNH, k_BSKH, v_BSKH, segments)
 
 
 def _per_device(local, q, k, v, segments):
@@ -88,12 +109,12 @@ def _per_device(local, q, k, v, segments):
     if (spec := current_spec(("batch", "seq", "heads", "head"))) is None:
         return local(q, k, v, segments)
     rows = PartitionSpec(*spec[:2])
-    specs = (spec, spec, spec, None if segments is None else rows)
+    specs = (spec, spec, spec, None if segments is None else (rows, rows))
     return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
 
 
 def _cudnn(q, k, v, segments, *, causal, window, scale):
-    mask = None if segments is None else (segments[:, :, None] == segments[:, None, :])[:, None]
+    mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn",
         local_window_size=(window - 1, 0) if window else None,
@@ -107,7 +128,7 @@ def _splash(q, k, v, segments, *, causal, window, softcap, scale):
 
     seq, keys, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
     if window:
-        mask = masks.LocalMask((seq, keys), (window - 1, 0), offset=0)
+        mask = masks.LocalMask((seq, keys), reach(Options(causal, window, softcap, scale)), offset=0)
     else:
         mask = masks.CausalMask((seq, keys)) if causal else masks.FullMask((seq, keys))
     kernel = splash.make_splash_mqa_single_device(
@@ -116,7 +137,7 @@ def _splash(q, k, v, segments, *, causal, window, softcap, scale):
     )  # fmt: skip
     grouped = (q * scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-    ids = None if segments is None else splash.SegmentIds(segments, segments)
+    ids = None if segments is None else splash.SegmentIds(*segments)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))
     out: Any = jax.vmap(heads, in_axes=(0, 0, 0, None if ids is None else 0))(grouped, k, v, ids)
     return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)

@@ -1,4 +1,4 @@
-"""Self-attention of a decoder block."""
+"""Attention of a block: to its own sequence, and to another one."""
 
 from typing import NamedTuple
 
@@ -6,46 +6,50 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import GPTConfig, Position
+from lmkit.config.model import Position, TransformerConfig
 from lmkit.nn.attend import attend
 from lmkit.nn.linear import Linear
 from lmkit.nn.norm import RMSNorm
-from lmkit.nn.position import apply_rope, rope_table
-
-Table = tuple[jax.Array, jax.Array]
+from lmkit.nn.position import Table, apply_rope, rope_table
+from lmkit.parallel.rules import residual_dims
 
 
 class Places(NamedTuple):
-    """What a layer must know of its tokens' places; the same for every layer."""
+    """What a layer must know beside the stream; the same for every layer."""
 
-    segment_ids_BT: jax.Array | None
-    rope: Table | None  # for layers that see everything
-    rope_local: Table | None  # for layers with a window
+    segment_ids_BT: jax.Array | None = None
+    rope: Table | None = None  # for layers that see everything
+    rope_local: Table | None = None  # for layers with a window
+    bias_NTS: jax.Array | None = None  # of the scores
+    memory_BSD: jax.Array | None = None  # what cross-attention looks at
+    memory_ids_BS: jax.Array | None = None  # its segments
 
 
 class Attention(nnx.Module):
     """Projections, optional QK-norm, rotary positions, attention, output projection."""
 
-    def __init__(self, config: GPTConfig, *, residual_std: float | None, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(
+        self, config: TransformerConfig, *, causal: bool, residual_std: float | None, rngs: nnx.Rngs
+    ):  # fmt: skip
+        self.config, self.causal = config, causal
         width, size = {"embed": config.embed_dim}, {"head": config.head_size}
         q_heads, kv_heads = {"heads": config.num_heads}, {"kv_heads": config.kv_heads}
-        inner = {"std": config.init_std, "bias": config.bias or config.qkv_bias, "rngs": rngs}
-        self.q = Linear(width, q_heads | size, **inner)
-        self.k = Linear(width, kv_heads | size, **inner)
-        self.v = Linear(width, kv_heads | size, **inner)
+        inner = {"std": config.init_std, "rngs": rngs}
+        bias = config.bias or config.qkv_bias
+        self.q = Linear(width, q_heads | size, bias=bias, **inner)
+        self.k = Linear(width, kv_heads | size, bias=bias and config.key_bias, **inner)
+        self.v = Linear(width, kv_heads | size, bias=bias, **inner)
         self.out = Linear(q_heads | size, width, std=residual_std, bias=config.bias, rngs=rngs)
         norm = {"eps": config.norm_eps, "offset": config.norm_offset}
         self.q_norm = RMSNorm(config.head_size, **norm) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, **norm) if config.qk_norm else None
 
-    def __call__(self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool) -> jax.Array:
-        """[B, T, D] gathered over the sequence to [B, T, D] sharded over it. `windowed`: this layer has the window."""
-        q_BTNH = self.q(x_BTD, out=("batch", "seq", "heads", "head"))
-        k_BSKH = self.k(x_BTD, out=("batch", "seq", "kv_heads", "head"))
-        v_BSKH = self.v(x_BTD, out=("batch", "seq", "kv_heads", "head"))
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
+    def __call__(self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool = False) -> jax.Array:
+        """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout.
+
+        `windowed`: this layer has the window.
+        """
+        q_BTNH, k_BSKH, v_BSKH = self._project(x_BTD, x_BTD)
         if isinstance(windowed, bool):
             y_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, places, windowed)
         else:  # kernels need a static window: compile both, run one
@@ -55,25 +59,57 @@ class Attention(nnx.Module):
                 lambda q, k, v: self._mix(q, k, v, places, False),
                 q_BTNH, k_BSKH, v_BSKH,
             )  # fmt: skip
-        return self.out(y_BTNH, out=("batch", "seq_norm", "width"))
+        return self.out(y_BTNH, out=residual_dims(x_BTD.shape[1]))
+
+    def _project(self, x_BTD: jax.Array, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q_BTNH = self.q(x_BTD, out=("batch", "seq", "heads", "head"))
+        k_BSKH = self.k(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
+        v_BSKH = self.v(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
+        return q_BTNH, k_BSKH, v_BSKH
 
     def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: bool) -> jax.Array:
-        config = self.config
+        config, ids = self.config, places.segment_ids_BT
         if config.position is Position.rope:
             table = places.rope_local if windowed else places.rope
             assert table is not None
             q, k = apply_rope(q, table), apply_rope(k, table)
         return attend(
-            q, k, v, segment_ids_BT=places.segment_ids_BT, causal=True, scale=config.attention_scale,
-            window=config.sliding_window if windowed else 0, softcap=config.attention_softcap, kernel=config.attention,
+            q, k, v, segments=None if ids is None else (ids, ids), bias_NTS=places.bias_NTS, causal=self.causal,
+            scale=config.attention_scale, window=config.sliding_window if windowed else 0,
+            softcap=config.attention_softcap, kernel=config.attention,
         )  # fmt: skip
 
 
-def make_places(config: GPTConfig, positions: jax.Array, segment_ids_BT: jax.Array | None) -> Places:
-    """Rotary tables for int positions [B or 1, T], once for all layers."""
+class CrossAttention(Attention):
+    """Queries from the stream, keys and values from another sequence (Vaswani et al. 2017, section 3.2.3)."""
+
+    def __init__(self, config: TransformerConfig, *, residual_std: float | None, rngs: nnx.Rngs):
+        super().__init__(config, causal=False, residual_std=residual_std, rngs=rngs)
+
+    def __call__(self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool = False) -> jax.Array:
+        """[B, T, D], with places.memory_BSD gathered over its sequence, to [B, T, D]."""
+        assert places.memory_BSD is not None, "nothing to look at"
+        config, ids, memory_ids = self.config, places.segment_ids_BT, places.memory_ids_BS
+        y_BTNH = attend(
+            *self._project(x_BTD, places.memory_BSD),
+            segments=None if ids is None or memory_ids is None else (ids, memory_ids),
+            causal=False, scale=config.attention_scale, softcap=config.attention_softcap, kernel=config.attention,
+        )  # fmt: skip
+        return self.out(y_BTNH, out=residual_dims(x_BTD.shape[1]))
+
+
+def make_places(config: TransformerConfig, positions: jax.Array, segment_ids_BT: jax.Array | None) -> Places:
+    """Rotary tables for int positions [B or 1, T], once for all layers, and the segments."""
     rope = rope_local = None
     if config.position is Position.rope:
-        rope = rope_table(positions, config.head_size, config.rope_theta)
-        local = config.rope_local_theta or config.rope_theta
-        rope_local = rope if local == config.rope_theta else rope_table(positions, config.head_size, local)
+        rope = rope_table(positions, config)
+        rope_local = rope_table(positions, config, local=True) if config.rope_local_theta else rope
     return Places(None if segment_ids_BT is None else segment_ids_BT.astype(jnp.int32), rope, rope_local)
+
+
+def windowed_layers(config: TransformerConfig, first: int = 0) -> bool | jax.Array:
+    """Whether each layer from `first` on has the window: one bool where all agree, else bool [L - first]."""
+    each = [config.window_of(layer) > 0 for layer in range(first, config.num_layers)]
+    return each[0] if len(set(each)) == 1 else jnp.array(each)

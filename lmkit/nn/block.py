@@ -1,55 +1,95 @@
-"""The decoder block: attention and MLP, each normalised on the way in."""
+"""The blocks that stacks are made of: attention and MLP, each joined to the residual stream."""
+
+import importlib
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from lmkit.config.model import GPTConfig, ResidualInit
-from lmkit.nn.attention import Attention, Places
+from lmkit.config.base import ConfigError
+from lmkit.config.model import NormOrder, ResidualInit, TransformerConfig
+from lmkit.nn.attention import Attention, CrossAttention, Places
 from lmkit.nn.dropout import dropout
 from lmkit.nn.mlp import MLP
-from lmkit.nn.norm import build_norm
-from lmkit.parallel.rules import reshard
-
-RESIDUAL = ("batch", "seq_norm", "width")  # between blocks: the sequence is split over `tensor` too
-GATHERED = ("batch", "seq", "width")  # inside a sub-layer: heads or mlp are split instead
+from lmkit.nn.moe import MoE
+from lmkit.nn.norm import stream_norm
+from lmkit.parallel.rules import GATHERED, reshard, residual_dims
 
 
-class DecoderBlock(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); `post_norm` normalises what is added, too."""
+class Join(nnx.Module):
+    """How a sub-layer f joins the stream: x + f(norm(x)), norm(x + f(x)), or x + norm(f(norm(x)))."""
 
-    def __init__(self, config: GPTConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        residual_std = _residual_std(config)
-        norms = {
-            "kind": config.norm, "size": config.embed_dim, "eps": config.norm_eps, "offset": config.norm_offset,
-            "bias": config.bias,
-        }  # fmt: skip
-        self.attention_norm = build_norm(**norms)
-        self.attention = Attention(config, residual_std=residual_std, rngs=rngs)
-        self.mlp_norm = build_norm(**norms)
-        self.mlp = MLP(
-            config.embed_dim, config.mlp_size, activation=config.activation, gated=config.gated, bias=config.bias,
-            std=config.init_std, residual_std=residual_std, rngs=rngs,
-        )  # fmt: skip
-        self.attention_post_norm = build_norm(**norms) if config.post_norm else None
-        self.mlp_post_norm = build_norm(**norms) if config.post_norm else None
+    def __init__(self, config: TransformerConfig, *, normed: bool = True):
+        self.order, self.dropout = config.norm_order, config.dropout
+        self.norm = stream_norm(config) if normed else None
+        self.post_norm = stream_norm(config) if config.norm_order is NormOrder.both else None
+
+    def __call__(self, x_BTD: jax.Array, f: Callable, name: str, key: jax.Array | None) -> jax.Array:
+        """[B, T, D] to [B, T, D] in the stream's layout; `name` is what remat policies know f's result by."""
+        late = self.order is NormOrder.post
+        y_BTD = x_BTD if late or self.norm is None else self.norm(x_BTD)
+        y_BTD = checkpoint_name(f(reshard(y_BTD, GATHERED)), name)
+        y_BTD = y_BTD if self.post_norm is None else self.post_norm(y_BTD)
+        x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, residual_dims(x_BTD.shape[1]))
+        return self.norm(x_BTD) if late and self.norm is not None else x_BTD
+
+
+class Block(nnx.Module):
+    """Self-attention, then the MLP or a mixture of experts.
+
+    Args:
+        causal: nobody sees the future.
+        normed: False leaves out attention's norm, where the stream has just been normalised.
+    """
+
+    def __init__(self, config: TransformerConfig, *, causal: bool, normed: bool = True, rngs: nnx.Rngs):
+        std = residual_std(config)
+        self.attention = Attention(config, causal=causal, residual_std=std, rngs=rngs)
+        self.mlp = (MoE if config.num_experts else MLP)(config, residual_std=std, rngs=rngs)
+        self.attention_join, self.mlp_join = Join(config, normed=normed), Join(config)
 
     def __call__(
         self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
     ) -> jax.Array:
-        """[B, T, D] to [B, T, D]. `key` switches dropout on."""
+        """[B, T, D] to [B, T, D]. `windowed`: this layer has the window. `key` switches dropout on."""
         keys = (None, None) if key is None else jax.random.split(key)
-        y = self.attention(reshard(self.attention_norm(x_BTD), GATHERED), places, windowed)
-        y = checkpoint_name(y, "attention")
-        y = y if self.attention_post_norm is None else self.attention_post_norm(y)
-        x_BTD = x_BTD + dropout(y, self.config.dropout, keys[0], RESIDUAL)
-        y = checkpoint_name(self.mlp(reshard(self.mlp_norm(x_BTD), GATHERED)), "mlp")
-        y = y if self.mlp_post_norm is None else self.mlp_post_norm(y)
-        return x_BTD + dropout(y, self.config.dropout, keys[1], RESIDUAL)
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
+        return self.mlp_join(x_BTD, self.mlp, "mlp", keys[1])
 
 
-def _residual_std(config: GPTConfig) -> float | None:
+class CrossBlock(Block):
+    """A block that looks at places.memory_BSD between its two sub-layers: an encoder-decoder's decoder."""
+
+    def __init__(self, config: TransformerConfig, *, causal: bool, rngs: nnx.Rngs):
+        super().__init__(config, causal=causal, rngs=rngs)
+        self.cross = CrossAttention(config, residual_std=residual_std(config), rngs=rngs)
+        self.cross_join = Join(config)
+
+    def __call__(
+        self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
+    ) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
+        x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, places), "cross", keys[2])
+        return self.mlp_join(x_BTD, self.mlp, "mlp", keys[1])
+
+
+def load_block(config: TransformerConfig) -> Callable[..., nnx.Module]:
+    """The class that `model.block` names, Block where it names none."""
+    if not config.block:
+        return Block
+    module, _, name = config.block.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"model.block={config.block}: {error}; it must be module:Class, importable from here"
+        ) from error
+
+
+def residual_std(config: TransformerConfig) -> float | None:
     """Standard deviation of projections into the residual stream; None for zero."""
     if config.residual_init is ResidualInit.zero:
         return None

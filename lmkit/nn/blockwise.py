@@ -7,13 +7,14 @@ keys it may see, so half of the work and nearly all of the [T, S] memory of the 
 
 from collections.abc import Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives a mean, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
+Segments = tuple[jax.Array, jax.Array]  # int [B, T] of the queries, int [B, S] of the keys
 
 
 class Options(NamedTuple):
@@ -35,29 +36,39 @@ class _Block(NamedTuple):
 
 
 def _blocks(num_queries: int, num_keys: int, options: Options) -> Iterator[_Block]:
-    size = max(-(-num_queries // _MAX_BLOCKS), _MIN_BLOCK) if options.causal else num_queries
+    bounded = options.causal or options.window
+    size = max(-(-num_queries // _MAX_BLOCKS), _MIN_BLOCK) if bounded else num_queries
+    before, after = reach(options)
     for start in range(0, num_queries, size):
         stop = min(start + size, num_queries)
-        first = max(start - options.window + 1, 0) if options.window else 0
-        yield _Block(start, stop, first, stop if options.causal else num_keys)
+        first = 0 if before is None else max(start - before, 0)
+        yield _Block(start, stop, first, num_keys if after is None else min(stop + after, num_keys))
 
 
-def _mask(block: _Block, segments_BT: jax.Array | None, options: Options) -> jax.Array | None:
+def reach(options: Any) -> tuple[int | None, int | None]:
+    """How many positions before and after its own one sees; None for all."""
+    if options.causal:
+        return (options.window - 1 if options.window else None), 0
+    return (options.window // 2,) * 2 if options.window else (None, None)
+
+
+def _mask(block: _Block, segments: Segments | None, options: Options) -> jax.Array | None:
     """bool [B or 1, 1, 1, queries, keys], True where a query sees a key; None where all see all."""
     mask = None
-    if options.causal:
+    before, after = reach(options)
+    if before is not None or after is not None:
         distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first, block.last)[None, :]
-        mask = (distance >= 0) & (distance < options.window) if options.window else distance >= 0
-        mask = mask[None, None, None]
-    if segments_BT is not None:
-        own, others = segments_BT[:, block.start : block.stop, None], segments_BT[:, None, block.first : block.last]
+        mask = jnp.ones(distance.shape, bool) if after is None else distance >= -after
+        mask = (mask if before is None else mask & (distance <= before))[None, None, None]
+    if segments is not None:
+        own, others = segments[0][:, block.start : block.stop, None], segments[1][:, None, block.first : block.last]
         same = (own == others)[:, None, None]
         mask = same if mask is None else mask & same
     return mask
 
 
 def _scores(
-    block: _Block, q_BKGTH, k_BKSH, segments_BT, options: Options
+    block: _Block, q_BKGTH, k_BKSH, segments, bias_NTS, options: Options
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Masked float32 scores [B, K, G, t, s] of a block, the mask, and tanh(scores / softcap) where there is one."""
     q = q_BKGTH[:, :, :, block.start : block.stop]
@@ -69,7 +80,10 @@ def _scores(
     if options.softcap:
         capped = jnp.tanh(scores / options.softcap)
         scores = options.softcap * capped
-    mask = _mask(block, segments_BT, options)
+    if bias_NTS is not None:
+        heads = bias_NTS.reshape(k.shape[1], -1, *bias_NTS.shape[1:])
+        scores += heads[:, :, block.start : block.stop, block.first : block.last]
+    mask = _mask(block, segments, options)
     return (scores if mask is None else jnp.where(mask, scores, _MASKED)), mask, capped
 
 
@@ -83,18 +97,18 @@ def _ungroup(x_BKGTH: jax.Array) -> jax.Array:
     return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, seq, keys * groups, size)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, options: Options) -> jax.Array:
-    """softmax(scale q k^T + mask) v; shapes and options as in `attend`."""
-    return _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, options)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options: Options) -> jax.Array:
+    """softmax(scale q k^T + bias + mask) v; shapes and options as in `attend`."""
+    return _forward(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options)[0]
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, options: Options):
+def _forward(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options: Options):
     q = _group(q_BTNH, k_BSKH.shape[2], options.scale)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     outs, log_sums = [], []
     for block in _blocks(q.shape[3], k.shape[2], options):
-        scores, _, _ = _scores(block, q, k, segments_BT, options)
+        scores, _, _ = _scores(block, q, k, segments, bias_NTS, options)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -103,19 +117,20 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, segments_BT, options: Options):
         outs.append((out.reshape(*weights.shape[:4], -1) / total).astype(q.dtype))
         log_sums.append(top + jnp.log(total))
     out, log_sum = jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
-    return _ungroup(out), (q, k, v, segments_BT, out, log_sum)
+    return _ungroup(out), (q, k, v, segments, bias_NTS, out, log_sum)
 
 
 def _backward(options: Options, saved, d_out_BTNH):
-    q, k, v, segments_BT, out, log_sum = saved
+    q, k, v, segments, bias_NTS, out, log_sum = saved
     d_out = _group(d_out_BTNH, k.shape[1], 1.0)
     # sum over keys of weight * d_weight (FlashAttention, equation 4)
     shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_qs, d_k, d_v = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
+    d_bias = None if bias_NTS is None else jnp.zeros_like(bias_NTS)
     for block in _blocks(q.shape[3], k.shape[2], options):
         rows, keys = slice(block.start, block.stop), slice(block.first, block.last)
-        scores, mask, capped = _scores(block, q, k, segments_BT, options)
+        scores, mask, capped = _scores(block, q, k, segments, bias_NTS, options)
         weights = jnp.exp(scores - log_sum[:, :, :, rows])
         d_rows = d_out[:, :, :, rows]
         flat_rows = d_rows.reshape(*d_rows.shape[:2], -1, d_rows.shape[-1])
@@ -125,6 +140,9 @@ def _backward(options: Options, saved, d_out_BTNH):
             d_scores *= 1.0 - jnp.square(capped)
         if mask is not None:  # a row that sees nothing has weights, but they move nothing
             d_scores = jnp.where(mask, d_scores, 0.0)
+        if d_bias is not None:
+            outside = ((0, 0), (block.start, q.shape[3] - block.stop), (block.first, k.shape[2] - block.last))
+            d_bias += jnp.pad(jnp.sum(d_scores, axis=0).reshape(-1, *d_scores.shape[3:]), outside)
         flat = d_scores.reshape(*d_scores.shape[:2], -1, d_scores.shape[-1]).astype(q.dtype)
         flat_weights = weights.reshape(flat.shape).astype(q.dtype)
         own = q[:, :, :, rows]
@@ -135,7 +153,7 @@ def _backward(options: Options, saved, d_out_BTNH):
         d_k += jnp.pad(product("BKts,BKtH->BKsH", flat, own), around)
         d_v += jnp.pad(product("BKts,BKtH->BKsH", flat_weights, flat_rows), around)
     back = [x.astype(q.dtype).transpose(0, 2, 1, 3) for x in (d_k, d_v)]
-    return _ungroup(jnp.concatenate(d_qs, axis=3)), *back, None
+    return _ungroup(jnp.concatenate(d_qs, axis=3)), *back, None, d_bias
 
 
 blockwise_attention.defvjp(_forward, _backward)

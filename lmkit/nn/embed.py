@@ -1,21 +1,138 @@
-"""Tables of vectors: tokens and learned positions."""
+"""The way into the residual stream (tables of vectors, positions) and the way out (logits)."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
+from lmkit.config.model import Position, TransformerConfig
 from lmkit.config.sections import ParamKind
+from lmkit.nn.dropout import dropout
+from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import param
-from lmkit.parallel.rules import Dims, current_spec
+from lmkit.nn.position import sinusoids
+from lmkit.parallel.rules import GATHERED, Dims, current_spec, reshard, residual_dims
 
 
 class Embed(nnx.Module):
     """A [rows, D] table; `dim` names the rows ("vocab" or "position")."""
 
     def __init__(self, rows: int, size: int, *, dim: str, std: float, rngs: nnx.Rngs):
+        if rows < 1:
+            raise ValueError(f"vocab_size={rows}: give the number of tokens" if dim == "vocab" else f"{rows} rows")
+        self.dim = dim
         table = (std or 0.02) * jax.random.normal(rngs.params(), (rows, size), jnp.float32)
         self.table = param(table, (dim, "embed"), ParamKind.embedding)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype, out: Dims) -> jax.Array:
         """int ids [...] to vectors [..., D] of `dtype`, laid out as `out` says."""
-        return self.table[...].at[ids].get(out_sharding=current_spec(out)).astype(dtype)
+        if out[0] is None or current_spec(out) is None:
+            return self.table[...].at[ids].get(out_sharding=current_spec(out)).astype(dtype)
+        return reshard(_sharded_rows(self.table[...], ids, self.dim, dtype, "seq_norm" in out), out)
+
+
+def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, scatter: bool) -> jax.Array:
+    """Rows of a table split over `tensor` (rows) and `fsdp` (columns), for ids [B, T] split over the batch.
+
+    The table never moves: the ids of an fsdp group go to each of its devices, which looks up its own columns of its
+    own rows; an all-to-all brings each token's columns together, a sum over `tensor` its rows. The gradient of the
+    table takes the same way back, so it, too, is never gathered or reduced whole over fsdp.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    fsdp, split_rows = sizes.get("fsdp", 1) > 1, dim == "vocab" and sizes.get("tensor", 1) > 1
+    scatter = scatter and split_rows
+    out = ("batch", "seq_norm" if scatter else "seq", "width")
+    specs = [current_spec(dims) for dims in ((dim, "embed"), ("batch", "seq"), out)]
+
+    @partial(jax.shard_map, in_specs=(specs[0], specs[1]), out_specs=specs[2])
+    def look_up(table, ids):
+        if fsdp:
+            ids = lax.all_gather(ids, "fsdp", axis=0, tiled=True)
+        if split_rows:
+            ids = ids - lax.axis_index("tensor") * table.shape[0]
+            rows = jnp.where(((ids >= 0) & (ids < table.shape[0]))[..., None], table[ids % table.shape[0]], 0.0)
+        else:
+            rows = table[ids]
+        rows = rows.astype(dtype)
+        if fsdp:
+            rows = lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True)
+        if scatter:
+            return lax.psum_scatter(rows, "tensor", scatter_dimension=1, tiled=True)
+        return lax.psum(rows, "tensor") if split_rows else rows
+
+    return look_up(table, ids)
+
+
+class StreamInput(nnx.Module):
+    """From vectors to the residual stream: scaled, told their places and kinds, normalised, with dropout.
+
+    Args:
+        length: places; 0 where the vectors know theirs. A learned table has `offset` more rows before the first.
+        closed: the form of fixed sines, see `sinusoids`.
+        types: kinds of segment; 0 for none.
+        scaled: multiply by sqrt(embed_dim) (Vaswani et al. 2017, section 3.4).
+        normed: normalise the sum.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        length: int,
+        closed: bool = False,
+        offset: int = 0,
+        types: int = 0,
+        scaled: bool = False,
+        normed: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.offset, self.scaled, self.closed = config, offset, scaled, closed
+        table = {"size": config.embed_dim, "dim": "position", "std": config.init_std, "rngs": rngs}
+        self.fixed = bool(length) and config.position is Position.sinusoidal
+        learned = length and config.position is Position.learned
+        self.position = Embed(length + offset, **table) if learned else None
+        self.type = Embed(types, **table) if types else None
+        self.norm = stream_norm(config) if normed else None
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array | None = None,
+        types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """[B, T, D] to [B, T, D]. positions_BT: int; None for 0..T-1. types_BT: int; None for 0. key: dropout on."""
+        config, dims, dtype = self.config, residual_dims(x_BTD.shape[1]), x_BTD.dtype
+        if self.scaled:
+            x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, dtype)
+        places = default_positions(x_BTD, positions_BT)
+        place_dims = (None if positions_BT is None else "batch", *dims[1:])
+        if self.position is not None:
+            x_BTD = x_BTD + self.position(places + self.offset, dtype, out=place_dims)
+        elif self.fixed:
+            x_BTD = x_BTD + reshard(sinusoids(places, config.embed_dim, closed=self.closed).astype(dtype), place_dims)
+        if self.type is not None:
+            kinds = jnp.zeros_like(places) if types_BT is None else types_BT
+            x_BTD = x_BTD + self.type(kinds, dtype, out=place_dims if types_BT is None else dims)
+        x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
+        return dropout(x_BTD, config.dropout, key, dims)
+
+
+def default_positions(x: jax.Array, positions_BT: jax.Array | None) -> jax.Array:
+    """int positions of x [B, T, ...]: those given, else 0..T-1 as [1, T]."""
+    return jnp.arange(x.shape[1])[None] if positions_BT is None else positions_BT
+
+
+def vocabulary_logits(
+    x_BTD: jax.Array, head_VD: jax.Array, bias_V: jax.Array | None = None, softcap: float = 0.0
+) -> jax.Array:
+    """float32 [B, T, V] of the residual stream. Training never holds them all: see objectives/cross_entropy.py."""
+    x_BTD = reshard(x_BTD, GATHERED)
+    logits_BTV = jnp.einsum(
+        "BTD,VD->BTV", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32,
+        out_sharding=current_spec(("batch", "seq", "vocab")),
+    )  # fmt: skip
+    logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
+    return softcap * jnp.tanh(logits_BTV / softcap) if softcap else logits_BTV

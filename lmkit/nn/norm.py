@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import Norm
+from lmkit.config.model import Norm, TransformerConfig
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
 
@@ -39,8 +39,8 @@ class LayerNorm(nnx.Module):
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
-def build_norm(kind: Norm, size: int, *, eps: float, offset: float, bias: bool) -> RMSNorm | LayerNorm:
-    """The norm that a model's configuration asks for."""
-    if kind is Norm.layernorm:
-        return LayerNorm(size, eps=eps, bias=bias)
-    return RMSNorm(size, eps=eps, offset=offset)
+def stream_norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
+    """A norm of the residual stream, of the kind that the model asks for."""
+    if config.norm is Norm.layernorm:
+        return LayerNorm(config.embed_dim, eps=config.norm_eps, bias=config.bias)
+    return RMSNorm(config.embed_dim, eps=config.norm_eps, offset=config.norm_offset)

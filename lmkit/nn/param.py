@@ -39,8 +39,8 @@ class ParamSpec:
 
     @property
     def stacked(self) -> int:
-        """Leading dims that are not the parameter's own (1 inside a stack of layers)."""
-        return int(self.dims[:1] == ("layers",))
+        """Leading dims that are not the matrix's own: layers of a stack, experts of a mixture."""
+        return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "expert")), len(self.dims))
 
 
 def param_specs(state: nnx.State) -> dict:

@@ -8,7 +8,7 @@ from flax import nnx
 
 from lmkit.config.model import Remat
 
-_NAMES = ("attention", "mlp")
+_NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
 POLICIES: dict[Remat, Callable | None] = {
     Remat.dots: _policies.dots_with_no_batch_dims_saveable,

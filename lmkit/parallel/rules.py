@@ -4,6 +4,7 @@ An *axis* belongs to the mesh, a *dim* to an array. Parameters and contractions 
 axes split them. Axes of size 1 are dropped, so on one device every spec is empty.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -26,9 +27,12 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "position": (),
     "norm": (),
+    "expert": ("expert",),
+    "feature": (),  # what an image patch, an audio frame, a class or a projection is made of
     "layers": ("stage",),
 }
 Dims = Sequence[str | None]
+GATHERED: Dims = ("batch", "seq", "width")  # the stream inside a sub-layer, where heads or mlp are split instead
 
 
 def spec_of(dims: Dims, sizes: Mapping[str, int]) -> PartitionSpec:
@@ -64,6 +68,17 @@ def current_spec(dims: Dims) -> PartitionSpec | None:
 
 def _splits(sizes: Mapping[str, int]) -> bool:
     return any(n > 1 for n in sizes.values())
+
+
+def residual_dims(seq_len: int) -> Dims:
+    """Dims of the residual stream [B, T, D] between blocks.
+
+    Its sequence is split over `tensor` too (sequence parallelism, Korthikanti et al. 2022, section 4.2.2) where that
+    divides its length; an odd length, such as patches and a class token, stays whole on each device of `tensor`.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    parts = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in RULES["seq_norm"])
+    return GATHERED if seq_len % parts else ("batch", "seq_norm", "width")
 
 
 def reshard(x: jax.Array, dims: Dims) -> jax.Array:

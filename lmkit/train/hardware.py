@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import yaml
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import GPTConfig, ModelConfig
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import ModelConfig
 from lmkit.config.paths import conf_dir
 from lmkit.config.sections import HardwareConfig
 

@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmkit.data.tokenizer import Tokenizer
-from lmkit.nn.block import GATHERED
 from lmkit.parallel.mesh import batch_shards
-from lmkit.parallel.rules import current_spec, reshard, sharding_of
+from lmkit.parallel.rules import GATHERED, current_spec, reshard, sharding_of
 from lmkit.train.state import Blueprint, State, evaluation_params, root_key
 
 

@@ -13,9 +13,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lmkit.config.model import GPTConfig, ModelConfig
+from lmkit.config.model import ModelConfig
 from lmkit.config.sections import OptimConfig
-from lmkit.models.gpt import GPT
+from lmkit.models import build_model
 from lmkit.nn.param import ParamSpec, param_specs
 from lmkit.optim.build import Optim, build_optim
 from lmkit.parallel.rules import sharding_of
@@ -51,12 +51,6 @@ class Blueprint:
     def merge(self, params: Any) -> nnx.Module:
         """The model with these parameters; free at trace time."""
         return nnx.merge(self.graph, nnx.State(params))
-
-
-def build_model(config: ModelConfig, rngs: nnx.Rngs) -> GPT:
-    """The model of a configuration."""
-    assert isinstance(config, GPTConfig)
-    return GPT(config, rngs=rngs)
 
 
 def root_key(seed: int, use: str) -> jax.Array:

@@ -11,7 +11,8 @@ from flax import nnx
 
 from helpers import MESHES, ROOT, params_of, random_batch, tiny_config, tiny_model
 from lmkit.config.entry import compose
-from lmkit.config.model import Activation, GPTConfig, Norm, Position, Remat
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import Activation, Norm, Position, Remat
 from lmkit.models import GPT
 from lmkit.nn.param import param_specs
 from lmkit.parallel.mesh import build_mesh

@@ -10,7 +10,8 @@ import pytest
 from flax import nnx
 
 from helpers import params_of
-from lmkit.config.model import Activation, GPTConfig, Norm, Position
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import Activation, Norm, Position
 from lmkit.models import GPT
 
 LOUD = "LOUD: parity with transformers is not tested; pip install 'lmkit[parity]'"

@@ -6,7 +6,8 @@ import pytest
 from helpers import tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.model import GPTConfig, Position
+from lmkit.config.families import GPTConfig
+from lmkit.config.model import Position
 from lmkit.config.paths import options_of
 from lmkit.config.sections import HardwareConfig
 from lmkit.train.hardware import check_fits, flops_per_token, known_hardware, peak_flops

@@ -1,0 +1,124 @@
+"""Encoders: BERT, RoBERTa, MiniLM, ModernBERT, by configuration alone."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lmkit.config.families import BERTConfig
+from lmkit.config.model import NormOrder, TransformerConfig
+from lmkit.config.sections import ParamKind
+from lmkit.nn.attention import make_places, windowed_layers
+from lmkit.nn.block import load_block
+from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
+from lmkit.nn.linear import Linear
+from lmkit.nn.mlp import ACTIVATIONS
+from lmkit.nn.norm import stream_norm
+from lmkit.nn.param import compute_dtype, param
+from lmkit.nn.stack import Stack
+from lmkit.parallel.rules import GATHERED, reshard, residual_dims
+
+
+class BERT(nnx.Module):
+    """Embeddings, a stack of two-sided blocks, and the heads that the configuration asks for.
+
+    model = BERT(BERTConfig(vocab_size=256, num_layers=2, num_heads=4, embed_dim=64), rngs=nnx.Rngs(0))
+    logits_BTV = model(tokens_BT)
+
+    With norm_order=pre (ModernBERT) the first block has no norm before attention: the embeddings are normed already.
+    """
+
+    def __init__(self, config: BERTConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = Embed(config.vocab_size, config.embed_dim, dim="vocab", std=config.init_std, rngs=rngs)
+        self.input = StreamInput(
+            config, length=config.max_seq_len, offset=config.position_offset, types=config.type_vocab_size,
+            normed=True, rngs=rngs,
+        )  # fmt: skip
+        make_block, pre = load_block(config), config.norm_order is not NormOrder.post
+        run = {"remat": config.remat, "scan": config.scan_layers, "rngs": rngs}
+        self.first = (
+            Stack(lambda rngs: make_block(config, causal=False, normed=False, rngs=rngs), 1, **run) if pre else None
+        )
+        rest = config.num_layers - int(pre)
+        self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), rest, **run)
+        self.norm = stream_norm(config) if pre else None
+        width = {"embed": config.embed_dim}
+        inner = {"std": config.init_std, "bias": True, "rngs": rngs}
+        self.pooler = Linear(width, {"feature": config.embed_dim}, **inner) if config.pooler else None
+        self.lm_head = MaskedHead(config, rngs=rngs) if config.lm_head else None
+        self.next_sentence = Linear(width, {"feature": 2}, **inner) if config.next_sentence_head else None
+
+    def encode(
+        self,
+        tokens_BT: jax.Array,
+        segment_ids_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """int tokens [B, T] to the last block's output [B, T, D] in the compute dtype.
+
+        Args:
+            segment_ids_BT: int; tokens attend within their own: packed documents, and padding as one of its own.
+            positions_BT: int; None for 0..T-1.
+            types_BT: int kind of each token (sentence A or B); None for 0.
+            key: switches dropout on.
+        """
+        config = self.config
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
+        x_BTD = self.input(x_BTD, positions_BT, types_BT, keys[0])
+        places = make_places(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
+        if self.first is not None:
+            x_BTD = self.first(x_BTD, places, flags=config.window_of(0) > 0, key=keys[1])
+        x_BTD = self.stack(x_BTD, places, flags=windowed_layers(config, int(self.first is not None)), key=keys[2])
+        return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def pool(self, hidden_BTD: jax.Array) -> jax.Array:
+        """What stands for the whole row, [B, D]: a dense layer with tanh on its first token."""
+        assert self.pooler is not None, "model.pooler=false"
+        first_B1D = reshard(hidden_BTD, GATHERED)[:, :1]
+        return jnp.tanh(self.pooler(first_B1D, out=GATHERED))[:, 0]
+
+    def next_sentence_logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """float32 [B, 2]: does the second sentence follow the first (0), or not (1)?"""
+        assert self.next_sentence is not None, "model.next_sentence_head=false"
+        return self.next_sentence(self.pool(hidden_BTD)[:, None], out=GATHERED)[:, 0].astype(jnp.float32)
+
+    def hidden(
+        self, tokens_BT: jax.Array, segment_ids_BT=None, positions_BT=None, key=None, types_BT=None
+    ) -> jax.Array:
+        """What the masked-LM logits are made of, [B, T, D]; arguments as in `encode`."""
+        assert self.lm_head is not None, "model.lm_head=false"
+        return self.lm_head(self.encode(tokens_BT, segment_ids_BT, positions_BT, types_BT, key))
+
+    def head_VD(self) -> jax.Array:
+        """The table that turns `hidden` into logits: float32 [V, D]."""
+        return self.embed.table[...]
+
+    def head_bias_V(self) -> jax.Array:
+        """The bias of those logits: float32 [V]."""
+        assert self.lm_head is not None, "model.lm_head=false"
+        return self.lm_head.bias[...]
+
+    def __call__(
+        self, tokens_BT: jax.Array, segment_ids_BT=None, positions_BT=None, types_BT=None, key=None
+    ) -> jax.Array:
+        """int tokens [B, T] to float32 masked-LM logits [B, T, V]; arguments as in `encode`."""
+        hidden_BTD = self.hidden(tokens_BT, segment_ids_BT, positions_BT, key, types_BT)
+        return vocabulary_logits(hidden_BTD, self.head_VD(), self.head_bias_V())
+
+
+class MaskedHead(nnx.Module):
+    """norm(activation(dense(x))): what the embedding table then turns into logits, with a bias (Devlin et al. 2019)."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        self.activation, width = config.activation, {"embed": config.embed_dim}
+        self.dense = Linear(width, {"feature": config.embed_dim}, std=config.init_std, bias=config.bias, rngs=rngs)
+        self.norm = stream_norm(config)
+        self.bias = param(jnp.zeros(config.vocab_size), ("vocab",), ParamKind.vector)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, D] to [B, T, D]."""
+        y_BTD = self.dense(reshard(x_BTD, GATHERED), out=residual_dims(x_BTD.shape[1]))
+        return self.norm(ACTIVATIONS[self.activation](y_BTD))
