@@ -88,6 +88,8 @@ def attend(
     Returns:
         [B, T, N, H] in q's dtype. Scores and softmax are float32.
     """
+    if softcap and bias_NTS is not None:
+        raise ValueError(f"softcap={softcap} with a bias of the scores: no model has both")
     scale = scale or q_BTNH.shape[-1] ** -0.5
     kernel = choose_kernel(
         kernel, backend=jax.default_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],

@@ -12,7 +12,7 @@ from flax import nnx
 from helpers import MESHES, ROOT, params_of, random_batch, tiny_config, tiny_model
 from lmkit.config.entry import compose
 from lmkit.config.families import GPTConfig
-from lmkit.config.model import Activation, Norm, Position, Remat
+from lmkit.config.model import Activation, Norm, NormOrder, Position, Remat
 from lmkit.models import GPT
 from lmkit.nn.param import param_specs
 from lmkit.parallel.mesh import build_mesh
@@ -36,7 +36,7 @@ FAMILIES = {
         "tie_embeddings": True,
         "embed_scale": True,
         "norm_offset": 1.0,
-        "post_norm": True,
+        "norm_order": NormOrder.both,
         "sliding_window": 8,
         "global_every": 2,
         "rope_local_theta": 100.0,

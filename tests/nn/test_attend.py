@@ -10,21 +10,24 @@ from lmkit.config.model import Kernel
 from lmkit.nn.attend import attend, choose_kernel
 
 
-def textbook(q, k, v, segments=None, *, causal=True, window=0, softcap=0.0, scale=0.0):
-    """softmax(q k^T) v with repeated key heads and a full mask."""
+def textbook(q, k, v, segments=None, bias=None, *, causal=True, window=0, softcap=0.0, scale=0.0):
+    """softmax(q k^T + bias) v with repeated key heads and a full mask."""
     groups, (_, seq, _, size) = q.shape[2] // k.shape[2], q.shape
     k, v = jnp.repeat(k, groups, axis=2), jnp.repeat(v, groups, axis=2)
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) * (scale or size**-0.5)
     if softcap:
         scores = softcap * jnp.tanh(scores / softcap)
+    scores = scores if bias is None else scores + bias
     distance = np.arange(seq)[:, None] - np.arange(k.shape[1])
     mask = np.ones((1, 1, seq, k.shape[1]), bool)
     if causal:
         mask = mask & (distance >= 0)[None, None]
-    if window:
+    if window and causal:
         mask = mask & (distance < window)[None, None]
+    elif window:
+        mask = mask & (np.abs(distance) <= window // 2)[None, None]
     if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])[:, None]
+        mask = mask & (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
     return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf), axis=-1), v)
 
 
@@ -42,6 +45,7 @@ CASES = [
     {"softcap": 3.0},
     {"window": 7, "softcap": 2.0, "scale": 0.3},
     {"causal": False},
+    {"causal": False, "window": 50},
 ]
 
 
@@ -50,7 +54,7 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict) -> None:
     q, k, v, segments, weight = inputs(256, size=128 if kernel is Kernel.splash else 16)
-    ids = segments if packed else None
+    ids = (segments, segments) if packed else None
 
     def values(function):
         return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(function(q, k, v) * weight), argnums=(0, 1, 2)))(
@@ -58,7 +62,7 @@ def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict)
         )
 
     expected = values(lambda q, k, v: textbook(q, k, v, ids, **options))
-    got = values(lambda q, k, v: attend(q, k, v, segment_ids_BT=ids, kernel=kernel, **options))
+    got = values(lambda q, k, v: attend(q, k, v, segments=ids, kernel=kernel, **options))
     # float32 sums of 256 terms in another order
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-4 * float(jnp.abs(a).max()))
@@ -68,8 +72,31 @@ def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_any_length_and_grouping(seq: int, kv_heads: int) -> None:
     q, k, v, segments, _ = inputs(seq, kv_heads=kv_heads)
-    got = attend(q, k, v, segment_ids_BT=segments)
-    np.testing.assert_allclose(got, textbook(q, k, v, segments), atol=3e-6)
+    got = attend(q, k, v, segments=(segments, segments))
+    np.testing.assert_allclose(got, textbook(q, k, v, (segments, segments)), atol=3e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"causal": False}, {"causal": False, "window": 9}], ids=str)
+def test_a_bias_and_its_gradient(options: dict) -> None:
+    q, k, v, segments, weight = inputs(150)
+    bias = jax.random.normal(jax.random.key(9), (4, 150, 150))
+
+    def values(function):
+        return jax.value_and_grad(lambda bias, q: jnp.sum(function(q, bias) * weight), argnums=(0, 1))(bias, q)
+
+    expected = values(lambda q, bias: textbook(q, k, v, (segments, segments), bias, **options))
+    got = values(lambda q, bias: attend(q, k, v, segments=(segments, segments), bias_NTS=bias, **options))
+    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * float(jnp.abs(a).max()))
+
+
+@pytest.mark.parametrize("kernel", [Kernel.xla, Kernel.splash])
+def test_another_sequence_of_another_length(kernel: Kernel) -> None:
+    q, _, _, queries, _ = inputs(128, size=128)
+    _, k, v, _, _ = inputs(256, size=128)
+    keys = jnp.concatenate([queries, queries], axis=1)
+    got = attend(q, k, v, segments=(queries, keys), causal=False, kernel=kernel)
+    np.testing.assert_allclose(got, textbook(q, k, v, (queries, keys), causal=False), atol=3e-5)
 
 
 def test_bfloat16_keeps_its_dtype_and_is_close() -> None:
@@ -79,10 +106,10 @@ def test_bfloat16_keeps_its_dtype_and_is_close() -> None:
     np.testing.assert_allclose(got.astype(jnp.float32), textbook(q, k, v), atol=0.05)
 
 
-def test_a_window_without_causality_is_refused() -> None:
+def test_a_softcap_with_a_bias_is_refused() -> None:
     q, k, v, _, _ = inputs(8)
-    with pytest.raises(ValueError, match="future"):
-        attend(q, k, v, causal=False, window=4)
+    with pytest.raises(ValueError, match="softcap=2.0 with a bias"):
+        attend(q, k, v, bias_NTS=jnp.zeros((4, 8, 8)), softcap=2.0)
 
 
 def test_choice_of_kernel() -> None:
@@ -97,6 +124,9 @@ def test_choice_of_kernel() -> None:
     assert choose(dtype=jnp.dtype(jnp.float32)) is Kernel.xla
     assert choose(softcap=50.0) is Kernel.xla
     assert choose(head_size=36) is Kernel.xla
+    assert choose(bias=True) is choose(bias=True, backend="tpu") is Kernel.xla
+    assert choose(two_sided=True) is Kernel.xla
+    assert choose(two_sided=True, backend="tpu") is Kernel.splash
     with pytest.raises(ConfigError, match="NVIDIA GPU, the backend is cpu"):
         choose(Kernel.cudnn, backend="cpu")
     with pytest.raises(ConfigError, match="multiple of 128, got 100"):

@@ -42,7 +42,7 @@ def test_rope_depends_on_distance_only() -> None:
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 32))
 
     def score(m: int, n: int) -> float:
-        at = lambda x, place: apply_rope(x, rope_table(jnp.array([[place]]), 32, 10_000.0))  # noqa: E731
+        at = lambda x, place: apply_rope(x, rope_table(jnp.array([[place]]), tiny_config(head_dim=32)))  # noqa: E731
         return float(jnp.sum(at(q, m) * at(k, n)))
 
     assert score(7, 3) == pytest.approx(score(107, 103), rel=1e-3)
@@ -51,7 +51,7 @@ def test_rope_depends_on_distance_only() -> None:
 
 def test_rope_keeps_norms_and_position_zero() -> None:
     x = jax.random.normal(jax.random.key(0), (1, 4, 2, 16))
-    y = apply_rope(x, rope_table(jnp.arange(4)[None], 16, 100.0))
+    y = apply_rope(x, rope_table(jnp.arange(4)[None], tiny_config(head_dim=16, rope_theta=100.0)))
     np.testing.assert_allclose(jnp.linalg.norm(y, axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5)
     np.testing.assert_allclose(y[:, 0], x[:, 0])
 
@@ -59,13 +59,17 @@ def test_rope_keeps_norms_and_position_zero() -> None:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("activation", list(Activation))
 def test_mlp_equals_its_formula(activation: Activation, gated: bool) -> None:
-    mlp = MLP(8, 16, activation=activation, gated=gated, bias=True, std=0.3, residual_std=0.3, rngs=nnx.Rngs(0))
+    config = tiny_config(
+        embed_dim=8, mlp_dim=16, num_heads=1, activation=activation, gated=gated, bias=True, init_std=0.3
+    )
+    mlp = MLP(config, residual_std=0.3, rngs=nnx.Rngs(0))
     x = np.asarray(jax.random.normal(jax.random.key(1), (2, 3, 8)))
     formulas = {
         Activation.gelu: lambda z: jax.scipy.stats.norm.cdf(z) * z,
         Activation.gelu_tanh: lambda z: 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3))),
         Activation.silu: lambda z: z / (1 + np.exp(-z)),
         Activation.relu: lambda z: np.maximum(z, 0),
+        Activation.quick_gelu: lambda z: z / (1 + np.exp(-1.702 * z)),
         Activation.relu2: lambda z: np.maximum(z, 0) ** 2,
     }
     up = x @ mlp.up.kernel[...]
