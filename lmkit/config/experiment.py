@@ -40,11 +40,6 @@ class Experiment:
 
     def __post_init__(self) -> None:
         model, data, optim, train = self.model, self.data, self.optim, self.train
-        if type(model) not in (ModelConfig, GPTConfig):
-            raise ConfigError(
-                f"objective={self.objective.kind.name} trains a decoder, not {type(model).__name__}: set model=gpt "
-                f"or another preset of that family; the other families are for import so far, see docs/models.md"
-            )
         if isinstance(model, GPTConfig) and model.position is Position.learned and data.seq_len > model.max_seq_len:
             raise ConfigError(
                 f"data.seq_len={data.seq_len} is longer than the {model.max_seq_len} positions of the model: "

@@ -97,6 +97,11 @@ class ModelConfig(Section):
         """The transformers it is made of, by the prefix of their keys."""
         return {}
 
+    @property
+    def has_dropout(self) -> bool:
+        """Whether training needs randomness."""
+        return any(part.dropout > 0 for part in self.parts().values())
+
 
 @dataclass
 class TransformerConfig(ModelConfig):

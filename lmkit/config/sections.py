@@ -107,7 +107,11 @@ class TokenizerConfig(Section):
 class ObjectiveKind(Enum):
     """What the loss is."""
 
-    causal_lm = 0
+    causal_lm = 0  # gpt
+    masked_lm = 1  # bert
+    seq2seq = 2  # encdec
+    classify = 3  # vit
+    contrastive = 4  # clip
 
 
 @dataclass
@@ -116,7 +120,7 @@ class ObjectiveConfig(Section):
 
     section: ClassVar[str] = "objective"
 
-    kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "causal_lm: next-token cross-entropy in nats")
+    kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "what is predicted; `train` has batches for causal_lm")
     chunk_tokens: int = key(2048, "tokens per device whose logits exist at once; 0 = all", at_least=0)
     z_loss: float = key(0.0, "weight of log(Z)^2, keeps logits from drifting (PaLM, section 5: 1e-4)", at_least=0.0)
     label_smoothing: float = key(0.0, "share of the target spread over the vocabulary", at_least=0.0, at_most=0.99)

@@ -110,7 +110,7 @@ class BERT(nnx.Module):
 
 
 class MaskedHead(nnx.Module):
-    """norm(activation(dense(x))): what the embedding table then turns into logits, with a bias (Devlin et al. 2019)."""
+    """norm(activation(dense(x))), which the embedding table and a bias turn into logits (Devlin et al. 2019)."""
 
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         self.activation, width = config.activation, {"embed": config.embed_dim}

@@ -65,7 +65,8 @@ def _run_experts(activate, x_BTD, weights_BTk, experts_BTk, up, gate, down, *, f
     The matrices are gathered over `fsdp` here, so that their gradients are reduce-scattered; `tensor` splits F.
     """
     if fsdp:
-        up, gate = (w if w is None else lax.all_gather(w, "fsdp", axis=1, tiled=True) for w in (up, gate))
+        up = lax.all_gather(up, "fsdp", axis=1, tiled=True)
+        gate = None if gate is None else lax.all_gather(gate, "fsdp", axis=1, tiled=True)
         down = lax.all_gather(down, "fsdp", axis=2, tiled=True)
     batch, seq, width = x_BTD.shape
     order = jnp.argsort(experts_BTk.reshape(-1), stable=True)

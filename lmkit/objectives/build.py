@@ -7,15 +7,21 @@ from typing import Any
 import jax
 
 from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
-from lmkit.objectives.causal_lm import causal_lm
+from lmkit.objectives.labels import classify, contrastive
 from lmkit.objectives.sums import Sums
+from lmkit.objectives.tokens import Batch, causal_lm, masked_lm, seq2seq
 
-Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
 # (model, batch, key) to sums; key None means evaluation (no dropout)
 Objective = Callable[[Any, Batch, jax.Array | None], Sums]
+OBJECTIVES = {
+    ObjectiveKind.causal_lm: causal_lm,
+    ObjectiveKind.masked_lm: masked_lm,
+    ObjectiveKind.seq2seq: seq2seq,
+    ObjectiveKind.classify: classify,
+    ObjectiveKind.contrastive: contrastive,
+}
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective of a configuration."""
-    kinds = {ObjectiveKind.causal_lm: causal_lm}
-    return partial(kinds[config.kind], config)
+    return partial(OBJECTIVES[config.kind], config)

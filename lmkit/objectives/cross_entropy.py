@@ -15,9 +15,9 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lmkit.parallel.mesh import BATCH_AXES
-from lmkit.parallel.rules import current_spec
+from lmkit.parallel.rules import current_spec, residual_dims
 
-_HIDDEN, _HEAD, _TOKENS = ("batch", "seq_norm", "width"), ("vocab", "embed"), ("batch", "seq")
+_HEAD, _BIAS, _TOKENS = ("vocab", "embed"), ("vocab",), ("batch", "seq")
 
 
 class _Options(NamedTuple):
@@ -29,6 +29,7 @@ class _Options(NamedTuple):
     batch: tuple[str, ...]  # mesh axes of size > 1 that split the batch
     fsdp: bool
     tensor: bool
+    split_seq: bool  # the hidden states' sequence is split over `tensor`
 
 
 def cross_entropy(
@@ -36,6 +37,7 @@ def cross_entropy(
     head_VD: jax.Array,
     targets_BT: jax.Array,
     weights_BT: jax.Array,
+    bias_V: jax.Array | None = None,
     *,
     chunk_tokens: int = 0,
     z_loss: float = 0.0,
@@ -47,37 +49,41 @@ def cross_entropy(
     Args:
         hidden_BTD: compute dtype, sharded over the sequence too under `tensor`.
         head_VD: float32; cast to the compute dtype for the products, which accumulate in float32.
+        bias_V: float32, added to the logits.
         chunk_tokens: tokens of a device whose logits exist at once; 0 for all.
         z_loss: adds z_loss * log(Z)^2 (PaLM, Chowdhery et al. 2022, section 5).
         label_smoothing: target (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
         softcap: cap * tanh(logits / cap) first.
 
-    Only the loss is differentiable, with respect to hidden_BTD and head_VD.
+    Only the loss is differentiable, with respect to hidden_BTD, head_VD and bias_V.
     """
     mesh = jax.sharding.get_abstract_mesh()
     sizes = {} if mesh.empty else mesh.shape
     batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
+    tensor = sizes.get("tensor", 1) > 1
     options = _Options(
         chunk_tokens, z_loss, label_smoothing, softcap, head_VD.shape[0], batch, "fsdp" in batch,
-        sizes.get("tensor", 1) > 1,
+        tensor,
+        tensor and "seq_norm" in residual_dims(hidden_BTD.shape[1]),
     )  # fmt: skip
-    return _cross_entropy(options, hidden_BTD, head_VD, targets_BT, weights_BT)
+    return _cross_entropy(options, hidden_BTD, head_VD, bias_V, targets_BT, weights_BT)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _cross_entropy(options, hidden, head, targets, weights):
-    return _sharded(options, False, hidden, head, targets, weights)[0]
+def _cross_entropy(options, hidden, head, bias, targets, weights):
+    return _sharded(options, False, hidden, head, bias, targets, weights)[0]
 
 
-def _forward(options, hidden, head, targets, weights):
-    sums, gradients = _sharded(options, True, hidden, head, targets, weights)
+def _forward(options, hidden, head, bias, targets, weights):
+    sums, gradients = _sharded(options, True, hidden, head, bias, targets, weights)
     return sums, (*gradients, jnp.zeros((), hidden.dtype))
 
 
 def _backward(options, saved, cotangents):
-    d_hidden, d_head, like = saved
+    d_hidden, d_head, d_bias, like = saved
     d_loss = cotangents[0]
-    return (d_loss * d_hidden).astype(like.dtype), d_loss * d_head, None, None
+    d_bias = None if d_bias is None else d_loss * d_bias
+    return (d_loss * d_hidden).astype(like.dtype), d_loss * d_head, d_bias, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)
@@ -86,20 +92,21 @@ _cross_entropy.defvjp(_forward, _backward)
 def _sharded(options: _Options, gradients: bool, *arrays):
     """`_local` on each device's shard."""
     local = partial(_local, options, gradients)
-    hidden = current_spec(_HIDDEN)
+    hidden = current_spec(residual_dims(arrays[0].shape[1]))
     if hidden is None:
         return local(*arrays)
     head, tokens, scalar = current_spec(_HEAD), current_spec(_TOKENS), PartitionSpec()
-    out = ((scalar,) * 3, (hidden, head) if gradients else ())
-    return jax.shard_map(local, in_specs=(hidden, head, tokens, tokens), out_specs=out, check_vma=False)(*arrays)
+    bias = None if arrays[2] is None else current_spec(_BIAS)
+    specs, out = (hidden, head, bias, tokens, tokens), ((scalar,) * 3, (hidden, head, bias) if gradients else ())
+    return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
 
-def _local(options: _Options, gradients: bool, hidden, head, targets, weights):
+def _local(options: _Options, gradients: bool, hidden, head, bias, targets, weights):
     """The sums, and with `gradients` those of the summed loss, of one device's tokens and slice of the vocabulary."""
     head = head.astype(hidden.dtype)  # before the gather: half the bytes in bfloat16
     if options.fsdp:
         head = lax.all_gather(head, "fsdp", axis=1, tiled=True)
-    if options.tensor:
+    if options.split_seq:
         hidden = lax.all_gather(hidden, "tensor", axis=1, tiled=True)
     shape, tokens = hidden.shape, targets.size
     chunks = -(-tokens // options.chunk_tokens) if options.chunk_tokens else 1
@@ -108,33 +115,41 @@ def _local(options: _Options, gradients: bool, hidden, head, targets, weights):
     xs = jax.tree.map(
         lambda x: jnp.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1)).reshape(chunks, -1, *x.shape[1:]), xs
     )
-    step = partial(_chunk, options, gradients, head)
-    zeros = (jnp.zeros(3), jnp.zeros(head.shape, jnp.float32) if gradients else ())
+    step = partial(_chunk, options, gradients, head, bias)
+    d_bias = None if bias is None else jnp.zeros_like(bias)
+    zeros = (jnp.zeros(3), (jnp.zeros(head.shape, jnp.float32), d_bias) if gradients else ())
     d_hidden: Any
+    d_weights: Any
     if chunks == 1:
-        (sums, d_head), d_hidden = step(zeros, jax.tree.map(lambda x: x[0], xs))
+        (sums, d_weights), d_hidden = step(zeros, jax.tree.map(lambda x: x[0], xs))
     else:
-        (sums, d_head), d_hidden = lax.scan(step, zeros, xs)
+        (sums, d_weights), d_hidden = lax.scan(step, zeros, xs)
     if options.batch:
         sums = lax.psum(sums, options.batch)
     if not gradients:
         return tuple(sums), ()
     d_hidden = d_hidden.reshape(-1, shape[-1])[:tokens].reshape(shape)
-    if options.tensor:
+    d_head, d_bias = d_weights
+    if options.split_seq:
         d_hidden = lax.psum_scatter(d_hidden, "tensor", scatter_dimension=1, tiled=True)
+    elif options.tensor:
+        d_hidden = lax.psum(d_hidden, "tensor")
+    if options.batch and d_bias is not None:
+        d_bias = lax.psum(d_bias, options.batch)
     if options.fsdp:
         d_head = lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
     if "data" in options.batch:
         d_head = lax.psum(d_head, "data")
-    return tuple(sums), (d_hidden, d_head)
+    return tuple(sums), (d_hidden, d_head, d_bias)
 
 
-def _chunk(options: _Options, gradients: bool, head_VD, carry, xs):
+def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     """One chunk: logits [n, V], their sums added to the carry, and gradients."""
-    (sums, d_head), (hidden_nD, targets_n, weights_n) = carry, xs
+    (sums, d_weights), (hidden_nD, targets_n, weights_n) = carry, xs
     smooth, size = options.label_smoothing, options.vocab_size
     over_vocab = partial(lax.psum, axis_name="tensor") if options.tensor else lambda x: x
     logits = lax.dot_general(hidden_nD, head_VD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    logits = logits if bias_V is None else logits + bias_V
     if options.softcap:
         capped = jnp.tanh(logits / options.softcap)
         logits = options.softcap * capped
@@ -160,9 +175,11 @@ def _chunk(options: _Options, gradients: bool, head_VD, carry, xs):
         d_logits -= (weights_n * (smooth / size))[:, None]
     if options.softcap:
         d_logits *= 1.0 - jnp.square(capped)
+    d_head, d_bias = d_weights
+    d_bias = None if d_bias is None else d_bias + jnp.sum(d_logits, axis=0)
     d_logits = d_logits.astype(hidden_nD.dtype)
     d_hidden = lax.dot_general(d_logits, head_VD, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     # [D, V] and then transposed: XLA's CPU library is twice as fast on this side of the product
     d_head_DV = lax.dot_general(hidden_nD, d_logits, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
     d_head += lax.optimization_barrier(d_head_DV).T
-    return (sums, d_head), d_hidden
+    return (sums, (d_head, d_bias)), d_hidden

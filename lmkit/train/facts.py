@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lmkit.config.experiment import Experiment
+from lmkit.config.model import TransformerConfig
 from lmkit.config.sections import HardwareConfig
 from lmkit.data.prepare import Data
 from lmkit.data.store import HELDOUT, TRAIN
@@ -24,6 +25,7 @@ _SHARE_OF_PEAK, _SHARE_OF_MEASURED = 0.4, 0.35
 def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunDir, first: int) -> dict[str, Any]:
     """The receipt: everything that decides a run's numbers, and what is expected of it."""
     model, train = blueprint.model_config, experiment.train
+    assert isinstance(model, TransformerConfig)
     devices, dtype = blueprint.mesh.devices, compute_dtype(model.dtype)
     device = devices.flat[0]
     hardware = known_hardware(experiment.hardware, device.device_kind)

@@ -58,11 +58,14 @@ def flops_per_token(config: ModelConfig, num_params: int, seq_len: int) -> float
 
     6 per parameter that takes part in a matrix product (Kaplan et al. 2020, section 2.1), counting a tied
     embedding once and a separate one not at all, plus causal attention: 3 passes x 2 products x 2 operations x
-    T / 2 keys x N H. Windows count as what they see.
+    T / 2 keys x N H. Windows count as what they see, and of a mixture the experts that a token goes to.
     """
     assert isinstance(config, GPTConfig)
     lookups = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
     if config.position.name == "learned":
         lookups += config.max_seq_len * config.embed_dim
+    if config.num_experts:
+        expert = (2 + config.gated) * config.embed_dim * config.mlp_size
+        num_params -= config.num_layers * (config.num_experts - config.experts_per_token) * expert
     keys = sum(min(config.window_of(layer) or seq_len, seq_len) for layer in range(config.num_layers))
     return 6.0 * (num_params - lookups) + 6.0 * config.num_heads * config.head_size * keys

@@ -23,6 +23,7 @@ from lmkit.train.sample import make_sampler
 from lmkit.train.setup import (
     batch_sharding,
     check_heldout,
+    check_task,
     compile_programs,
     setup_blueprint,
     setup_jax,
@@ -39,6 +40,7 @@ class DivergedError(UserError, ArithmeticError):
 
 def train(experiment: Experiment) -> int:
     """Runs an experiment to its last step, or until it is asked to stop. Returns the exit status."""
+    check_task(experiment)
     check_trackers(experiment.tracker)
     with RunDir(experiment) as run:
         return _train(experiment, run)

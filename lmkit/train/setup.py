@@ -10,8 +10,9 @@ from jax.sharding import Mesh, NamedSharding
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
-from lmkit.config.model import ModelConfig
+from lmkit.config.families import GPTConfig
 from lmkit.config.paths import cache_dir
+from lmkit.config.sections import ObjectiveKind
 from lmkit.data.prepare import Data
 from lmkit.data.store import HELDOUT
 from lmkit.data.tokenizer import Tokenizer
@@ -28,6 +29,16 @@ class Programs(NamedTuple):
     train: Any
     evaluate: Any
     memory_bytes: int  # peak on one device, arguments included
+
+
+def check_task(experiment: Experiment) -> None:
+    """Raises ConfigError unless there are batches for the objective and it is one for the model's family."""
+    kind, model = experiment.objective.kind, experiment.model
+    if kind is not ObjectiveKind.causal_lm or not isinstance(model, GPTConfig):
+        raise ConfigError(
+            f"train has batches for objective.kind=causal_lm with a model of the gpt family; this is {kind.name} with "
+            f"{type(model).__name__}. Set objective=causal_lm model=gpt, or train it from Python: docs/models.md"
+        )
 
 
 def setup_jax(experiment: Experiment) -> None:
@@ -57,7 +68,7 @@ def setup_mesh(experiment: Experiment) -> Mesh:
     return build_mesh(experiment.mesh)
 
 
-def fit_vocabulary(model: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+def fit_vocabulary(model: GPTConfig, tokenizer: Tokenizer) -> GPTConfig:
     """The model with as many rows as the tokenizer has tokens, where it did not say."""
     if not model.vocab_size:
         return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
@@ -78,6 +89,7 @@ def check_heldout(data: Data) -> None:
 
 def setup_blueprint(experiment: Experiment, mesh: Mesh, tokenizer: Tokenizer) -> Blueprint:
     """Shapes and shardings of everything the run trains."""
+    assert isinstance(experiment.model, GPTConfig)
     model = fit_vocabulary(experiment.model, tokenizer)
     return make_blueprint(model, experiment.optim, experiment.train.steps, mesh)
 

@@ -26,7 +26,7 @@ def make_train_step(
     dropout_key = root_key(seed, "dropout")
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = objective(blueprint.merge(params), batch, key if blueprint.model_config.dropout else None)
+        sums = objective(blueprint.merge(params), batch, key if blueprint.model_config.has_dropout else None)
         return sums.loss, sums
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:

@@ -82,7 +82,7 @@ def test_a_bias_and_its_gradient(options: dict) -> None:
     bias = jax.random.normal(jax.random.key(9), (4, 150, 150))
 
     def values(function):
-        return jax.value_and_grad(lambda bias, q: jnp.sum(function(q, bias) * weight), argnums=(0, 1))(bias, q)
+        return jax.grad(lambda bias, q: jnp.sum(function(q, bias) * weight), argnums=(0, 1))(bias, q)
 
     expected = values(lambda q, bias: textbook(q, k, v, (segments, segments), bias, **options))
     got = values(lambda q, bias: attend(q, k, v, segments=(segments, segments), bias_NTS=bias, **options))

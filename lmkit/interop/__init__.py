@@ -1,0 +1,114 @@
+"""Exchange with Hugging Face: their folders and GGUF files to our parameters, and back.
+
+    config = read_config("path/to/folder")
+    params = load_params("path/to/folder", config, shapes)   # shapes: ShapeDtypeStructs, sharded or not
+    save_folder("out", config, params)                        # transformers' from_pretrained reads it
+
+Models know nothing of it: a table a family says which tensor is which.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmkit.config.base import ConfigError
+from lmkit.config.model import ModelConfig
+from lmkit.interop.families import FAMILIES, family_for, family_of, read_json
+from lmkit.interop.gguf import GGUFSource
+from lmkit.interop.load import load_tensors
+from lmkit.interop.save import save_tensors
+from lmkit.interop.source import SafetensorsSource
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "spiece.model", "source.spm", "target.spm", "added_tokens.json", "chat_template.jinja",
+    "generation_config.json", "preprocessor_config.json",
+)  # fmt: skip
+__all__ = ["FAMILIES", "load_params", "read_config", "save_folder"]
+
+
+def read_config(path: str | Path) -> Any:
+    """The configuration of a folder in the Hugging Face layout, or of a .gguf file.
+
+    Raises ConfigError for what lmkit cannot compute, naming the key.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        return GGUFSource(path).config
+    theirs = read_json(path)
+    if theirs.get("model_type") == "t5":  # whether its head is tied shows in the tensors alone
+        theirs["tensors"] = SafetensorsSource(path).shapes
+    return family_of(theirs).read_config(theirs)
+
+
+def load_params(
+    path: str | Path, config: ModelConfig, shapes: Any, progress: Callable[[int, int], None] | None = None
+) -> Any:
+    """Parameters from a folder in the Hugging Face layout or a .gguf file, as float32 arrays.
+
+    Args:
+        shapes: a tree of ShapeDtypeStructs like the parameters; their shardings, where they have one, say where each
+            array goes, and each device's share is read straight into its place.
+        progress: called with (bytes done, bytes in all) after each parameter.
+
+    Raises ConfigError naming each missing, extra or mis-shaped tensor before any is read.
+    """
+    path = Path(path)
+    if path.suffix == ".gguf":
+        source: Any = GGUFSource(path)
+        return load_tensors(source.family, config, source, shapes, progress)
+    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress)
+
+
+def save_folder(
+    folder: str | Path,
+    config: ModelConfig,
+    params: Any,
+    *,
+    tokenizer: str | Path = "",
+    dtype: str = "float32",
+    shard_bytes: int = 2 << 30,
+    progress: Callable[[int, int], None] | None = None,
+) -> str:
+    """Writes a folder that `transformers.AutoModel*.from_pretrained` loads; returns the model_type.
+
+    It is written beside its place and renamed when complete: a run that is killed leaves `<folder>.partial-...`, which
+    the next export to the same place removes.
+
+    Args:
+        tokenizer: a tokenizer.json, or a folder whose tokenizer files are copied.
+        dtype: float32, bfloat16 or float16.
+        shard_bytes: largest size of one file of weights, which the host holds at a time.
+
+    Raises ConfigError where no published family computes what the model does, or the folder exists.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists already: choose another place or remove it")
+    family, theirs = family_for(config)
+    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        save_tensors(partial, family, theirs, config, params, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
+        _copy_tokenizer(Path(tokenizer) if tokenizer else None, partial)
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return family.model_type
+
+
+def _copy_tokenizer(source: Path | None, folder: Path) -> None:
+    if source is None:
+        return
+    files = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not files:
+        raise ConfigError(f"tokenizer={source}: no tokenizer files there, such as tokenizer.json")
+    for path in files:
+        shutil.copy(path, folder / (path.name if len(files) > 1 or source.is_dir() else "tokenizer.json"))
+    if not (folder / "tokenizer_config.json").exists():
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')

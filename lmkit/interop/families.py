@@ -1,0 +1,59 @@
+"""Which table is whose."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lmkit.config.base import ConfigError, nearest
+from lmkit.config.model import ModelConfig
+from lmkit.interop.decoders import DECODERS
+from lmkit.interop.encdecs import ENCDECS
+from lmkit.interop.encoders import ENCODERS
+from lmkit.interop.table import Family, Json
+from lmkit.interop.vision import VISIONS
+
+FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *ENCDECS, *VISIONS)
+
+
+def family_of(theirs: Json) -> Family:
+    """The table for a config.json. Raises ConfigError, naming the nearest, where there is none."""
+    kind = theirs.get("model_type", "")
+    for family in FAMILIES:
+        if family.model_type == kind:
+            return family
+    known = [family.model_type for family in FAMILIES]
+    raise ConfigError(
+        f"config.json: no table for model_type={kind!r}.{nearest(kind, known)} There are {', '.join(known)}"
+    )
+
+
+def family_for(config: ModelConfig) -> tuple[Family, Json]:
+    """The first table that can say all of a configuration, and its config.json.
+
+    Raises ConfigError with what each table of the schema could not say.
+    """
+    problems: list[str] = []
+    for family in FAMILIES:
+        if family.schema is type(config):
+            try:
+                return family, family.write_config(config)
+            except ConfigError as error:
+                problems.append(str(error))
+    nearest_one = min(problems, key=lambda problem: problem.count("model."))
+    raise ConfigError(f"no published family computes what this model does; the nearest is: {nearest_one}")
+
+
+def read_json(folder: Path) -> Json:
+    """config.json of a folder. Raises ConfigError where there is none or it is no JSON."""
+    path = folder / "config.json"
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def read_config(theirs: Json) -> Any:
+    """Our configuration for a config.json."""
+    return family_of(theirs).read_config(theirs)

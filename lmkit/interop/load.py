@@ -1,0 +1,143 @@
+"""Import: tensors of theirs straight into sharded arrays of ours."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from lmkit.config.base import ConfigError
+from lmkit.config.model import ModelConfig
+from lmkit.interop.source import Range, Source
+from lmkit.interop.table import Family, Layout, Row
+
+Progress = Callable[[int, int], None]
+_ALIGNED = 64  # a buffer that begins at a multiple of so many bytes becomes a CPU array without a copy
+
+
+def load_tensors(
+    family: Family, config: ModelConfig, source: Source, shapes: Any, progress: Progress | None = None
+) -> Any:
+    """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), float32.
+
+    Each device's share of each parameter is read, laid out and placed before the next, so the host holds its share of
+    the model and one parameter's share more. Raises ConfigError naming each missing, extra or mis-shaped tensor, before
+    anything is read. `progress(bytes done, bytes in all)`.
+    """
+    leaves = traverse_util.flatten_dict(shapes, sep=".")
+    rows = {row.ours: row for row in family.rows(config)}
+    assert set(rows) == set(leaves), f"{family.model_type}: the table and the model differ in {set(rows) ^ set(leaves)}"
+    bare = family.prefix and not any(name.startswith(family.prefix) for name in source.shapes)
+    reader = _Reader(source, family.prefix if bare else "")
+    _check(family, config, rows, leaves, reader)
+    total, done, loaded = sum(math.prod(leaf.shape) * 4 for leaf in leaves.values()), 0, {}
+    for path, leaf in leaves.items():
+        loaded[path] = _place(rows[path], leaf, reader)
+        done += math.prod(leaf.shape) * 4
+        if progress is not None:
+            progress(done, total)
+    return traverse_util.unflatten_dict(loaded, sep=".")
+
+
+class _Reader:
+    """A source whose names may lack the family's prefix, as files of the bare model do."""
+
+    def __init__(self, source: Source, prefix: str):
+        self.source, self.prefix = source, prefix
+
+    def find(self, names: Sequence[str]) -> str | None:
+        """The first of the names that is there."""
+        for name in names:
+            if (short := name.removeprefix(self.prefix)) in self.source.shapes:
+                return short
+        return None
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.source.shapes[name]
+
+
+def _check(family: Family, config: ModelConfig, rows: dict[str, Row], leaves: dict[str, Any], reader: _Reader) -> None:
+    missing, misshaped, used = [], [], set()
+    known = (*family.ignored, *family.made(config), *family.zeros)
+    for path, row in rows.items():
+        shape = tuple(leaves[path].shape)
+        for index in product(*map(range, shape[: row.each])):
+            names = row.names(index)
+            if (name := reader.find(names)) is None:
+                missing.append(f"{names[0]} {list(row.their_shape(shape[row.each :]))} (for {path})")
+                continue
+            used.add(name)
+            used.update(name.removeprefix(reader.prefix) for name in names)
+            if reader.shape(name) != (expected := row.their_shape(shape[row.each :])):
+                misshaped.append(f"{name} {list(reader.shape(name))} instead of {list(expected)} (for {path})")
+    extra = [
+        f"{name} {list(reader.shape(name))}"
+        for name in reader.source.shapes
+        if name not in used and not name.endswith(known or ("\0",))
+    ]
+    for name in reader.source.shapes:
+        if name.endswith(family.zeros or ("\0",)) and name not in used and reader.source.read(name, ()).any():
+            extra.append(f"{name} {list(reader.shape(name))}, which is not zero")
+    problems = [f"{kind}: {_some(found)}" for kind, found in
+                (("missing", missing), ("extra", extra), ("of another shape", misshaped)) if found]  # fmt: skip
+    if problems:
+        raise ConfigError(f"these are not the tensors of this {family.model_type}; " + "; ".join(problems))
+
+
+def _some(names: list[str], shown: int = 8) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _place(row: Row, leaf: Any, reader: _Reader) -> jax.Array:
+    shape, sharding = tuple(leaf.shape), getattr(leaf, "sharding", None)
+    whole = tuple((0, size) for size in shape)
+    if sharding is None:
+        return jax.device_put(_share(row, shape, whole, reader), may_alias=True)
+    pieces, done = [], {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        ranges = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
+        if ranges not in done:
+            done = {ranges: _share(row, shape, ranges, reader)}
+        pieces.append(jax.device_put(done[ranges], device, may_alias=len(sharding.device_set) == 1))
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+
+def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: _Reader) -> np.ndarray:
+    """float32: the part `ranges` of one parameter of this shape."""
+    out = _empty([last - first for first, last in ranges])
+    lead, own = ranges[: row.each], ranges[row.each :]
+    for place in product(*(range(last - first) for first, last in lead)):
+        name = reader.find(row.names([first + n for n, (first, _) in zip(place, lead, strict=True)]))
+        assert name is not None
+        out[place] = _one(row, shape[row.each :], own, name, reader)
+    return out
+
+
+def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: _Reader) -> np.ndarray:
+    """The part `ranges` of one layer's parameter. Only what is needed is read (of a convolution, which is small, all)."""
+    if row.layout is Layout.conv:
+        tensor = np.moveaxis(reader.source.read(name, ()), (0, 1), (-1, -2)).reshape(own)
+        return tensor[tuple(slice(*one) for one in ranges)]
+    wanted, spans = [], row.spans(own)
+    for first, last in spans:
+        inner = [(0, size) for size in own[first + 1 : last]]
+        assert list(ranges[first + 1 : last]) == inner, f"{row.ours}: only the first of flattened dims can be split"
+        stride = math.prod(own[first + 1 : last])
+        wanted.append(tuple(place * stride for place in ranges[first]))
+    if row.part[1] > 1:
+        offset = row.part[0] * math.prod(own[spans[-1][0] :])
+        wanted[-1] = tuple(place + offset for place in wanted[-1])
+    shape = [end - begin for begin, end in wanted]
+    wanted = wanted[::-1] if row.layout is Layout.linear else wanted
+    tensor = reader.source.read(name, [*[(0, 1)] * row.pad, *wanted])
+    tensor = tensor.T if row.layout is Layout.linear else tensor.reshape(shape)
+    return tensor.reshape([last - first for first, last in ranges])
+
+
+def _empty(shape: Sequence[int]) -> np.ndarray:
+    raw = np.empty(math.prod(shape) * 4 + _ALIGNED, np.uint8)
+    start = -raw.ctypes.data % _ALIGNED
+    return raw[start : start + math.prod(shape) * 4].view(np.float32).reshape(shape)

@@ -1,0 +1,118 @@
+"""Tables of vision families: ViT (DeiT too), CLIP."""
+
+from collections.abc import Iterable
+
+from lmkit.config.families import CLIPConfig, GPTConfig, Pooling, ViTConfig
+from lmkit.config.model import Norm, NormOrder, Position
+from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
+
+TOWER = same(
+    {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
+     "mlp_dim": "intermediate_size", "norm_eps": "layer_norm_eps"}, norm_eps=1e-5,
+)  # fmt: skip
+IMAGE = same(
+    {"image_size": "image_size", "patch_size": "patch_size", "num_channels": "num_channels"},
+    image_size=224, patch_size=16, num_channels=3,
+)  # fmt: skip
+FORM: Json = {"norm": Norm.layernorm, "norm_order": NormOrder.pre, "position": Position.learned, "bias": True}
+
+
+def vit_rows(config: ViTConfig) -> Iterable[Row]:
+    """ViT's names."""
+    layer, taps = "vit.encoder.layer.{layer}.", (config.patch_size,) * 2
+    yield Row("class_token", "vit.embeddings.cls_token", pad=2)
+    yield Row("input.position.table", "vit.embeddings.position_embeddings", pad=1)
+    yield Row("patches.project.kernel", "vit.embeddings.patch_embeddings.projection.weight", Layout.conv, taps=taps)
+    yield Row("patches.project.bias", "vit.embeddings.patch_embeddings.projection.bias")
+    for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
+        yield from dense(f"{BLOCKS}attention.{ours}", f"{layer}attention.attention.{theirs}")
+    yield from dense(BLOCKS + "attention.out", layer + "attention.output.dense", ins=2)
+    yield from norm(BLOCKS + "attention_join.norm", layer + "layernorm_before")
+    yield from dense(BLOCKS + "mlp.up", layer + "intermediate.dense")
+    yield from dense(BLOCKS + "mlp.down", layer + "output.dense")
+    yield from norm(BLOCKS + "mlp_join.norm", layer + "layernorm_after")
+    yield from norm("norm", "vit.layernorm")
+    if config.num_classes:
+        yield from dense("head", "classifier")
+
+
+def _tower(ours: str, theirs: str) -> Iterable[Row]:
+    blocks, layer = ours + "stack.blocks.", theirs + "encoder.layers.{layer}."
+    for part, one in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("out", "out_proj")):
+        yield from dense(f"{blocks}attention.{part}", f"{layer}self_attn.{one}", ins=1 + (part == "out"))
+    yield from norm(blocks + "attention_join.norm", layer + "layer_norm1")
+    yield from dense(blocks + "mlp.up", layer + "mlp.fc1")
+    yield from dense(blocks + "mlp.down", layer + "mlp.fc2")
+    yield from norm(blocks + "mlp_join.norm", layer + "layer_norm2")
+
+
+def clip_rows(config: CLIPConfig) -> Iterable[Row]:
+    """CLIP's names."""
+    taps = (config.vision.patch_size,) * 2
+    yield Row("text.embed.table", "text_model.embeddings.token_embedding.weight")
+    yield Row("text.input.position.table", "text_model.embeddings.position_embedding.weight")
+    yield from _tower("text.", "text_model.")
+    yield from norm("text.norm", "text_model.final_layer_norm")
+    yield Row("vision.class_token", "vision_model.embeddings.class_embedding")
+    yield Row("vision.patches.project.kernel", "vision_model.embeddings.patch_embedding.weight", Layout.conv, taps=taps)
+    yield Row("vision.input.position.table", "vision_model.embeddings.position_embedding.weight")
+    yield from norm("vision.input.norm", "vision_model.pre_layrnorm")
+    yield from _tower("vision.", "vision_model.")
+    yield from norm("vision.norm", "vision_model.post_layernorm")
+    yield from dense("text_projection", "text_projection", bias=False)
+    yield from dense("vision_projection", "visual_projection", bias=False)
+    yield Row("logit_scale", "logit_scale")
+
+
+def _read_labels(theirs: Json) -> Json:
+    headless = (theirs.get("architectures") or [""])[0] == "ViTModel"
+    return {"num_classes": 0 if headless else len(theirs.get("id2label") or {0: 0, 1: 1})}
+
+
+def _write_labels(config: ViTConfig) -> Json:
+    names = {number: f"LABEL_{number}" for number in range(config.num_classes)}
+    return {
+        "id2label": {str(number): name for number, name in names.items()},
+        "label2id": {name: number for number, name in names.items()},
+    }
+
+
+def _vit_class(config: ViTConfig) -> str:
+    return "ViTForImageClassification" if config.num_classes else "ViTModel"
+
+
+TEXT = Family(
+    "clip_text_model", GPTConfig, lambda config: "CLIPTextModel", lambda config: (),
+    (*TOWER, activation("hidden_act", "quick_gelu"),
+     *same({"vocab_size": "vocab_size", "max_seq_len": "max_position_embeddings"}, vocab_size=49408, max_seq_len=77)),
+    FORM | {"tie_embeddings": True},
+)  # fmt: skip
+VISION = Family(
+    "clip_vision_model", ViTConfig, lambda config: "CLIPVisionModel", lambda config: (),
+    (*TOWER, *IMAGE, activation("hidden_act", "quick_gelu")),
+    FORM | {"num_classes": 0, "patch_bias": False, "embed_norm": True, "pooling": Pooling.first},
+)  # fmt: skip
+
+
+def _read_towers(theirs: Json) -> Json:
+    return {"text": TEXT.read_config(theirs["text_config"]), "vision": VISION.read_config(theirs["vision_config"])}
+
+
+def _write_towers(config: CLIPConfig) -> Json:
+    size, last = {"projection_dim": config.projection_dim}, config.text.vocab_size - 1
+    tokens = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
+    return {
+        "text_config": TEXT.write_config(config.text) | size | tokens,
+        "vision_config": VISION.write_config(config.vision) | size,
+    }
+
+
+VISIONS = (
+    Family(
+        "vit", ViTConfig, _vit_class, vit_rows, (*TOWER, *IMAGE, activation("hidden_act", "gelu")),
+        FORM | {"pooling": Pooling.first}, {"qkv_bias": True}, hooks=((_read_labels, _write_labels),), prefix="vit.",
+        ignored=("pooler.dense.weight", "pooler.dense.bias"),
+    ),
+    Family("clip", CLIPConfig, lambda config: "CLIPModel", clip_rows, (Key("projection_dim", "projection_dim", 512),),
+           hooks=((_read_towers, _write_towers),), ignored=("position_ids",)),
+)  # fmt: skip

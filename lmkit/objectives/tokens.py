@@ -1,0 +1,56 @@
+"""Objectives over a vocabulary: the next token, the masked ones, the translation."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lmkit.config.sections import ObjectiveConfig
+from lmkit.objectives.cross_entropy import cross_entropy
+from lmkit.objectives.labels import label_sums
+from lmkit.objectives.sums import Sums
+
+Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
+
+
+def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+    """Cross-entropy of `targets` given `inputs` (both int [B, T]), weighted by `weights` (float [B, T]).
+
+    `segment_ids` (int [B, T]), where there, keep packed documents apart.
+    """
+    hidden_BTD = model.hidden(batch["inputs"], batch.get("segment_ids"), None, key)
+    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), None, model.config.logit_softcap)
+
+
+def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+    """Cross-entropy of `targets` where `weights` (float [B, T]) is not 0, given `inputs` with those masked.
+
+    Where there: `segment_ids` (int [B, T]) keep rows' parts and padding apart, `types` (int [B, T]) say which sentence
+    a token is of, and `next_sentence` (int [B], 0 where B follows A) adds its cross-entropy, weighted so that the mean
+    over the masked tokens gains the mean over the rows (Devlin et al. 2019, appendix A.2).
+    """
+    hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
+    sums = _over_vocabulary(config, model.lm_head(hidden_BTD), batch, model.head_VD(), model.head_bias_V())
+    if "next_sentence" in batch:
+        rows = label_sums(config, model.next_sentence_logits(hidden_BTD), batch["next_sentence"])
+        sums = sums._replace(loss=sums.loss + rows.loss / rows.weight * sums.weight)
+    return sums
+
+
+def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+    """Cross-entropy of `targets` given `source` (int [B, S] or frames [B, F, M]) and `inputs` (int [B, T]).
+
+    `source_segment_ids` (int [B, S]) and `segment_ids` (int [B, T]), where there, say which belong together.
+    """
+    hidden_BTD = model.hidden(
+        batch["source"], batch["inputs"], batch.get("source_segment_ids"), batch.get("segment_ids"), key
+    )
+    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), model.head_bias_V())
+
+
+def _over_vocabulary(config: ObjectiveConfig, hidden_BTD, batch: Batch, head_VD, bias_V, softcap: float = 0.0) -> Sums:
+    loss, nll, correct = cross_entropy(
+        hidden_BTD, head_VD, batch["targets"], batch["weights"], bias_V, chunk_tokens=config.chunk_tokens,
+        z_loss=config.z_loss, label_smoothing=config.label_smoothing, softcap=softcap,
+    )  # fmt: skip
+    return Sums(loss, jnp.sum(batch["weights"]), nll, correct)
