@@ -38,9 +38,9 @@ def read_config(path: str | Path) -> Any:
     if path.suffix == ".gguf":
         return GGUFSource(path).config
     theirs = read_json(path)
-    if theirs.get("model_type") == "t5":  # whether its head is tied shows in the tensors alone
-        theirs["tensors"] = SafetensorsSource(path).shapes
-    return family_of(theirs).read_config(theirs)
+    family = family_of(theirs)
+    theirs["tensors"] = SafetensorsSource(path).shapes  # some heads show in the tensors alone
+    return family.read_config(theirs)
 
 
 def load_params(

@@ -163,8 +163,12 @@ def _write_experts(config: GPTConfig) -> Json:
     return {"num_experts": config.num_experts, "num_local_experts": config.num_experts}
 
 
-def _scale(ours: str) -> Key:
-    return Key(ours, "query_pre_attn_scalar", 256, lambda n: n**-0.5, lambda scale: round(scale**-2, 6) if scale else 0)
+def _read_scale(theirs: Json) -> Json:
+    return {"attention_scale": (theirs.get("query_pre_attn_scalar") or 256) ** -0.5}
+
+
+def _write_scale(config: GPTConfig) -> Json:
+    return {"query_pre_attn_scalar": round((config.attention_scale or config.head_size**-0.5) ** -2)}
 
 
 def _named(name: str) -> Callable[[Any], str]:
@@ -221,13 +225,13 @@ DECODERS = (
     ),
     Family(
         "gemma2", GPTConfig, _named("Gemma2ForCausalLM"), llama_rows,
-        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, _scale("attention_scale"), *CAPS), GEMMA, {"attention_bias": False},
-        hooks=(ROPE, (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
+        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *CAPS), GEMMA, {"attention_bias": False},
+        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
     ),
     Family(
         "gemma3_text", GPTConfig, _named("Gemma3ForCausalLM"), llama_rows,
-        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, _scale("attention_scale"), *CAPS), GEMMA | {"qk_norm": True},
+        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *CAPS), GEMMA | {"qk_norm": True},
         {"attention_bias": False, "use_bidirectional_attention": False},
-        hooks=(ROPE, (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
+        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
     ),
 )  # fmt: skip

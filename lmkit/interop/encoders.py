@@ -28,7 +28,12 @@ def _head_keys(by_class: dict[str, tuple[bool, bool, bool]]):
         (name,) = theirs.get("architectures") or [next(iter(by_class))]
         if name not in by_class:
             raise ConfigError(f"config.json: architectures [{name}] is not supported, only {', '.join(by_class)}")
-        return dict(zip(HEADS, by_class[name], strict=True))
+        heads = dict(zip(HEADS, by_class[name], strict=True))
+        if heads["pooler"] and not any(
+            one.endswith("pooler.dense.weight") for one in theirs.get("tensors", ["pooler.dense.weight"])
+        ):
+            heads["pooler"] = False  # a bare model that was built without one
+        return heads
 
     def architecture(config: BERTConfig) -> str:
         heads = tuple(getattr(config, name) for name in HEADS)
@@ -118,7 +123,9 @@ def _write_window(config: BERTConfig) -> Json:
         "layer_types": [kinds[config.window_of(layer) > 0] for layer in range(config.num_layers)],
         "global_rope_theta": config.rope_theta,
         "local_rope_theta": config.rope_local_theta or config.rope_theta,
-    }
+    } | dict.fromkeys(
+        ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), config.vocab_size - 1
+    )  # theirs are beyond a small vocabulary, and it cannot be loaded so
 
 
 _bert = _head_keys(

@@ -13,6 +13,9 @@ from lmkit.config.model import Activation, ModelConfig, Norm, Position, RopeScal
 
 Json = dict[str, Any]
 BLOCKS = "stack.blocks."
+# Ours where 0 stands for a value worked out from others, and where that stands.
+WORKED_OUT = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size",
+              "num_decoder_layers": "decoder_layers", "max_source_len": "source_len"}  # fmt: skip
 # Ours only: how a model is run and started, not what it computes.
 RUN_KEYS = {"dtype", "remat", "scan_layers", "attention", "dropout", "init_std", "residual_init", "logit_scale_init"}
 
@@ -179,7 +182,8 @@ class Family:
         """Their config.json for our configuration. Raises ConfigError naming the keys that it cannot express."""
         theirs = {"architectures": [self.architectures(config)], "model_type": self.model_type, "dtype": "float32"}
         theirs |= {name: value[0] if isinstance(value, tuple) else value for name, value in self.must.items()}
-        theirs |= {key.theirs: key.write(getattr(config, key.ours)) for key in self.keys}
+        for key in self.keys:
+            theirs[key.theirs] = key.write(getattr(config, WORKED_OUT.get(key.ours, key.ours)))
         for _, write in self.hooks:
             theirs |= write(config)
         if wrong := unlike(config, self.read_config(theirs)):
@@ -208,9 +212,7 @@ def _canonical(config: ModelConfig) -> Json:
     values = {one.name: getattr(config, one.name) for one in fields(config) if one.name not in RUN_KEYS}
     if not isinstance(config, TransformerConfig):
         return values
-    worked_out = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size",
-                  "num_decoder_layers": "decoder_layers", "max_source_len": "source_len"}  # fmt: skip
-    values |= {name: getattr(config, source) for name, source in worked_out.items() if name in values}
+    values |= {name: getattr(config, source) for name, source in WORKED_OUT.items() if name in values}
     values["attention_scale"] = config.attention_scale or config.head_size**-0.5
     off = {
         "rope_": config.position is not Position.rope,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from flax import nnx
-
 from interop.reference import VOCAB, make
+
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import Position
 from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
@@ -22,13 +22,14 @@ from lmkit.models import build_model
 from lmkit.objectives import build_objective
 
 ROWS, SEQ = 2, 26
-RNG = np.random.default_rng(0)
-TOKENS = RNG.integers(4, VOCAB - 1, (ROWS, SEQ))  # none of the special ones, on which models look for padding
-TARGETS = RNG.integers(0, VOCAB, (ROWS, SEQ))
+TOKENS = np.random.default_rng(0).integers(
+    4, VOCAB - 1, (ROWS, SEQ)
+)  # none of the special ones, on which models look for padding
+TARGETS = np.random.default_rng(1).integers(0, VOCAB, (ROWS, SEQ))
 LENGTHS = np.array([SEQ, 19])
 REAL = (np.arange(SEQ) < LENGTHS[:, None]).astype(np.int32)  # 1 for a token, 0 for padding
 TYPES = (np.arange(SEQ) >= np.array([[11], [7]])).astype(np.int32)
-SOURCE = RNG.integers(4, VOCAB - 1, (ROWS, 31))
+SOURCE = np.random.default_rng(2).integers(4, VOCAB - 1, (ROWS, 31))
 SOURCE_REAL = (np.arange(31) < np.array([[31], [13]])).astype(np.int32)
 LABELS = np.array([1, 0])
 
@@ -39,6 +40,9 @@ class Measured(NamedTuple):
     logits: float
     loss: float
     gradient: float
+    their_logits: np.ndarray
+    config: Any
+    params: Any
 
 
 class Case(NamedTuple):
@@ -51,6 +55,7 @@ class Case(NamedTuple):
 
 
 def _case(config: Any) -> Case:
+    rng = np.random.default_rng(3)
     tokens = {"inputs": TOKENS, "targets": TARGETS, "weights": REAL.astype(np.float32), "segment_ids": REAL}
     mask = {"attention_mask": REAL}
     if isinstance(config, GPTConfig):
@@ -67,7 +72,7 @@ def _case(config: Any) -> Case:
     if isinstance(config, EncDecConfig):
         batch = {k: v for k, v in tokens.items() if k != "segment_ids"}
         if config.num_mels:
-            frames = RNG.normal(size=(ROWS, 2 * config.source_len, config.num_mels)).astype(np.float32)
+            frames = rng.normal(size=(ROWS, 2 * config.source_len, config.num_mels)).astype(np.float32)
             batch["source"], theirs = frames, {"input_features": frames.transpose(0, 2, 1)}
         else:
             batch |= {"source": SOURCE, "source_segment_ids": SOURCE_REAL}
@@ -77,12 +82,12 @@ def _case(config: Any) -> Case:
                     lambda m, b: m(b["source"], b["inputs"], b.get("source_segment_ids")), theirs)  # fmt: skip
     if isinstance(config, ViTConfig):
         side = config.image_size
-        images = RNG.normal(size=(ROWS, side, side, config.num_channels)).astype(np.float32)
+        images = rng.normal(size=(ROWS, side, side, config.num_channels)).astype(np.float32)
         return Case(ObjectiveKind.classify, {"images": images, "labels": LABELS}, lambda m, b: m(b["images"]),
                     {"pixel_values": images.transpose(0, 3, 1, 2)})  # fmt: skip
     assert isinstance(config, CLIPConfig)
     side = config.vision.image_size
-    images = RNG.normal(size=(ROWS, side, side, 3)).astype(np.float32)
+    images = rng.normal(size=(ROWS, side, side, 3)).astype(np.float32)
     texts, last = TOKENS.copy(), np.array([SEQ - 1, 12])
     texts[np.arange(ROWS), last] = VOCAB - 1
     return Case(ObjectiveKind.contrastive, {"inputs": texts, "last": last, "images": images},
@@ -111,7 +116,7 @@ def _their_loss(case: Case, output: Any) -> torch.Tensor:
     return loss
 
 
-def real_positions(case: Case, logits: np.ndarray) -> np.ndarray:
+def real_positions(logits: np.ndarray) -> np.ndarray:
     """Logits without those of padding, which no one reads."""
     return logits if logits.ndim == 2 else logits[REAL.astype(bool)]
 
@@ -159,7 +164,17 @@ def measure(name: str, folder: Path) -> Measured:
 
     each = jax.tree.leaves(jax.tree.map_with_path(difference, gradients, their_gradients))
     return Measured(
-        float(np.abs(real_positions(case, logits) - real_positions(case, expected)).max()),
-        abs(float(value) / float(their_loss) - 1),
+        float(np.abs(real_positions(logits) - real_positions(expected)).max()),
+        abs(float(value) / their_loss.item() - 1),
         max(each),
+        expected,
+        config,
+        params,
     )
+
+
+def their_logits(model: Any, config: Any) -> np.ndarray:
+    """What a model of theirs makes of the same inputs."""
+    case = _case(config)
+    with torch.no_grad():
+        return _their_logits(case, model(**{k: torch.tensor(v) for k, v in case.theirs.items()})).numpy()
