@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import jax.numpy as jnp
 import numpy as np
 
 from lmkit.config.base import ConfigError
@@ -131,7 +132,7 @@ def _zero_bias(config: EncDecConfig) -> dict[str, np.ndarray]:
 
 
 def _fixed_positions(config: EncDecConfig) -> dict[str, np.ndarray]:
-    table = sinusoids(np.arange(config.source_len), config.embed_dim, closed=True)
+    table = sinusoids(jnp.arange(config.source_len), config.embed_dim, closed=True)
     return {"model.encoder.embed_positions.weight": np.asarray(table)}
 
 

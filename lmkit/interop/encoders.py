@@ -28,7 +28,7 @@ def _head_keys(by_class: dict[str, tuple[bool, bool, bool]]):
         (name,) = theirs.get("architectures") or [next(iter(by_class))]
         if name not in by_class:
             raise ConfigError(f"config.json: architectures [{name}] is not supported, only {', '.join(by_class)}")
-        heads = dict(zip(HEADS, by_class[name], strict=True))
+        heads: Json = dict(zip(HEADS, by_class[name], strict=True))
         if heads["pooler"] and not any(
             one.endswith("pooler.dense.weight") for one in theirs.get("tensors", ["pooler.dense.weight"])
         ):

@@ -1,7 +1,7 @@
 """GGUF files of the Llama family, as tensors under Llama's Hugging Face names."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class GGUFSource:
             raise ConfigError(f"{path}: architecture {architecture!r}; lmkit reads GGUF of the llama family")
         if self._fields.get("llama.expert_count"):
             raise ConfigError(f"{path}: a mixture of experts; import it from its safetensors")
-        get = lambda name, default=None: self._fields.get(f"llama.{name}", default)  # noqa: E731
+        given = {name.removeprefix("llama."): value for name, value in self._fields.items()}
+        get: Callable[..., Any] = given.get
         theta = float(get("rope.freq_base") or 10_000.0)
         heads, width = get("attention.head_count"), get("embedding_length")
         size = get("rope.dimension_count") or width // heads

@@ -27,7 +27,7 @@ def load_tensors(
     the model and one parameter's share more. Raises ConfigError naming each missing, extra or mis-shaped tensor, before
     anything is read. `progress(bytes done, bytes in all)`.
     """
-    leaves = traverse_util.flatten_dict(shapes, sep=".")
+    leaves: dict[str, Any] = dict(traverse_util.flatten_dict(shapes, sep="."))
     rows = {row.ours: row for row in family.rows(config)}
     assert set(rows) == set(leaves), f"{family.model_type}: the table and the model differ in {set(rows) ^ set(leaves)}"
     bare = family.prefix and not any(name.startswith(family.prefix) for name in source.shapes)
@@ -117,7 +117,7 @@ def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: _R
 
 
 def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: _Reader) -> np.ndarray:
-    """The part `ranges` of one layer's parameter. Only what is needed is read (of a convolution, which is small, all)."""
+    """The part `ranges` of one layer's parameter. No more than it is read, but of a convolution, which is small, all."""
     if row.layout is Layout.conv:
         tensor = np.moveaxis(reader.source.read(name, ()), (0, 1), (-1, -2)).reshape(own)
         return tensor[tuple(slice(*one) for one in ranges)]

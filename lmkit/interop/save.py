@@ -66,7 +66,7 @@ def save_tensors(
 
 def _plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:
     """(their name, their shape, how to read it) of every tensor."""
-    leaves = traverse_util.flatten_dict(params, sep=".")
+    leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep="."))
     shared: dict[str, list[tuple[Row, tuple[int, ...]]]] = {}
     for row in family.rows(config):
         for index in product(*map(range, leaves[row.ours].shape[: row.each])):

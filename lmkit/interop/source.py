@@ -1,7 +1,7 @@
 """Where tensors come from: safetensors files, read a slice at a time."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +16,7 @@ Range = tuple[int, int]
 class Source(Protocol):
     """Named tensors."""
 
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: dict[str, tuple[int, ...]]
 
     def read(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
         """A slice of a tensor, in the dtype it is stored in."""

@@ -6,7 +6,7 @@ from flax import nnx
 
 from lmkit.config.families import EncDecConfig, ViTConfig
 from lmkit.nn.linear import Linear
-from lmkit.parallel.rules import GATHERED
+from lmkit.parallel.rules import GATHERED, current_spec
 
 _TAPS = 3
 
@@ -30,8 +30,11 @@ class Patches(nnx.Module):
                 f"resize them, or set model.image_size and model.num_channels"
             )
         rows = side // patch
-        x = images_BHWC.reshape(-1, rows, patch, rows, patch, self.config.num_channels)
-        x_BPf = x.transpose(0, 1, 3, 2, 4, 5).reshape(x.shape[0], rows * rows, -1)
+        batch, channels, whole = images_BHWC.shape[0], self.config.num_channels, (None,) * 5
+        sizes = (batch, rows, patch, rows, patch, channels)
+        x = jax.lax.reshape(images_BHWC, sizes, out_sharding=current_spec(("batch", *whole)))
+        sizes = (batch, rows * rows, patch * patch * channels)
+        x_BPf = jax.lax.reshape(x.transpose(0, 1, 3, 2, 4, 5), sizes, out_sharding=current_spec(GATHERED))
         return self.project(x_BPf, out=GATHERED)
 
 
