@@ -83,7 +83,7 @@ def test_one_step_lowers_on_an_abstract_mesh(name: str) -> None:
     }
     with jax.sharding.use_abstract_mesh(mesh):
         lowered = jax.jit(step).trace(blueprint.shapes, batch).lower(lowering_platforms=("tpu",))
-    assert "sdy" in lowered.as_text() or "sharding" in lowered.as_text()
+    assert re.search(r'"fsdp"=4.*"tensor"=2', lowered.as_text()), "the step knows nothing of the mesh"
 
 
 @pytest.mark.parametrize("preset", presets())
@@ -99,7 +99,7 @@ def test_no_parameter_above_a_mebibyte_stays_whole(preset: str) -> None:
 @pytest.mark.parametrize("mesh_name", ["fsdp8", "data2_fsdp2_tensor2"])
 def test_the_look_up_gathers_no_table(mesh_name: str) -> None:
     """Neither the embedding nor its gradient moves the table: only ids and the rows that were looked up."""
-    vocab, width, seq = 4096, 64, 16
+    vocab, width, seq = 4096, 64, 1024  # more rows are looked up than there are: gathering would look cheap
     config = GPTConfig(vocab_size=vocab, num_layers=1, num_heads=4, embed_dim=width)
     model = build_model(config, nnx.Rngs(0))
     mesh = build_mesh(compose(["run.name=x", *MESHES[mesh_name]]).mesh)
@@ -114,12 +114,9 @@ def test_the_look_up_gathers_no_table(mesh_name: str) -> None:
 
     with jax.set_mesh(mesh):
         text = jax.jit(jax.value_and_grad(loss)).lower(table, ids).compile().as_text()
-    rows = 8 * seq * width  # what the batch looks up
-    for shape, kind in re.findall(r"= \(?f32\[([\d,]+)\][^=]* (all-gather|all-reduce|all-to-all)", text):
-        size = int(np.prod([int(n) for n in shape.split(",")]))
-        local = vocab * width // (8 if mesh_name == "fsdp8" else 4)
-        # the data axis sums the gradient of its own slice of the table; nothing larger moves
-        assert size <= (local if kind == "all-reduce" else rows), f"{kind} of {shape}"
+    moved = re.findall(r"= \(?f32\[([\d,]+)\][^=]* (all-gather|all-reduce|all-to-all|collective-permute)\(", text)
+    slices = {f"{vocab},{width}", f"{vocab // 2},{width}"}  # the table, or a tensor device's rows of it
+    assert not [kind for shape, kind in moved if shape in slices], moved
     assert "all-to-all" in text
 
 
