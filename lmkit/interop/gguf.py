@@ -41,7 +41,7 @@ class GGUFSource:
         except (ValueError, IndexError) as error:
             raise ConfigError(f"{path} is no GGUF file: {error}") from error
         self._dequantize = gguf.quants.dequantize
-        self._fields = {name: field.contents() for name, field in reader.fields.items()}
+        self._fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
         self._tensors: dict[str, Any] = {}
         self._periods: np.ndarray | None = None
         for tensor in reader.tensors:
@@ -99,6 +99,11 @@ class GGUFSource:
                 f"{path}: rope_freqs are not those of Llama 3.1 (from {original} positions, factor {factor})"
             )
         return {"rope_scaling": RopeScaling.llama3, "rope_factor": factor, "rope_original_len": original}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers are stored in float32: the shortest decimal that means the same (1e-06, not 9.999999974752427e-07)."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _their_name(name: str) -> str:

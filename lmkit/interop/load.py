@@ -117,7 +117,7 @@ def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: _R
 
 
 def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: _Reader) -> np.ndarray:
-    """The part `ranges` of one layer's parameter. No more than it is read, but of a convolution, which is small, all."""
+    """The part `ranges` of one layer's parameter. No more is read, but of a convolution, which is small, all."""
     if row.layout is Layout.conv:
         tensor = np.moveaxis(reader.source.read(name, ()), (0, 1), (-1, -2)).reshape(own)
         return tensor[tuple(slice(*one) for one in ranges)]

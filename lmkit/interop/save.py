@@ -50,18 +50,22 @@ def save_tensors(
     where, done = {}, 0
     for number, entries in enumerate(files, 1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors"
-        tensors = {
-            one: np.ascontiguousarray(read()).astype(DTYPES[dtype]).reshape(shape) for one, shape, read in entries
-        }
-        save_file(tensors, folder / name, metadata={"format": "pt"})
-        where |= dict.fromkeys(tensors, name)
-        done += sum(sizes[one] for one in tensors)
+        _write(folder / name, entries, DTYPES[dtype])
+        where |= dict.fromkeys((one for one, *_ in entries), name)
+        done += sum(sizes[one] for one, *_ in entries)
         if progress is not None:
             progress(done, sum(sizes.values()))
     if len(files) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
     (folder / "config.json").write_text(json.dumps(theirs | {"dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
+
+
+def _write(path: Path, entries: list[Any], dtype: np.dtype) -> None:
+    tensors = {
+        name: np.ascontiguousarray(read()).astype(dtype, copy=False).reshape(shape) for name, shape, read in entries
+    }
+    save_file(tensors, path, metadata={"format": "pt"})
 
 
 def _plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:

@@ -57,9 +57,11 @@ def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict)
     ids = (segments, segments) if packed else None
 
     def values(function):
-        return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(function(q, k, v) * weight), argnums=(0, 1, 2)))(
-            q, k, v
-        )
+        def weighted(q, k, v):
+            out = function(q, k, v)
+            return jnp.sum(out * weight), out
+
+        return jax.jit(jax.grad(weighted, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     expected = values(lambda q, k, v: textbook(q, k, v, ids, **options))
     got = values(lambda q, k, v: attend(q, k, v, segments=ids, kernel=kernel, **options))
