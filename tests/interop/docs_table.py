@@ -83,12 +83,12 @@ def presets_table() -> str:
 def between(marker: str, text: str | None = None) -> str:
     """What stands between the markers of the page; replaced by `text` where given."""
     page = PAGE.read_text()
-    pattern = re.compile(rf"(<!-- {marker} -->\n)(.*?)(\n<!-- /{marker} -->)", flags=re.DOTALL)
+    pattern = re.compile(rf"(<!-- {marker} -->\n)(.*?)(<!-- /{marker} -->)", flags=re.DOTALL)
     found = pattern.search(page)
     assert found, f"docs/models.md has no <!-- {marker} -->"
     if text is not None:
-        PAGE.write_text(pattern.sub(lambda m: m[1] + text + m[3], page))
-    return found[2]
+        PAGE.write_text(pattern.sub(lambda m: m[1] + text + "\n" + m[3], page))
+    return found[2].rstrip("\n")
 
 
 def write_parity(figures: dict[str, tuple[float, float, float]]) -> None:
