@@ -1,13 +1,20 @@
 """What the documents show runs, and what they name exists."""
 
+import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
+from flax import nnx
 
 from helpers import ROOT
+from lmkit.config import ConfigError
 from lmkit.config.entry import GROUPS, all_keys_of, compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import options_of
+from lmkit.models import GPT, GPTConfig
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 SNIPPETS = [
@@ -66,3 +73,30 @@ def test_every_group_and_experiment_is_named() -> None:
     assert all(f"`{name}`" in readme for name in options_of("experiment"))
     changelog = (ROOT / "CHANGELOG.md").read_text()
     assert all(group in changelog for group in GROUPS)
+
+
+def test_add_a_model_works_as_written(tmp_path, corpus) -> None:
+    """The block and the preset of docs/add_a_model.md, from a folder of a user's own, train on eight devices."""
+    text = (ROOT / "docs" / "add_a_model.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    (preset,) = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    (command,) = re.findall(r"    (python -m lmkit\.train .*model=palm_tiny.*)", text)
+    (tmp_path / "palm.py").write_text(block)
+    (tmp_path / "my" / "conf" / "model").mkdir(parents=True)
+    (tmp_path / "my" / "conf" / "model" / "palm_tiny.yaml").write_text(preset)
+    words = [sys.executable, *command.split()[1:], "train.steps=6", "optim.warmup_steps=2", "data=text_files"]
+    words += [f"data.paths=[{corpus}]", "train.eval_every_steps=0", "run.dir=run", "tracker=none"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    losses = [
+        json.loads(line).get("train/loss") for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < losses[0]
+
+
+def test_a_block_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="model.block=nowhere:Block: No module named 'nowhere'"):
+        GPT(GPTConfig(vocab_size=9, block="nowhere:Block"), rngs=nnx.Rngs(0))
+    with pytest.raises(ConfigError, match="module:Class"):
+        GPT(GPTConfig(vocab_size=9, block="lmkit.nn.block:Blok"), rngs=nnx.Rngs(0))

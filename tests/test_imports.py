@@ -88,7 +88,8 @@ def test_the_check_sees_violations() -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_rooms_stay_small(path: Path) -> None:
     source = path.read_text()
-    assert source.count("\n") <= 300, f"{path} has over 300 lines"
+    most = 200 if path.parent.name == "models" else 300
+    assert source.count("\n") <= most, f"{path} has over {most} lines"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1

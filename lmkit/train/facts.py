@@ -34,13 +34,9 @@ def describe(experiment: Experiment, blueprint: Blueprint, data: Data, run: RunD
     flops = flops_per_token(model, blueprint.num_params, experiment.data.seq_len)
     tokens_per_step = train.batch_size * experiment.data.seq_len
     kernel = choose_kernel(
-        model.attention,
-        backend=jax.default_backend(),
-        dtype=dtype,
-        head_size=model.head_size,
-        seq_len=experiment.data.seq_len,
-        softcap=getattr(model, "attention_softcap", 0.0),
-    )
+        model.attention, backend=jax.default_backend(), dtype=dtype, head_size=model.head_size,
+        seq_len=experiment.data.seq_len, softcap=model.attention_softcap,
+    )  # fmt: skip
     env = environment()
     session = {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)}
     history = [*run.read_json("receipt.json").get("history", []), session]
