@@ -212,6 +212,8 @@ def help_text(verb: str, about: str) -> str:
         "keys (name: type = default):",
     ]
     for name, kind, default, doc in all_keys_of(Experiment):
+        if name.startswith(("model.text.", "model.vision.")):  # the towers of CLIP: the keys of gpt and vit once more
+            continue
         shown = [getattr(d, "name", d) for d in default] if isinstance(default, list) else default
         lines.append(f"  {name}: {kind} = {shown!r}\n      {doc}")
     return "\n".join(lines)
