@@ -195,6 +195,9 @@ def all_keys_of(schema: type) -> list[tuple[str, str, Any, str]]:
     return rows
 
 
+TOWERS = {"model.text.": "gpt", "model.vision.": "vit"}
+
+
 def help_text(verb: str, about: str) -> str:
     """Usage, experiments, groups with their options, and every key with its documentation."""
     lines = [
@@ -212,8 +215,9 @@ def help_text(verb: str, about: str) -> str:
         "keys (name: type = default):",
     ]
     for name, kind, default, doc in all_keys_of(Experiment):
-        if name.startswith(("model.text.", "model.vision.")):  # the towers of CLIP: the keys of gpt and vit once more
+        if name.startswith(tuple(TOWERS)):
             continue
         shown = [getattr(d, "name", d) for d in default] if isinstance(default, list) else default
         lines.append(f"  {name}: {kind} = {shown!r}\n      {doc}")
+    lines += [f"  {tower}KEY\n      a tower of clip: the keys of the family {name}" for tower, name in TOWERS.items()]
     return "\n".join(lines)

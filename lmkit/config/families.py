@@ -141,8 +141,8 @@ class ViTConfig(TransformerConfig):
 class CLIPConfig(ModelConfig):
     """Two towers that agree on which text belongs to which image (Radford et al. 2021)."""
 
-    text: GPTConfig = key(GPTConfig(), "the text tower, with the keys of gpt as model.text.KEY")
-    vision: ViTConfig = key(ViTConfig(num_classes=0), "the image tower, with the keys of vit as model.vision.KEY")
+    text: GPTConfig = key(GPTConfig(), "the text tower, causal; its last token stands for the text")
+    vision: ViTConfig = key(ViTConfig(num_classes=0), "the image tower")
     projection_dim: int = key(512, "size of the space both project to", at_least=1)
     logit_scale_init: float = key(2.6592, "initial log of the scale of the similarities: ln(1 / 0.07)")
 
