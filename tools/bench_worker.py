@@ -65,7 +65,7 @@ def load_reference(state: State, blueprint: Blueprint, name: str) -> State:
     attention, mlp = blocks["attention"], blocks["mlp"]
     new = [
         (params["embed"], "table", w["wte"]),
-        (params["position"], "table", w["wpe"]),
+        (params["input"]["position"], "table", w["wpe"]),
         (attention["out"], "kernel", stacked["out"].reshape(layers, heads, width // heads, width)),
         (mlp["up"], "kernel", stacked["up"]),
         (mlp["down"], "kernel", stacked["down"]),
