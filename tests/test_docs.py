@@ -16,7 +16,12 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.paths import options_of
 from lmkit.models import GPT, GPTConfig
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 SNIPPETS = [
     pytest.param(code, id=f"{path.name}-{number}")
     for path in DOCUMENTS

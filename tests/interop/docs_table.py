@@ -55,6 +55,26 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "vit_l16": (304_326_632, "released weights"),
     "clip_vit_b32": (151_277_313, "released weights"),
 }
+# Presets that have the form of a model in reference.py.
+STANDS_FOR = {
+    "gpt2": "gpt2_124m gpt2_355m gpt2_774m gpt2_1558m gpt3_125m gpt3_350m gpt3_760m gpt3_1b3 gpt3_2b7 gpt3_6b7 "
+    "gpt3_13b gpt3_175b",
+    "llama": "smollm2_135m",
+    "llama-biased-scaled-tied": "llama3_8b llama3_70b llama3_405b",
+    "qwen3": "qwen3_0b6 qwen3_8b",
+    "qwen3_moe": "qwen3_30b_a3b",
+    "mixtral": "mixtral_8x7b",
+    "gemma3": "gemma3_1b",
+    "bert": "bert_base bert_large",
+    "roberta": "roberta_base",
+    "modernbert": "modernbert_base",
+    "t5": "t5_small t5_base t5_large t5_3b t5_11b",
+    "bart": "bart_base",
+    "marian": "transformer_base transformer_big",
+    "whisper": "whisper_tiny whisper_base whisper_small",
+    "vit": "vit_ti16 vit_s16 vit_b16 vit_l16",
+    "clip": "clip_vit_b32",
+}
 # Round figures are of papers: 3.0 % covers transformer_base, whose exact vocabulary the paper does not give.
 ROUNDED = 0.03
 BASES = {"gpt", "bert", "encdec", "vit"}  # schemas' own defaults, published by nobody
@@ -92,8 +112,13 @@ def between(marker: str, text: str | None = None) -> str:
 
 
 def write_parity(figures: dict[str, tuple[float, float, float]]) -> None:
-    rows = ["| tested against | largest logit difference | loss, relative | gradient, relative |", "|---|---|---|---|"]
-    rows += [f"| `{name}` | {a:.1e} | {b:.1e} | {c:.1e} |" for name, (a, b, c) in figures.items()]
+    rows = [
+        "| tested against | largest logit difference | loss, relative | gradient, relative | presets of that form |",
+        "|---|---|---|---|---|",
+    ]
+    for name, (logits, loss, gradient) in figures.items():
+        stands_for = ", ".join(f"`{preset}`" for preset in STANDS_FOR.get(name, "").split())
+        rows.append(f"| `{name}` | {logits:.1e} | {loss:.1e} | {gradient:.1e} | {stands_for} |")
     between("parity", "\n".join(rows))
 
 

@@ -15,7 +15,9 @@ from interop.docs_table import write_parity
 from safetensors.numpy import load_file
 
 from helpers import params_of
+from lmkit.config.families import GPTConfig
 from lmkit.config.model import DType
+from lmkit.data.tokenizer import train_bpe
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.table import unlike
 from lmkit.models import build_model
@@ -111,6 +113,18 @@ def test_bfloat16_runs_close(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = theirs.float()(torch.tensor(tokens)).logits.numpy()
     assert np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
+    """AutoTokenizer on what we wrote gives the ids of ours."""
+    ours = train_bpe(["some words and some more words, again"] * 50, 270, "<|endoftext|>")
+    ours.save(tmp_path / "tokenizer.json")
+    config = GPTConfig(vocab_size=300, num_layers=1, num_heads=2, embed_dim=16, gated=True)
+    _, params = params_of(build_model(config, nnx.Rngs(0)))
+    save_folder(tmp_path / "out", config, params, tokenizer=tmp_path / "tokenizer.json")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "some more words, more words"
+    assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()
 
 
 def test_write_docs(request: pytest.FixtureRequest) -> None:

@@ -1,11 +1,11 @@
 """Every preset has its published size, and docs/models.md says so."""
 
 import pytest
-from interop.docs_table import PUBLISHED, ROUNDED, between, count, presets, presets_table
+from interop.docs_table import PUBLISHED, ROUNDED, STANDS_FOR, between, count, presets, presets_table
 
 
-def test_every_preset_has_a_published_size() -> None:
-    assert set(presets()) == set(PUBLISHED)
+def test_every_preset_has_a_published_size_and_a_reference() -> None:
+    assert set(presets()) == set(PUBLISHED) == {name for names in STANDS_FOR.values() for name in names.split()}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
