@@ -148,6 +148,10 @@ def to_experiment(composed: "DictConfig") -> Experiment:
 
 def _unknown_key(full: str) -> str:
     all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train"]
+    if full in all_keys:
+        return (
+            f"{full} is a key of another family of models than the one chosen: leave it out, or choose with model=NAME"
+        )
     return f"unknown key {full!r}.{nearest(full, all_keys)} All keys: python -m lmkit.train --help"
 
 

@@ -8,15 +8,13 @@ from lmkit.config.families import GPTConfig
 from lmkit.config.model import Norm, NormOrder, Position, RopeScaling
 from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
 
-LLAMA_KEYS = (
-    *same(
-        {
-            "vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
-            "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "embed_dim": "hidden_size",
-            "max_seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
-        },
-        num_kv_heads=0, head_dim=0, norm_eps=1e-6,
-    ),
+LLAMA_KEYS = same(
+    {
+        "vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads", "head_dim": "head_dim", "embed_dim": "hidden_size",
+        "max_seq_len": "max_position_embeddings", "norm_eps": "rms_norm_eps",
+    },
+    num_kv_heads=0, head_dim=0, norm_eps=1e-6,
 )  # fmt: skip
 TIED, UNTIED = Key("tie_embeddings", "tie_word_embeddings", True), Key("tie_embeddings", "tie_word_embeddings", False)
 MLP = Key("mlp_dim", "intermediate_size")

@@ -88,13 +88,14 @@ def _read_t5(theirs: Json) -> Json:
     name = "gelu_new" if kind == "gated-gelu" else name
     if name not in ACTIVATIONS:
         raise ConfigError(f"config.json: feed_forward_proj={kind!r} is not supported")
-    scaled = theirs.get("scale_decoder_outputs")
-    scaled = theirs.get("tie_word_embeddings", True) is not False if scaled is None else scaled
+    tied = scaled = theirs.get("tie_word_embeddings", True) is not False
+    if "scale_decoder_outputs" in theirs:  # new files say `tied` of all; whether it is so shows in the tensors alone
+        scaled, tied = theirs["scale_decoder_outputs"], "lm_head.weight" not in theirs.get("tensors", ())
     return {
         "gated": gated,
         "activation": ACTIVATIONS[name],
         "head_scale": theirs["d_model"] ** -0.5 if scaled else 1.0,
-        "tie_embeddings": "lm_head.weight" not in theirs["tensors"] if "tensors" in theirs else scaled,
+        "tie_embeddings": tied,
     }
 
 
@@ -140,10 +141,10 @@ def _named(name: str) -> Callable[[EncDecConfig], str]:
     return lambda config: name
 
 
-HALF_KEYS = (
-    *same({"vocab_size": "vocab_size", "embed_dim": "d_model", "num_layers": "encoder_layers",
-           "num_decoder_layers": "decoder_layers", "num_heads": "encoder_attention_heads",
-           "mlp_dim": "encoder_ffn_dim", "embed_scale": "scale_embedding"}, embed_scale=False),
+HALF_KEYS = same(
+    {"vocab_size": "vocab_size", "embed_dim": "d_model", "num_layers": "encoder_layers",
+     "num_decoder_layers": "decoder_layers", "num_heads": "encoder_attention_heads",
+     "mlp_dim": "encoder_ffn_dim", "embed_scale": "scale_embedding"}, embed_scale=False,
 )  # fmt: skip
 LAYERNORM: Json = {"norm": Norm.layernorm, "norm_eps": 1e-5, "bias": True}
 IGNORED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight", "proj_out.weight")

@@ -8,9 +8,9 @@ from lmkit.config.model import Norm, NormOrder, Position
 from lmkit.interop.decoders import read_layer_types, read_rope
 from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
 
-KEYS = (
-    *same({"vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
-           "embed_dim": "hidden_size", "mlp_dim": "intermediate_size"}),
+KEYS = same(
+    {"vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
+     "embed_dim": "hidden_size", "mlp_dim": "intermediate_size"}
 )  # fmt: skip
 BERT_KEYS = (
     *KEYS, *same({"type_vocab_size": "type_vocab_size", "norm_eps": "layer_norm_eps"}, norm_eps=1e-12),

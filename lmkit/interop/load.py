@@ -24,12 +24,18 @@ def load_tensors(
     """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), float32.
 
     Each device's share of each parameter is read, laid out and placed before the next, so the host holds its share of
-    the model and one parameter's share more. Raises ConfigError naming each missing, extra or mis-shaped tensor, before
-    anything is read. `progress(bytes done, bytes in all)`.
+    the model and one parameter's share more. Raises ConfigError naming missing, extra and mis-shaped tensors (eight of
+    each kind, and how many more) before anything is read. `progress(bytes done, bytes in all)`.
     """
+    if not isinstance(config, family.schema):
+        raise ConfigError(f"a {family.model_type} is a {family.schema.__name__}, not a {type(config).__name__}")
     leaves: dict[str, Any] = dict(traverse_util.flatten_dict(shapes, sep="."))
     rows = {row.ours: row for row in family.rows(config)}
-    assert set(rows) == set(leaves), f"{family.model_type}: the table and the model differ in {set(rows) ^ set(leaves)}"
+    if unknown := sorted(set(rows) ^ set(leaves)):
+        raise ConfigError(
+            f"a {family.model_type} has no tensors for {_some(unknown)}: `shapes` is not of the model of this "
+            f"configuration, or it has a block of its own"
+        )
     bare = family.prefix and not any(name.startswith(family.prefix) for name in source.shapes)
     reader = _Reader(source, family.prefix if bare else "")
     _check(family, config, rows, leaves, reader)

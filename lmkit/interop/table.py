@@ -132,7 +132,7 @@ class Family:
 
     Attributes:
         schema: our configuration.
-        architectures: their classes, by what ours says: the first that returns True is written.
+        architecture: the name of their class for a configuration of ours.
         keys: keys that correspond one to one.
         fixed: what is always so of ours.
         must: what has to be so of theirs, where it is there.
@@ -146,7 +146,7 @@ class Family:
 
     model_type: str
     schema: type[ModelConfig]
-    architectures: Callable[[Any], str]
+    architecture: Callable[[Any], str]
     rows: Callable[[Any], Iterable[Row]]
     keys: tuple[Key, ...] = ()
     fixed: Json = field(default_factory=dict)
@@ -180,7 +180,7 @@ class Family:
 
     def write_config(self, config: Any) -> Json:
         """Their config.json for our configuration. Raises ConfigError naming the keys that it cannot express."""
-        theirs = {"architectures": [self.architectures(config)], "model_type": self.model_type, "dtype": "float32"}
+        theirs = {"architectures": [self.architecture(config)], "model_type": self.model_type, "dtype": "float32"}
         theirs |= {name: value[0] if isinstance(value, tuple) else value for name, value in self.must.items()}
         for key in self.keys:
             theirs[key.theirs] = key.write(getattr(config, WORKED_OUT.get(key.ours, key.ours)))

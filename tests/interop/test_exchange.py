@@ -171,6 +171,15 @@ def test_models_that_no_family_computes_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_configuration_of_another_kind_is_refused(tmp_path: Path) -> None:
+    shapes, params = random_params(LLAMA)
+    save_folder(tmp_path / "out", LLAMA, params)
+    with pytest.raises(ConfigError, match="a llama is a GPTConfig, not a BERTConfig"):
+        load_params(tmp_path / "out", BERTConfig(vocab_size=9), shapes)
+    with pytest.raises(ConfigError, match="no tensors for head.table"):
+        load_params(tmp_path / "out", dataclasses.replace(LLAMA, tie_embeddings=True), shapes)
+
+
 def test_places_that_are_taken_empty_or_damaged(tmp_path: Path) -> None:
     shapes, params = random_params(LLAMA)
     save_folder(tmp_path / "out", LLAMA, params)

@@ -203,6 +203,9 @@ def test_init_from_takes_parameters_and_nothing_else(tmp_path: Path) -> None:
     (["run.dir=s3://bucket/x"], ["s3://bucket/x"]),
     (["run.dir=/proc/nothing"], ["/proc/nothing", "run.dir="]),
     (["tokenizer=file", "tokenizer.path=nowhere.json"], ["nowhere.json"]),
+    (["model=bert", "model.qk_norm=false"], ["objective.kind=causal_lm", "BERTConfig", "model=gpt"]),
+    (["model.block=nowhere:Block"], ["nowhere:Block", "module:Class"]),
+    (["objective.kind=seq2seq"], ["seq2seq", "objective=causal_lm"]),
     (["model.attention=cudnn"], ["model.attention=cudnn", "cpu"]),
     (["data.cache_dir=/proc/nothing"], ["/proc/nothing", "data.cache_dir"]),
 ])  # fmt: skip
