@@ -102,7 +102,11 @@ def _read_t5(theirs: Json) -> Json:
 def _write_t5(config: EncDecConfig) -> Json:
     name = next(k for k, v in ACTIVATIONS.items() if v is config.activation)
     gelu = "gated-gelu" if name == "gelu_pytorch_tanh" else f"gated-{name}"
-    return {"feed_forward_proj": gelu if config.gated else name, "tie_word_embeddings": config.head_scale != 1.0}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    return tokens | {
+        "feed_forward_proj": gelu if config.gated else name,
+        "tie_word_embeddings": config.head_scale != 1.0,
+    }
 
 
 def _read_halves(theirs: Json) -> Json:
