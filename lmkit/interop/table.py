@@ -174,8 +174,11 @@ class Family:
             if value is None:
                 raise ConfigError(f"config.json has no {key.theirs!r}, which a {self.model_type} needs")
             ours[key.ours] = key.read(value)
-        for read, _ in self.hooks:
-            ours |= read(theirs)
+        try:
+            for read, _ in self.hooks:
+                ours |= read(theirs)
+        except KeyError as error:
+            raise ConfigError(f"config.json has no {error}, which a {self.model_type} needs") from error
         return self.schema(**ours)
 
     def write_config(self, config: Any) -> Json:

@@ -148,6 +148,7 @@ def test_a_bias_that_lmkit_has_not_must_be_zero(tmp_path: Path) -> None:
         ({"hidden_act": "mish"}, ["'mish'", "silu"]),
         ({"attention_bias": True}, ["attention_bias=True", "mlp_bias=False"]),
         ({"hidden_size": None}, ["hidden_size"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, ["original_max_position_embeddings"]),
         ({"pretraining_tp": 2}, ["pretraining_tp=2", "1"]),
     ],
 )
