@@ -36,7 +36,7 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    init_from: str = key("", "run directory or checkpoint whose parameters the run starts from")
+    init_from: str = key("", "run, checkpoint, Hugging Face folder or .gguf file whose parameters the run starts from")
 
     def __post_init__(self) -> None:
         model, data, optim, train = self.model, self.data, self.optim, self.train

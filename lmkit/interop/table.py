@@ -224,6 +224,7 @@ def _canonical(config: ModelConfig) -> Json:
         "rope_original_len": config.rope_scaling is not RopeScaling.llama3,
         "rope_low_freq": config.rope_scaling is not RopeScaling.llama3,
         "rope_high_freq": config.rope_scaling is not RopeScaling.llama3,
+        "max_": config.position is not Position.learned,
         "relative_": config.position is not Position.relative,
         "global_": not config.sliding_window,
         "experts_per_token": not config.num_experts,

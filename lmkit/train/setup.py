@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from lmkit import interop
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
@@ -16,6 +17,7 @@ from lmkit.config.sections import ObjectiveKind
 from lmkit.data.prepare import Data
 from lmkit.data.store import HELDOUT
 from lmkit.data.tokenizer import Tokenizer
+from lmkit.interop.table import unlike
 from lmkit.objectives.build import build_objective
 from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
 from lmkit.parallel.rules import sharding_of
@@ -126,7 +128,7 @@ def starting_state(
     if not experiment.init_from:
         return state, 0, []
 
-    params, place = load_params(Path(experiment.init_from), blueprint.shapes["params"])
+    params, place = starting_params(Path(experiment.init_from), blueprint)
     state = state | {
         "params": params,
         "opt": jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params),
@@ -134,6 +136,25 @@ def starting_state(
     if "ema" in state:
         state["ema"] = jax.tree.map(lambda x: x.copy(), params)
     return state, 0, [f"parameters from {place}"]
+
+
+def starting_params(path: Path, blueprint: Blueprint) -> tuple[Any, str]:
+    """Parameters of a run, a checkpoint, a folder in the Hugging Face layout or a .gguf file, and where they were.
+
+    Raises ConfigError where the model there computes something else than this one, naming the keys with both values.
+    """
+    if path.suffix != ".gguf" and not (path / "config.json").is_file():
+        return load_params(path, blueprint.shapes["params"])
+    mine, theirs = blueprint.model_config, interop.read_config(path)
+    if type(mine) is not type(theirs):
+        raise ConfigError(
+            f"init_from={path}: a {type(theirs).__name__} is there; this model is a {type(mine).__name__}"
+        )
+    if here := unlike(mine, theirs):
+        raise ConfigError(
+            f"init_from={path}: the model there has {', '.join(unlike(theirs, mine))}; this one {', '.join(here)}"
+        )
+    return interop.load_params(path, mine, blueprint.shapes["params"]), str(path)
 
 
 def batch_sharding(blueprint: Blueprint) -> NamedSharding:

@@ -15,8 +15,13 @@ import orbax.checkpoint.experimental.v1 as ocp
 import pytest
 import yaml
 
-from lmkit.config.entry import run_verb
+from lmkit.checkpoint import load_params
+from lmkit.config.entry import compose, run_verb
+from lmkit.config.sections import MeshConfig, OptimConfig
+from lmkit.interop import save_folder
+from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
+from lmkit.train.state import make_blueprint
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1"]
 
@@ -186,6 +191,23 @@ def test_init_from_takes_parameters_and_nothing_else(tmp_path: Path) -> None:
     assert train(f"run.dir={second}", f"init_from={first}", "train.steps=21") == 0
     assert min(losses(second)) == 1
     assert losses(second)[1] < losses(first)[1] - 1.0
+
+
+def test_init_from_a_hugging_face_folder_equals_the_run_it_came_from(tmp_path: Path, capsys) -> None:
+    """Exported, a run's parameters start another one exactly as the run itself does; another model is refused."""
+    form = ["model.gated=true", "train.steps=12"]
+    assert train(f"run.dir={tmp_path / 'first'}", *form) == 0
+    model = compose(["+experiment=gpt_tiny", *form]).model
+    blueprint = make_blueprint(model, OptimConfig(), 12, build_mesh(MeshConfig(), jax.devices()[:1]))
+    params, _ = load_params(tmp_path / "first", blueprint.shapes["params"])
+    assert save_folder(tmp_path / "folder", model, params) == "qwen3"
+    for name in ("first", "folder"):
+        run = [f"run.dir={tmp_path / ('from_' + name)}", f"init_from={tmp_path / name}"]
+        assert train(*run, *form, "mesh.data=4", "mesh.fsdp=2") == 0
+    assert losses(tmp_path / "from_first") == losses(tmp_path / "from_folder")
+    capsys.readouterr()
+    assert train(f"run.dir={tmp_path / 'other'}", f"init_from={tmp_path / 'folder'}", *form, "model.qk_norm=false") == 2
+    assert "there has model.qk_norm=True; this one model.qk_norm=False" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("overrides", "words"), [
