@@ -13,6 +13,7 @@ from lmkit.config.sections import (
     HardwareConfig,
     MeshConfig,
     ObjectiveConfig,
+    ObjectiveKind,
     OptimConfig,
     RunConfig,
     TokenizerConfig,
@@ -44,6 +45,11 @@ class Experiment:
             raise ConfigError(
                 f"data.seq_len={data.seq_len} is longer than the {model.max_seq_len} positions of the model: "
                 f"set data.seq_len={model.max_seq_len} or model.max_seq_len={data.seq_len}"
+            )
+        if self.objective.kind is ObjectiveKind.contrastive and train.accumulate_steps > 1:
+            raise ConfigError(
+                f"train.accumulate_steps={train.accumulate_steps} with objective.kind=contrastive: a micro-batch knows "
+                f"fewer wrong answers, so the loss would change; set train.accumulate_steps=1"
             )
         if optim.warmup_steps >= train.steps > 1:
             raise ConfigError(

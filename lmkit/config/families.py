@@ -23,6 +23,11 @@ def _refuse_position(config: TransformerConfig, *refused: Position) -> None:
         )
 
 
+def _even_for_sines(config: TransformerConfig) -> None:
+    if config.position is Position.sinusoidal and config.embed_dim % 2:
+        raise ConfigError(f"model.embed_dim={config.embed_dim} is odd: position=sinusoidal needs sines and cosines")
+
+
 @dataclass
 class GPTConfig(TransformerConfig):
     """Decoder-only models: GPT-2, GPT-3, Llama, Qwen, Gemma, SmolLM, Mixtral by configuration alone."""
@@ -35,6 +40,7 @@ class GPTConfig(TransformerConfig):
         super().__post_init__()
         if self.norm_order is NormOrder.post:
             raise ConfigError("model.norm_order=post: GPT ends in a norm of its own; set pre or both")
+        _even_for_sines(self)
         _refuse_position(self, Position.relative)
 
 
@@ -61,6 +67,11 @@ class BERTConfig(TransformerConfig):
         _refuse_position(self, Position.relative)
         if self.next_sentence_head and not self.pooler:
             raise ConfigError("model.next_sentence_head=true with model.pooler=false: it reads the pooled token")
+        if self.block and self.norm_order is not NormOrder.post:
+            raise ConfigError(
+                f"model.block={self.block} with model.norm_order={self.norm_order.name}: this family's first block "
+                f"then has no norm, which only lmkit's leaves out; set norm_order=post"
+            )
 
 
 @dataclass
@@ -85,6 +96,22 @@ class EncDecConfig(TransformerConfig):
     tie_embeddings: bool = key(True, "the head is the embedding table; encoder and decoder always share it")
     head_scale: float = key(1.0, "multiplies the last hidden states before the head (T5: 1/sqrt(embed_dim))")
     head_bias: bool = key(False, "a bias of the logits (Marian)")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _even_for_sines(self)
+        for name, value in (("sliding_window", self.sliding_window), ("block", self.block)):
+            if value:
+                raise ConfigError(f"model.{name}={value}: encoder-decoders have none; leave it out")
+        exact = self.relative_buckets // 4  # of the encoder, whose buckets serve two directions
+        if (
+            self.position is Position.relative
+            and not 1 <= exact < self.relative_buckets // 2 < self.relative_max_distance
+        ):
+            raise ConfigError(
+                f"model.relative_buckets={self.relative_buckets} with model.relative_max_distance="
+                f"{self.relative_max_distance}: set 4 buckets or more, and a distance of more than half of them"
+            )
 
     @property
     def decoder_layers(self) -> int:
@@ -129,6 +156,8 @@ class ViTConfig(TransformerConfig):
                 f"nearest that fit are {fit or self.patch_size} and {fit + self.patch_size}"
             )
         _refuse_position(self, Position.relative)
+        if self.norm_order is NormOrder.post:
+            raise ConfigError("model.norm_order=post: ViT ends in a norm of its own; set pre or both")
         if self.position is Position.sinusoidal and self.embed_dim % 4:
             raise ConfigError(f"model.embed_dim={self.embed_dim}: two-dimensional sines need a multiple of 4")
 

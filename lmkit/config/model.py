@@ -127,7 +127,9 @@ class TransformerConfig(ModelConfig):
     position: Position = key(Position.rope, "how tokens learn their place")
     rope_theta: float = key(10_000.0, "base wavelength of rotary positions", at_least=1.0)
     rope_local_theta: float = key(0.0, "the same for layers with a window; 0 = rope_theta (Gemma 3)", at_least=0.0)
-    rope_scaling: RopeScaling = key(RopeScaling.none, "reach beyond the trained length, in layers without a window")
+    rope_scaling: RopeScaling = key(
+        RopeScaling.none, "reach beyond the trained length; in windowed layers only where rope_local_theta=0"
+    )
     rope_factor: float = key(1.0, "how many times longer, with rope_scaling", at_least=1.0)
     rope_original_len: int = key(8192, "with llama3: the length it was trained on", at_least=1)
     rope_low_freq: float = key(1.0, "with llama3: periods in that length below which all is scaled", at_least=0.0)

@@ -39,7 +39,8 @@ def read_config(path: str | Path) -> Any:
         return GGUFSource(path).config
     theirs = read_json(path)
     family = family_of(theirs)
-    theirs["tensors"] = SafetensorsSource(path).shapes  # some heads show in the tensors alone
+    if any(path.glob("*.safetensors")):
+        theirs["tensors"] = SafetensorsSource(path).shapes  # some heads show in the tensors alone
     return family.read_config(theirs)
 
 

@@ -1,6 +1,7 @@
 """Tables of decoder-only families."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from lmkit.config.base import ConfigError
@@ -74,15 +75,20 @@ def gpt2_rows(config: GPTConfig) -> Iterable[Row]:
         yield Row(f"{BLOCKS}mlp.down.{ours}", f"{layer}mlp.c_proj.{theirs}")
 
 
-def read_rope(theirs: Json) -> Json:
+def rope(default: float = 10_000.0, local_default: float = 0.0):
+    """The hook of rotary keys, with what a family means where they are absent."""
+    return partial(read_rope, default=default, local_default=local_default), _write_rope
+
+
+def read_rope(theirs: Json, default: float = 10_000.0, local_default: float = 0.0) -> Json:
     """Rotary keys of both styles: `rope_theta` and `rope_scaling`, or `rope_parameters`, maybe by kind of layer."""
     given = theirs.get("rope_parameters") or {}
     full = given.get("full_attention") or (given if "full_attention" not in given else {})
     full = full or theirs.get("rope_scaling") or {}
-    theta = full.get("rope_theta") or theirs.get("global_rope_theta") or theirs.get("rope_theta") or 10_000.0
+    theta = full.get("rope_theta") or theirs.get("global_rope_theta") or theirs.get("rope_theta") or default
     local = (given.get("sliding_attention") or {}).get("rope_theta")
-    local = local or theirs.get("local_rope_theta") or theirs.get("rope_local_base_freq") or 0.0
-    ours: Json = {"rope_theta": float(theta), "rope_local_theta": 0.0 if local == theta else float(local)}
+    local = local or theirs.get("local_rope_theta") or theirs.get("rope_local_base_freq") or local_default
+    ours: Json = {"rope_theta": float(theta), "rope_local_theta": float(local)}
     kind = full.get("rope_type") or full.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
         raise ConfigError(f"config.json: rope_type={kind!r} is not supported, only default, linear or llama3")
@@ -117,7 +123,7 @@ def _write_local_rope(config: GPTConfig) -> Json:
 def read_layer_types(theirs: Json) -> Json:
     """Which layers have the window, from the list of their kinds. Raises ConfigError for no regular pattern."""
     kinds = theirs.get("layer_types")
-    if not kinds or not theirs.get("sliding_window", theirs.get("local_attention")):
+    if not kinds:
         return {}
     full = [number for number, kind in enumerate(kinds) if kind == "full_attention"]
     every = full[1] - full[0] if len(full) > 1 else len(kinds) if full else 0
@@ -173,13 +179,18 @@ def _named(name: str) -> Callable[[Any], str]:
     return lambda config: name
 
 
-ROPE = (read_rope, _write_rope)
+ROPE = rope()
 LAYER_TYPES = (read_layer_types, _write_layer_types)
-WINDOW = Key("sliding_window", "sliding_window", 0, write=lambda n: n or None)
-CAPS = (
-    Key("attention_softcap", "attn_logit_softcapping", 0.0, write=lambda cap: cap or None),
-    Key("logit_softcap", "final_logit_softcapping", 0.0, write=lambda cap: cap or None),
-)
+WINDOW = Key("sliding_window", "sliding_window", 4096, 0, write=lambda n: n or None)
+
+
+def _caps(attention: float, logits: float) -> tuple[Key, Key]:
+    return (
+        Key("attention_softcap", "attn_logit_softcapping", attention, 0.0, write=lambda cap: cap or None),
+        Key("logit_softcap", "final_logit_softcapping", logits, 0.0, write=lambda cap: cap or None),
+    )
+
+
 SILU = activation("hidden_act", "silu")
 GELU = activation("hidden_activation", "gelu_pytorch_tanh")
 HEADS = {"ignored": BUFFERS, "prefix": "model."}
@@ -208,9 +219,11 @@ DECODERS = (
     Family(
         "mixtral", GPTConfig, _named("MixtralForCausalLM"),
         _experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-        (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW, Key("num_experts", "num_local_experts", 8),
+        (*LLAMA_KEYS[:-1], Key("norm_eps", "rms_norm_eps", 1e-5), MLP, UNTIED, SILU,
+         Key("sliding_window", "sliding_window", 0, 0, write=lambda n: n or None),
+         Key("num_experts", "num_local_experts", 8),
          Key("experts_per_token", "num_experts_per_tok", 2)),
-        LLAMA | {"renormalize_experts": True}, hooks=(ROPE,), **HEADS,
+        LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), **HEADS,
     ),
     Family(
         "qwen3_moe", GPTConfig, _named("Qwen3MoeForCausalLM"),
@@ -223,13 +236,13 @@ DECODERS = (
     ),
     Family(
         "gemma2", GPTConfig, _named("Gemma2ForCausalLM"), llama_rows,
-        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *CAPS), GEMMA, {"attention_bias": False},
+        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA, {"attention_bias": False},
         hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
     ),
     Family(
         "gemma3_text", GPTConfig, _named("Gemma3ForCausalLM"), llama_rows,
-        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *CAPS), GEMMA | {"qk_norm": True},
+        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(0.0, 0.0)), GEMMA | {"qk_norm": True},
         {"attention_bias": False, "use_bidirectional_attention": False},
-        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
+        hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
     ),
 )  # fmt: skip

@@ -182,10 +182,10 @@ ENCDECS = (
            hooks=_halves, prefix="model.", ignored=(*IGNORED, "embed_positions.weight")),
     Family(
         "whisper", EncDecConfig, _named("WhisperForConditionalGeneration"), whisper_rows,
-        (*HALF_KEYS, Key("max_seq_len", "max_target_positions", 448), Key("num_mels", "num_mel_bins", 80),
+        (*HALF_KEYS[:-1], Key("max_seq_len", "max_target_positions", 448), Key("num_mels", "num_mel_bins", 80),
          Key("max_source_len", "max_source_positions", 1500), activation("activation_function", "gelu")),
         LAYERNORM | {"position": Position.learned, "norm_order": NormOrder.pre, "key_bias": False},
-        {"tie_word_embeddings": True}, hooks=_halves, prefix="model.",
+        {"tie_word_embeddings": True, "scale_embedding": False}, hooks=_halves, prefix="model.",
         ignored=(*IGNORED, "encoder.embed_positions.weight"), made=_fixed_positions,
     ),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Tables of encoder families: BERT, RoBERTa, ModernBERT."""
 
 from collections.abc import Iterable
+from functools import partial
 
 from lmkit.config.base import ConfigError
 from lmkit.config.families import BERTConfig
@@ -18,6 +19,11 @@ BERT_KEYS = (
 )  # fmt: skip
 BERT: Json = {"position": Position.learned, "norm": Norm.layernorm, "norm_order": NormOrder.post, "bias": True}
 HEADS = ("pooler", "lm_head", "next_sentence_head")
+HEAD_TENSORS = {  # by which a file shows what heads it has, whatever its class says
+    "pooler": ("pooler.dense.weight",),
+    "lm_head": ("predictions.transform.dense.weight", "lm_head.dense.weight", "head.dense.weight"),
+    "next_sentence_head": ("seq_relationship.weight",),
+}
 IGNORED = ("position_ids", "decoder.weight")  # the head's copy of the embedding table
 
 
@@ -25,15 +31,12 @@ def _head_keys(by_class: dict[str, tuple[bool, bool, bool]]):
     """The hook that tells which heads there are from the class, and the class from the heads."""
 
     def read(theirs: Json) -> Json:
-        (name,) = theirs.get("architectures") or [next(iter(by_class))]
+        name = (theirs.get("architectures") or list(by_class))[0]
         if name not in by_class:
             raise ConfigError(f"config.json: architectures [{name}] is not supported, only {', '.join(by_class)}")
-        heads: Json = dict(zip(HEADS, by_class[name], strict=True))
-        if heads["pooler"] and not any(
-            one.endswith("pooler.dense.weight") for one in theirs.get("tensors", ["pooler.dense.weight"])
-        ):
-            heads["pooler"] = False  # a bare model that was built without one
-        return heads
+        if (tensors := theirs.get("tensors")) is None:
+            return dict(zip(HEADS, by_class[name], strict=True))
+        return {head: any(one.endswith(HEAD_TENSORS[head]) for one in tensors) for head in HEADS}  # files have more
 
     def architecture(config: BERTConfig) -> str:
         heads = tuple(getattr(config, name) for name in HEADS)
@@ -48,22 +51,30 @@ def _head_keys(by_class: dict[str, tuple[bool, bool, bool]]):
     return architecture, (read, lambda config: {})
 
 
+def _norm(ours: str, theirs: str) -> list[Row]:
+    """A norm, whose parameters old files call gamma and beta."""
+    return [
+        Row(f"{ours}.scale", f"{theirs}.weight", also=(f"{theirs}.gamma",)),
+        Row(f"{ours}.bias", f"{theirs}.bias", also=(f"{theirs}.beta",)),
+    ]
+
+
 def _layers(prefix: str) -> Iterable[Row]:
     layer = prefix + "encoder.layer.{layer}."
     for ours, theirs in (("q", "query"), ("k", "key"), ("v", "value")):
         yield from dense(f"{BLOCKS}attention.{ours}", f"{layer}attention.self.{theirs}")
     yield from dense(BLOCKS + "attention.out", layer + "attention.output.dense", ins=2)
-    yield from norm(BLOCKS + "attention_join.norm", layer + "attention.output.LayerNorm")
+    yield from _norm(BLOCKS + "attention_join.norm", layer + "attention.output.LayerNorm")
     yield from dense(BLOCKS + "mlp.up", layer + "intermediate.dense")
     yield from dense(BLOCKS + "mlp.down", layer + "output.dense")
-    yield from norm(BLOCKS + "mlp_join.norm", layer + "output.LayerNorm")
+    yield from _norm(BLOCKS + "mlp_join.norm", layer + "output.LayerNorm")
 
 
 def _bert_like(config: BERTConfig, prefix: str) -> Iterable[Row]:
     yield Row("embed.table", prefix + "embeddings.word_embeddings.weight")
     yield Row("input.position.table", prefix + "embeddings.position_embeddings.weight")
     yield Row("input.type.table", prefix + "embeddings.token_type_embeddings.weight")
-    yield from norm("input.norm", prefix + "embeddings.LayerNorm")
+    yield from _norm("input.norm", prefix + "embeddings.LayerNorm")
     yield from _layers(prefix)
     if config.pooler:
         yield from dense("pooler", prefix + "pooler.dense")
@@ -74,7 +85,7 @@ def bert_rows(config: BERTConfig) -> Iterable[Row]:
     yield from _bert_like(config, "bert.")
     if config.lm_head:
         yield from dense("lm_head.dense", "cls.predictions.transform.dense")
-        yield from norm("lm_head.norm", "cls.predictions.transform.LayerNorm")
+        yield from _norm("lm_head.norm", "cls.predictions.transform.LayerNorm")
         yield Row("lm_head.bias", "cls.predictions.bias", also=("cls.predictions.decoder.bias",))
     if config.next_sentence_head:
         yield from dense("next_sentence", "cls.seq_relationship")
@@ -85,7 +96,7 @@ def roberta_rows(config: BERTConfig) -> Iterable[Row]:
     yield from _bert_like(config, "roberta.")
     if config.lm_head:
         yield from dense("lm_head.dense", "lm_head.dense")
-        yield from norm("lm_head.norm", "lm_head.layer_norm")
+        yield from _norm("lm_head.norm", "lm_head.layer_norm")
         yield Row("lm_head.bias", "lm_head.bias", also=("lm_head.decoder.bias",))
 
 
@@ -144,7 +155,7 @@ ENCODERS = (
            ignored=IGNORED),
     Family(
         "roberta", BERTConfig, _roberta[0], roberta_rows,
-        (*BERT_KEYS, Key("max_seq_len", "max_position_embeddings", 514, lambda n: n - 2, lambda n: n + 2)),
+        (*BERT_KEYS, Key("max_seq_len", "max_position_embeddings", 514, None, lambda n: n - 2, lambda n: n + 2)),
         BERT | {"position_offset": 2},
         {"position_embedding_type": "absolute", "tie_word_embeddings": True, "pad_token_id": 1},
         hooks=(_roberta[1],), prefix="roberta.", ignored=IGNORED,
@@ -157,7 +168,9 @@ ENCODERS = (
          "type_vocab_size": 0},
         {"attention_bias": False, "mlp_bias": False, "norm_bias": False, "classifier_bias": False,
          "decoder_bias": True, "tie_word_embeddings": True, "classifier_activation": "gelu"},
-        hooks=((read_rope, lambda config: {}), (_read_window, _write_window), _modern[1]), prefix="model.",
+        hooks=((partial(read_rope, default=160_000.0, local_default=10_000.0), lambda config: {}),
+               (_read_window, _write_window), _modern[1]),
+        prefix="model.",
         ignored=IGNORED,
     ),
 )  # fmt: skip

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.model import ModelConfig
@@ -17,7 +16,7 @@ FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *ENCDECS, *VISIONS)
 
 def family_of(theirs: Json) -> Family:
     """The table for a config.json. Raises ConfigError, naming the nearest, where there is none."""
-    kind = theirs.get("model_type", "")
+    kind = theirs.get("model_type") or ""
     for family in FAMILIES:
         if family.model_type == kind:
             return family
@@ -39,7 +38,8 @@ def family_for(config: ModelConfig) -> tuple[Family, Json]:
                 return family, family.write_config(config)
             except ConfigError as error:
                 problems.append(str(error))
-    nearest_one = min(problems, key=lambda problem: problem.count("model."))
+    # one that says which keys it lacks is nearer than one that has no class at all; fewer keys are nearer
+    nearest_one = min(problems, key=lambda one: (" no way to say " not in one, one.count("model.")), default="none")
     raise ConfigError(f"no published family computes what this model does; the nearest is: {nearest_one}")
 
 
@@ -52,8 +52,3 @@ def read_json(folder: Path) -> Json:
         raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout") from None
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
-
-
-def read_config(theirs: Json) -> Any:
-    """Our configuration for a config.json."""
-    return family_of(theirs).read_config(theirs)

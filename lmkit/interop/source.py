@@ -36,6 +36,7 @@ class SafetensorsSource:
         index = folder / "model.safetensors.index.json"
         indexed = json.loads(index.read_text())["weight_map"] if index.exists() else None
         files = sorted({folder / name for name in indexed.values()} if indexed else folder.glob("*.safetensors"))
+        files = [path for path in files if path.name == "model.safetensors"] or files
         if not files:
             raise ConfigError(f"{folder}: no .safetensors files there (weights pickled by torch are not read)")
         for path in files:

@@ -94,11 +94,15 @@ def norm(ours: str, theirs: str, *, bias: bool = True, **options: Any) -> list[R
 
 @dataclass(frozen=True)
 class Key:
-    """One configuration key of ours and theirs. `default` is what theirs means where it is absent or null."""
+    """One configuration key of ours and theirs.
+
+    `default` is what theirs means where it is absent, `null` where it is null (None: the same).
+    """
 
     ours: str
     theirs: str
     default: Any = None
+    null: Any = None
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
 
@@ -118,7 +122,9 @@ def activation(theirs: str, default: str) -> Key:
             raise ConfigError(f"{theirs}={name!r}: lmkit has {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
-    return Key("activation", theirs, default, read, lambda ours: next(k for k, v in ACTIVATIONS.items() if v is ours))
+    return Key(
+        "activation", theirs, default, None, read, lambda ours: next(k for k, v in ACTIVATIONS.items() if v is ours)
+    )
 
 
 def same(pairs: Mapping[str, str], **defaults: Any) -> tuple[Key, ...]:
@@ -169,6 +175,8 @@ class Family:
         ours = dict(self.fixed)
         for key in self.keys:
             value = theirs.get(key.theirs)
+            if value is None and key.theirs in theirs:
+                value = key.null
             if value is None:
                 value = key.default
             if value is None:
@@ -217,6 +225,10 @@ def _canonical(config: ModelConfig) -> Json:
         return values
     values |= {name: getattr(config, source) for name, source in WORKED_OUT.items() if name in values}
     values["attention_scale"] = config.attention_scale or config.head_size**-0.5
+    if config.rope_scaling is RopeScaling.none:
+        values["rope_local_theta"] = config.rope_local_theta or config.rope_theta
+    values["windows"] = tuple(config.window_of(layer) for layer in range(config.num_layers))
+    del values["sliding_window"], values["global_every"], values["global_first"]
     off = {
         "rope_": config.position is not Position.rope,
         "rope_local_theta": not config.sliding_window,
@@ -226,7 +238,6 @@ def _canonical(config: ModelConfig) -> Json:
         "rope_high_freq": config.rope_scaling is not RopeScaling.llama3,
         "max_": config.position is not Position.learned,
         "relative_": config.position is not Position.relative,
-        "global_": not config.sliding_window,
         "experts_per_token": not config.num_experts,
         "renormalize_experts": not config.num_experts,
         "qkv_bias": config.bias,

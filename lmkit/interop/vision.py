@@ -89,7 +89,7 @@ TEXT = Family(
 )  # fmt: skip
 VISION = Family(
     "clip_vision_model", ViTConfig, lambda config: "CLIPVisionModel", lambda config: (),
-    (*TOWER, *IMAGE, activation("hidden_act", "quick_gelu")),
+    (*TOWER, IMAGE[0], Key("patch_size", "patch_size", 32), IMAGE[2], activation("hidden_act", "quick_gelu")),
     FORM | {"num_classes": 0, "patch_bias": False, "embed_norm": True, "pooling": Pooling.first},
 )  # fmt: skip
 
@@ -109,7 +109,8 @@ def _write_towers(config: CLIPConfig) -> Json:
 
 VISIONS = (
     Family(
-        "vit", ViTConfig, _vit_class, vit_rows, (*TOWER, *IMAGE, activation("hidden_act", "gelu")),
+        "vit", ViTConfig, _vit_class, vit_rows,
+        (*TOWER[:-1], Key("norm_eps", "layer_norm_eps", 1e-12), *IMAGE, activation("hidden_act", "gelu")),
         FORM | {"pooling": Pooling.first}, {"qkv_bias": True}, hooks=((_read_labels, _write_labels),), prefix="vit.",
         ignored=("pooler.dense.weight", "pooler.dense.bias"),
     ),

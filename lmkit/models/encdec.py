@@ -51,7 +51,8 @@ class EncDec(nnx.Module):
     ) -> Memory:
         """int tokens [B, S], or float log-mel frames [B, 2 S, mels], to what the decoder looks at, [B, S, D].
 
-        segment_ids_BS: int; tokens attend within their own: packed sources, and padding as one of its own.
+        segment_ids_BS: int; tokens attend within their own, and each begins at position 0: packed sources, and padding
+        as one of its own.
         """
         dtype = compute_dtype(self.config.dtype)
         if self.frontend is not None:
@@ -125,6 +126,8 @@ class Half(nnx.Module):
         """[B, T, D] to [B, T, D] in the residual stream's layout."""
         keys = (None, None) if key is None else jax.random.split(key)
         seq = x_BTD.shape[1]
+        if positions_BT is None and segment_ids_BT is not None:
+            positions_BT = _places_in_segments(segment_ids_BT)
         x_BTD = self.input(x_BTD, positions_BT, key=keys[0])
         places: Places = make_places(self.config, default_positions(x_BTD, positions_BT), segment_ids_BT)
         places = places._replace(
@@ -133,6 +136,13 @@ class Half(nnx.Module):
         )  # fmt: skip
         x_BTD = self.stack(x_BTD, places, flags=False, key=keys[1])
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+
+def _places_in_segments(ids_BT: jax.Array) -> jax.Array:
+    """int [B, T]: how far each token is from the first of its segment, so that packed pairs begin at 0 like others."""
+    places = jnp.arange(ids_BT.shape[1])
+    first = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
+    return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
 
 
 def _encoder_config(config: EncDecConfig) -> EncDecConfig:

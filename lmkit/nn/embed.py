@@ -90,7 +90,7 @@ class StreamInput(nnx.Module):
     ):
         self.config, self.offset, self.scaled, self.closed = config, offset, scaled, closed
         table = {"size": config.embed_dim, "dim": "position", "std": config.init_std, "rngs": rngs}
-        self.fixed = bool(length) and config.position is Position.sinusoidal
+        self.length, self.fixed = length, bool(length) and config.position is Position.sinusoidal
         learned = length and config.position is Position.learned
         self.position = Embed(length + offset, **table) if learned else None
         self.type = Embed(types, **table) if types else None
@@ -105,6 +105,11 @@ class StreamInput(nnx.Module):
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]. positions_BT: int; None for 0..T-1. types_BT: int; None for 0. key: dropout on."""
         config, dims, dtype = self.config, residual_dims(x_BTD.shape[1]), x_BTD.dtype
+        if self.position is not None and positions_BT is None and x_BTD.shape[1] > self.length:
+            raise ValueError(
+                f"a sequence of {x_BTD.shape[1]} is longer than the model's {self.length} positions: shorten it, or "
+                f"set model.max_seq_len={x_BTD.shape[1]} (model.max_source_len for the source)"
+            )
         if self.scaled:
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, dtype)
         places = default_positions(x_BTD, positions_BT)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from lmkit.config.model import TransformerConfig
 from lmkit.config.sections import ParamKind
@@ -47,16 +48,17 @@ class MoE(nnx.Module):
         kernels = [None if kernel is None else kernel.astype(dtype) for kernel in kernels]
         local = partial(_run_experts, ACTIVATIONS[config.activation])
         args = (x_BTD, weights.astype(dtype), experts, *kernels)
-        rows = current_spec(GATHERED)
-        if rows is None:
+        mesh = jax.sharding.get_abstract_mesh()
+        if mesh.empty:
             return local(*args)
-        out = residual_dims(x_BTD.shape[1])
-        sizes = jax.sharding.get_abstract_mesh().shape
-        inner, outer = (current_spec(dims) for dims in (("expert", "embed", "mlp"), ("expert", "mlp", "embed")))
+        sizes, out = mesh.shape, residual_dims(x_BTD.shape[1])  # a mesh of one device too: ragged_dot wants no types
+        rows = current_spec(GATHERED) or PartitionSpec()
+        inner = current_spec(("expert", "embed", "mlp")) or PartitionSpec()
+        outer = current_spec(("expert", "mlp", "embed")) or PartitionSpec()
         tensor = sizes.get("tensor", 1) > 1
         local = partial(local, fsdp=sizes.get("fsdp", 1) > 1, tensor=tensor, scatter=tensor and "seq_norm" in out)
         specs = (rows, rows, rows, inner, None if self.gate is None else inner, outer)
-        return jax.shard_map(local, in_specs=specs, out_specs=current_spec(out))(*args)
+        return jax.shard_map(local, in_specs=specs, out_specs=current_spec(out) or PartitionSpec())(*args)
 
 
 def _run_experts(activate, x_BTD, weights_BTk, experts_BTk, up, gate, down, *, fsdp=False, tensor=False, scatter=False):

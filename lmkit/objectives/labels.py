@@ -18,7 +18,8 @@ def contrastive(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.
     """The mean of both cross-entropies, of the image given the text and of the text given the image.
 
     Row i of `inputs` (int [B, T], ending at `last`, int [B]) belongs to row i of `images`; every other row of the
-    global batch is a wrong answer (Radford et al. 2021, figure 3). `nll` and `correct` are of the image given the text.
+    batch is a wrong answer (Radford et al. 2021, figure 3), on any mesh; with accumulation, of the micro-batch only.
+    `nll` and `correct` are of the image given the text.
     """
     logits_BB = model(batch["inputs"], batch["last"], batch["images"], key)
     own = jnp.eye(logits_BB.shape[0])

@@ -27,7 +27,8 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
 
     Where there: `segment_ids` (int [B, T]) keep rows' parts and padding apart, `types` (int [B, T]) say which sentence
     a token is of, and `next_sentence` (int [B], 0 where B follows A) adds its cross-entropy, weighted so that the mean
-    over the masked tokens gains the mean over the rows (Devlin et al. 2019, appendix A.2).
+    over the masked tokens gains the mean over the rows (Devlin et al. 2019, appendix A.2); with accumulation that is so
+    of each micro-batch.
     """
     hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
     sums = _over_vocabulary(config, model.lm_head(hidden_BTD), batch, model.head_VD(), model.head_bias_V())

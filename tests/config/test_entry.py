@@ -40,6 +40,10 @@ NAME = "run.name=test"
         (["model=vit", "model.patch_size=15"], ["224", "15", "210 and 225"]),
         (["model=vit", "model.tie_embeddings=true"], ["model.tie_embeddings", "another family", "model=NAME"]),
         (["model=gpt", "model.norm_order=post"], ["norm_order=post", "pre or both"]),
+        (["model=encdec", "model.sliding_window=4"], ["model.sliding_window=4", "encoder-decoders"]),
+        (["model=t5_small", "model.relative_max_distance=8"], ["relative_buckets=32", "relative_max_distance=8"]),
+        (["model=modernbert_base", "model.block=a:B"], ["model.block=a:B", "norm_order=pre", "norm_order=post"]),
+        (["objective.kind=contrastive", "train.accumulate_steps=2"], ["accumulate_steps=2", "contrastive"]),
         (["model=mixtral_8x7b", "model.bias=true"], ["model.bias=true", "num_experts", "model.bias=false"]),
     ],
 )  # fmt: skip

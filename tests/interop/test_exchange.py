@@ -24,7 +24,7 @@ from lmkit.config.entry import compose
 from lmkit.config.families import BERTConfig, GPTConfig
 from lmkit.config.model import Activation, Norm, Position
 from lmkit.interop import load_params, read_config, save_folder
-from lmkit.interop.families import FAMILIES, family_for
+from lmkit.interop.families import FAMILIES, family_for, family_of
 from lmkit.interop.table import unlike
 from lmkit.models import build_model
 from lmkit.nn.param import param_specs
@@ -170,6 +170,41 @@ def test_models_that_no_family_computes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="BertForMaskedLM"):
         family_for(BERTConfig(vocab_size=32, num_layers=1, num_heads=2, embed_dim=16))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_absent_means_what_the_family_means(tmp_path: Path) -> None:
+    """Absent is the family's default, null is off."""
+    gemma = {
+        "model_type": "gemma2", "vocab_size": 32, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 8, "intermediate_size": 32, "max_position_embeddings": 64,
+    }  # fmt: skip
+    absent = family_of(gemma).read_config(gemma)
+    assert (absent.attention_softcap, absent.logit_softcap, absent.sliding_window) == (50.0, 30.0, 4096)
+    null = family_of(gemma).read_config(gemma | dict.fromkeys(("attn_logit_softcapping", "sliding_window")))
+    assert (null.attention_softcap, null.logit_softcap, null.sliding_window) == (0.0, 30.0, 0)
+    three = family_of({"model_type": "gemma3_text"}).read_config(gemma | {"model_type": "gemma3_text"})
+    assert (three.rope_theta, three.rope_local_theta, three.attention_softcap) == (1e6, 1e4, 0.0)
+    mixtral = family_of({"model_type": "mixtral"}).read_config(gemma | {"model_type": "mixtral"})
+    assert (mixtral.rope_theta, mixtral.norm_eps, mixtral.sliding_window) == (1e6, 1e-5, 0)
+
+
+def test_a_bert_file_with_more_heads_than_its_class_and_old_names(tmp_path: Path) -> None:
+    """As the released ones are: the class says masked LM, the file has everything, norms have gamma and beta."""
+    config = KINDS["bert"].config
+    shapes, params = random_params(config)
+    save_folder(tmp_path / "out", config, params)
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["BertForMaskedLM"]}))
+    weights = tmp_path / "out" / "model.safetensors"
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = load_file(weights)
+    for new, former in old.items():
+        tensors = {name.replace(new, former): value for name, value in tensors.items()}
+    save_file(tensors, weights)
+    back = read_config(tmp_path / "out")
+    assert back.pooler
+    assert back.next_sentence_head
+    same_trees(params, load_params(tmp_path / "out", back, shapes))
 
 
 def test_a_configuration_of_another_kind_is_refused(tmp_path: Path) -> None:

@@ -24,13 +24,13 @@ from helpers import MESHES, params_of
 from lmkit.config.entry import compose
 from lmkit.config.families import MODEL_SCHEMAS, GPTConfig
 from lmkit.config.model import ModelConfig
-from lmkit.config.sections import ObjectiveConfig, OptimConfig
+from lmkit.config.sections import MeshConfig, ObjectiveConfig, OptimConfig
 from lmkit.models import MODELS, build_model
 from lmkit.nn.param import param_specs
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import AXES, build_mesh
 from lmkit.parallel.rules import sharding_of, spec_of
-from lmkit.train.state import make_blueprint
+from lmkit.train.state import init_state, make_blueprint
 from lmkit.train.step import make_train_step
 
 MIB = 2**20
@@ -144,3 +144,19 @@ def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
     for (path, a), b in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(got), strict=True):
         # float32: sums in another order; a gradient that is zero by symmetry (key biases) is only noise
         np.testing.assert_allclose(a, b, rtol=5e-4, atol=2e-6 * scale, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_one_device_is_a_mesh_too(name: str) -> None:
+    """Two whole steps, as train takes them on a laptop or a single GPU."""
+    kind = KINDS[name]
+    mesh = build_mesh(MeshConfig(), jax.devices()[:1])
+    blueprint = make_blueprint(kind.config, OptimConfig(learning_rate=1e-2, warmup_steps=0), 10, mesh)
+    objective = build_objective(ObjectiveConfig(kind=kind.objective, chunk_tokens=64))
+    step, state = jax.jit(make_train_step(blueprint, objective, accumulate=1, seed=0)), init_state(blueprint, 0)
+    losses = []
+    with jax.set_mesh(mesh):
+        for _ in range(3):
+            state, metrics = step(state, batch_of(kind.config))
+            losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]

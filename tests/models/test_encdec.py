@@ -38,9 +38,10 @@ def test_padding_of_the_source_changes_nothing(name: str) -> None:
     np.testing.assert_allclose(model(source, TOKENS, real), model(source[:, :13], TOKENS), rtol=1e-4, atol=1e-5)
 
 
-def test_packed_pairs_see_their_own_source() -> None:
-    """Two translations in one row equal each alone. (T5: its places are relative, so they need no moving.)"""
-    model, source = built("t5")
+@pytest.mark.parametrize("name", ["transformer", "t5"])
+def test_packed_pairs_see_their_own_source(name: str) -> None:
+    """Two translations in one row equal each alone: their places count from each one's own beginning."""
+    model, source = built(name)
     pairs = jnp.array([[1] * 8 + [2] * 12] * 2), jnp.array([[1] * 5 + [2] * 7] * 2)
     packed = model(source, TOKENS, *pairs)
     np.testing.assert_allclose(packed[:, :5], model(source[:, :8], TOKENS[:, :5]), rtol=1e-4, atol=1e-5)
@@ -68,3 +69,14 @@ def test_dropout_needs_a_key() -> None:
     one, other = (model.hidden(source, TOKENS, key=jax.random.key(seed)) for seed in (0, 1))
     np.testing.assert_array_equal(model.hidden(source, TOKENS), model.hidden(source, TOKENS))
     assert not np.allclose(one, other)
+
+
+def test_too_long_for_the_table_of_positions() -> None:
+    import dataclasses
+
+    from lmkit.config.model import Position
+
+    config = dataclasses.replace(KINDS["transformer"].config, position=Position.learned, max_seq_len=16)
+    model = EncDec(config, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="a sequence of 20 is longer than the model's 16 positions"):
+        model(jnp.ones((1, 20), jnp.int32), TOKENS[:1])
