@@ -31,7 +31,9 @@ SNIPPETS = [
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run(code: str) -> None:
-    exec(compile(code, "snippet", "exec"), {})
+    names: dict = {}
+    exec(compile(code, "snippet", "exec"), names)
+    assert set(names) - {"__builtins__"}, "it defines nothing"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

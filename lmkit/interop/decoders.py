@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
 
 from lmkit.config.base import ConfigError
 from lmkit.config.families import GPTConfig
-from lmkit.config.model import Norm, NormOrder, Position, RopeScaling
-from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
+from lmkit.config.model import Norm, NormOrder, Position, RopeScaling, TransformerConfig
+from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, named, norm, same
 
 LLAMA_KEYS = same(
     {
@@ -135,7 +134,8 @@ def read_layer_types(theirs: Json) -> Json:
     return {"global_every": every, "global_first": -1 if first == every - 1 else first}
 
 
-def _write_layer_types(config: GPTConfig) -> Json:
+def write_layer_types(config: TransformerConfig) -> Json:
+    """The list of their kinds."""
     kinds = {True: "sliding_attention", False: "full_attention"}
     return {"layer_types": [kinds[config.window_of(layer) > 0] for layer in range(config.num_layers)]}
 
@@ -175,12 +175,8 @@ def _write_scale(config: GPTConfig) -> Json:
     return {"query_pre_attn_scalar": round((config.attention_scale or config.head_size**-0.5) ** -2)}
 
 
-def _named(name: str) -> Callable[[Any], str]:
-    return lambda config: name
-
-
 ROPE = rope()
-LAYER_TYPES = (read_layer_types, _write_layer_types)
+LAYER_TYPES = (read_layer_types, write_layer_types)
 WINDOW = Key("sliding_window", "sliding_window", 4096, 0, write=lambda n: n or None)
 
 
@@ -196,7 +192,7 @@ GELU = activation("hidden_activation", "gelu_pytorch_tanh")
 HEADS = {"ignored": BUFFERS, "prefix": "model."}
 DECODERS = (
     Family(
-        "gpt2", GPTConfig, _named("GPT2LMHeadModel"), gpt2_rows,
+        "gpt2", GPTConfig, named("GPT2LMHeadModel"), gpt2_rows,
         (
             *same({"vocab_size": "vocab_size", "num_layers": "n_layer", "num_heads": "n_head", "embed_dim": "n_embd",
                    "mlp_dim": "n_inner", "max_seq_len": "n_positions", "norm_eps": "layer_norm_epsilon"},
@@ -208,16 +204,16 @@ DECODERS = (
          "add_cross_attention": False, "tie_word_embeddings": True},
         prefix="transformer.", ignored=BUFFERS,
     ),
-    Family("llama", GPTConfig, _named("LlamaForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU), LLAMA,
+    Family("llama", GPTConfig, named("LlamaForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU), LLAMA,
            {"pretraining_tp": 1}, hooks=(ROPE, (_read_biases, _write_biases)), **HEADS),
-    Family("qwen2", GPTConfig, _named("Qwen2ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
+    Family("qwen2", GPTConfig, named("Qwen2ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
            LLAMA | {"qkv_bias": True}, {"use_sliding_window": False}, hooks=(ROPE,), **HEADS),
-    Family("qwen3", GPTConfig, _named("Qwen3ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
+    Family("qwen3", GPTConfig, named("Qwen3ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
            LLAMA | {"qk_norm": True}, {"use_sliding_window": False, "attention_bias": False}, hooks=(ROPE,), **HEADS),
-    Family("mistral", GPTConfig, _named("MistralForCausalLM"), llama_rows,
+    Family("mistral", GPTConfig, named("MistralForCausalLM"), llama_rows,
            (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), **HEADS),
     Family(
-        "mixtral", GPTConfig, _named("MixtralForCausalLM"),
+        "mixtral", GPTConfig, named("MixtralForCausalLM"),
         _experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
         (*LLAMA_KEYS[:-1], Key("norm_eps", "rms_norm_eps", 1e-5), MLP, UNTIED, SILU,
          Key("sliding_window", "sliding_window", 0, 0, write=lambda n: n or None),
@@ -226,7 +222,7 @@ DECODERS = (
         LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), **HEADS,
     ),
     Family(
-        "qwen3_moe", GPTConfig, _named("Qwen3MoeForCausalLM"),
+        "qwen3_moe", GPTConfig, named("Qwen3MoeForCausalLM"),
         _experts("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
         (*LLAMA_KEYS, UNTIED, SILU, Key("mlp_dim", "moe_intermediate_size", 768),
          Key("experts_per_token", "num_experts_per_tok", 8), Key("renormalize_experts", "norm_topk_prob", False)),
@@ -235,12 +231,12 @@ DECODERS = (
         hooks=(ROPE, (_read_experts, _write_experts)), **HEADS,
     ),
     Family(
-        "gemma2", GPTConfig, _named("Gemma2ForCausalLM"), llama_rows,
+        "gemma2", GPTConfig, named("Gemma2ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA, {"attention_bias": False},
         hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
     ),
     Family(
-        "gemma3_text", GPTConfig, _named("Gemma3ForCausalLM"), llama_rows,
+        "gemma3_text", GPTConfig, named("Gemma3ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(0.0, 0.0)), GEMMA | {"qk_norm": True},
         {"attention_bias": False, "use_bidirectional_attention": False},
         hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,

@@ -1,6 +1,6 @@
 """Tables of encoder-decoder families: T5, BART, Marian (the original Transformer), Whisper."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +8,20 @@ import numpy as np
 from lmkit.config.base import ConfigError
 from lmkit.config.families import EncDecConfig
 from lmkit.config.model import Norm, NormOrder, Position
-from lmkit.interop.table import ACTIVATIONS, Family, Json, Key, Layout, Row, activation, dense, norm, same
+from lmkit.interop.table import (
+    ACTIVATIONS,
+    Family,
+    Json,
+    Key,
+    Layout,
+    Row,
+    activation,
+    dense,
+    name_of,
+    named,
+    norm,
+    same,
+)
 from lmkit.nn.position import sinusoids
 
 HALVES = ("encoder", "decoder")
@@ -100,7 +113,7 @@ def _read_t5(theirs: Json) -> Json:
 
 
 def _write_t5(config: EncDecConfig) -> Json:
-    name = next(k for k, v in ACTIVATIONS.items() if v is config.activation)
+    name = name_of(config.activation)
     gelu = "gated-gelu" if name == "gelu_pytorch_tanh" else f"gated-{name}"
     tokens = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
     return tokens | {
@@ -141,10 +154,6 @@ def _fixed_positions(config: EncDecConfig) -> dict[str, np.ndarray]:
     return {"model.encoder.embed_positions.weight": np.asarray(table)}
 
 
-def _named(name: str) -> Callable[[EncDecConfig], str]:
-    return lambda config: name
-
-
 HALF_KEYS = same(
     {"vocab_size": "vocab_size", "embed_dim": "d_model", "num_layers": "encoder_layers",
      "num_decoder_layers": "decoder_layers", "num_heads": "encoder_attention_heads",
@@ -156,7 +165,7 @@ _halves = ((_read_halves, _write_halves),)
 _length = Key("max_seq_len", "max_position_embeddings", 1024)
 ENCDECS = (
     Family(
-        "t5", EncDecConfig, _named("T5ForConditionalGeneration"), t5_rows,
+        "t5", EncDecConfig, named("T5ForConditionalGeneration"), t5_rows,
         (
             *same({"vocab_size": "vocab_size", "embed_dim": "d_model", "head_dim": "d_kv", "mlp_dim": "d_ff",
                    "num_layers": "num_layers", "num_decoder_layers": "num_decoder_layers", "num_heads": "num_heads",
@@ -169,19 +178,19 @@ ENCDECS = (
         {"is_encoder_decoder": True}, hooks=((_read_t5, _write_t5),),
         ignored=(*IGNORED, "EncDecAttention.relative_attention_bias.weight"),
     ),
-    Family("bart", EncDecConfig, _named("BartForConditionalGeneration"), bart_rows,
+    Family("bart", EncDecConfig, named("BartForConditionalGeneration"), bart_rows,
            (*HALF_KEYS, _length, activation("activation_function", "gelu")),
            LAYERNORM | {"position": Position.learned, "position_offset": 2, "norm_order": NormOrder.post,
                         "embed_norm": True},
            {"tie_word_embeddings": True, "normalize_before": False, "add_final_layer_norm": False}, hooks=_halves,
            prefix="model.", ignored=IGNORED, made=_zero_bias, zeros=("final_logits_bias",)),
-    Family("marian", EncDecConfig, _named("MarianMTModel"), bart_rows,
+    Family("marian", EncDecConfig, named("MarianMTModel"), bart_rows,
            (*HALF_KEYS, _length, activation("activation_function", "gelu")),
            LAYERNORM | {"position": Position.sinusoidal, "norm_order": NormOrder.post, "head_bias": True},
            {"tie_word_embeddings": True, "share_encoder_decoder_embeddings": True, "normalize_before": False},
            hooks=_halves, prefix="model.", ignored=(*IGNORED, "embed_positions.weight")),
     Family(
-        "whisper", EncDecConfig, _named("WhisperForConditionalGeneration"), whisper_rows,
+        "whisper", EncDecConfig, named("WhisperForConditionalGeneration"), whisper_rows,
         (*HALF_KEYS[:-1], Key("max_seq_len", "max_target_positions", 448), Key("num_mels", "num_mel_bins", 80),
          Key("max_source_len", "max_source_positions", 1500), activation("activation_function", "gelu")),
         LAYERNORM | {"position": Position.learned, "norm_order": NormOrder.pre, "key_bias": False},

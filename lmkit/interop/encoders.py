@@ -6,7 +6,7 @@ from functools import partial
 from lmkit.config.base import ConfigError
 from lmkit.config.families import BERTConfig
 from lmkit.config.model import Norm, NormOrder, Position
-from lmkit.interop.decoders import read_layer_types, read_rope
+from lmkit.interop.decoders import read_layer_types, read_rope, write_layer_types
 from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
 
 KEYS = same(
@@ -128,14 +128,16 @@ def _read_window(theirs: Json) -> Json:
 
 
 def _write_window(config: BERTConfig) -> Json:
-    kinds = {True: "sliding_attention", False: "full_attention"}
-    return {
-        "global_attn_every_n_layers": config.global_every or 1,
-        "layer_types": [kinds[config.window_of(layer) > 0] for layer in range(config.num_layers)],
-        "global_rope_theta": config.rope_theta,
-        "local_rope_theta": config.rope_local_theta or config.rope_theta,
-    } | dict.fromkeys(
-        ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), config.vocab_size - 1
+    return (
+        write_layer_types(config)
+        | {
+            "global_attn_every_n_layers": config.global_every or 1,
+            "global_rope_theta": config.rope_theta,
+            "local_rope_theta": config.rope_local_theta or config.rope_theta,
+        }
+        | dict.fromkeys(
+            ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), config.vocab_size - 1
+        )
     )  # theirs are beyond a small vocabulary, and it cannot be loaded so
 
 

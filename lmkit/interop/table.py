@@ -114,6 +114,16 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
+def name_of(ours: Activation) -> str:
+    """Their usual name of a non-linearity."""
+    return next(name for name, one in ACTIVATIONS.items() if one is ours)
+
+
+def named(architecture: str) -> Callable[[Any], str]:
+    """For families of one class."""
+    return lambda config: architecture
+
+
 def activation(theirs: str, default: str) -> Key:
     """The key of the MLP's non-linearity."""
 
