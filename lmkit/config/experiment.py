@@ -5,18 +5,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmkit.config.base import ConfigError, key
+from lmkit.config.data import DataConfig, TokenizerConfig
 from lmkit.config.families import GPTConfig
 from lmkit.config.model import ModelConfig, Position
 from lmkit.config.sections import (
     CheckpointConfig,
-    DataConfig,
     HardwareConfig,
     MeshConfig,
     ObjectiveConfig,
     ObjectiveKind,
     OptimConfig,
     RunConfig,
-    TokenizerConfig,
     TrackerConfig,
     TrainConfig,
 )

@@ -61,12 +61,19 @@ class BERTConfig(TransformerConfig):
     pooler: bool = key(True, "a dense layer with tanh on the first token")
     lm_head: bool = key(True, "a masked-LM head: dense, activation, norm, the embedding table, a bias")
     next_sentence_head: bool = key(False, "a two-way head on the pooled token: does B follow A?")
+    num_classes: int = key(0, "outputs of a head on the pooled token, for classes or a number; 0 = none", at_least=0)
+    classify_tokens: bool = key(False, "that head is on every token instead")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_position(self, Position.relative)
         if self.next_sentence_head and not self.pooler:
             raise ConfigError("model.next_sentence_head=true with model.pooler=false: it reads the pooled token")
+        if self.num_classes and not self.pooler and not self.classify_tokens:
+            raise ConfigError(
+                f"model.num_classes={self.num_classes} with model.pooler=false: the head reads the pooled token; set "
+                f"model.pooler=true, or model.classify_tokens=true for a head on every token"
+            )
         if self.block and self.norm_order is not NormOrder.post:
             raise ConfigError(
                 f"model.block={self.block} with model.norm_order={self.norm_order.name}: this family's first block "

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from lmkit.config.base import ConfigError
-from lmkit.config.sections import DataConfig
+from lmkit.config.data import DataConfig
 from lmkit.data.prepare import Data
 from lmkit.data.sampler import Sampler
 from lmkit.data.store import HELDOUT, TRAIN

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from lmkit.config.base import ConfigError
+from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.paths import cache_dir
-from lmkit.config.sections import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.data.sources import TextSource, build_sources
 from lmkit.data.store import FORMAT, HELDOUT, TRAIN, ArrayWriter, TokenStore
 from lmkit.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, settings, train_bpe

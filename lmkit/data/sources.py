@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import fsspec
 
 from lmkit.config.base import ConfigError
-from lmkit.config.sections import DataConfig, Source
+from lmkit.config.data import DataConfig, Source
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".py", ".jsonl", ".jsonl.gz", ".parquet")

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.sections import TokenizerConfig, TokenizerKind
+from lmkit.config.data import TokenizerConfig, TokenizerKind
 
 
 class Tokenizer(Protocol):

@@ -9,6 +9,7 @@ from lmkit.config.model import NormOrder, TransformerConfig
 from lmkit.config.sections import ParamKind
 from lmkit.nn.attention import make_places, windowed_layers
 from lmkit.nn.block import load_block
+from lmkit.nn.dropout import dropout
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import ACTIVATIONS
@@ -47,6 +48,8 @@ class BERT(nnx.Module):
         self.pooler = Linear(width, {"feature": config.embed_dim}, **inner) if config.pooler else None
         self.lm_head = MaskedHead(config, rngs=rngs) if config.lm_head else None
         self.next_sentence = Linear(width, {"feature": 2}, **inner) if config.next_sentence_head else None
+        classes = {"feature": config.num_classes}
+        self.classifier = Linear(width, classes, **inner) if config.num_classes else None
 
     def encode(
         self,
@@ -84,6 +87,14 @@ class BERT(nnx.Module):
         """float32 [B, 2]: does the second sentence follow the first (0), or not (1)?"""
         assert self.next_sentence is not None, "model.next_sentence_head=false"
         return self.next_sentence(self.pool(hidden_BTD)[:, None], out=GATHERED)[:, 0].astype(jnp.float32)
+
+    def class_logits(self, hidden_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """What `encode` gave to float32 [B, classes], or [B, T, classes] with classify_tokens. key: dropout on."""
+        assert self.classifier is not None, "model.num_classes=0"
+        config = self.config
+        x_BTD = reshard(hidden_BTD, GATHERED) if config.classify_tokens else self.pool(hidden_BTD)[:, None]
+        logits = self.classifier(dropout(x_BTD, config.dropout, key, GATHERED), out=GATHERED).astype(jnp.float32)
+        return logits if config.classify_tokens else logits[:, 0]
 
     def hidden(
         self, tokens_BT: jax.Array, segment_ids_BT=None, positions_BT=None, key=None, types_BT=None

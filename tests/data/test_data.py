@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.sections import DataConfig, Source, SourceConfig, TokenizerConfig, TokenizerKind
+from lmkit.config.data import DataConfig, Source, SourceConfig, TokenizerConfig, TokenizerKind
 from lmkit.data.prepare import prepare, split_documents
 from lmkit.data.sources import build_sources
 from lmkit.data.store import HELDOUT, TRAIN, ArrayWriter, TokenStore

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit.config import ConfigError
-from lmkit.config.sections import DataConfig, MeshConfig, Source, TokenizerConfig, TokenizerKind
+from lmkit.config.data import DataConfig, Source, TokenizerConfig, TokenizerKind
+from lmkit.config.sections import MeshConfig
 from lmkit.data.loader import TrainBatches, heldout_batches, host_rows, make_batch, train_batches
 from lmkit.data.prepare import Data, prepare
 from lmkit.data.sampler import Sampler, permute
