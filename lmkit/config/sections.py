@@ -32,12 +32,21 @@ class TrainConfig(Section):
     log_every_steps: int = key(10, "steps between rows of metrics", at_least=1)
     eval_every_steps: int = key(200, "steps between evaluations; 0 = only at the end", at_least=0)
     eval_batches: int = key(0, "batches in an evaluation on the way; 0 = all held-out text, as at the end", at_least=0)
+    patience: int = key(0, "evaluations without a better checkpoint.best_metric that end the run; 0 = off", at_least=0)
+    folds: int = key(0, "cross-validation: so many runs, each with another share of the data held out", at_least=0)
     sample_tokens: int = key(96, "tokens of the sample made at each evaluation; 0 = none", at_least=0)
     sample_prompt: str = key("", "text that the sample continues; '' = start of a document")
     sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.folds == 1:
+            raise ConfigError("train.folds=1: cross-validation needs 2 folds or more; 0 switches it off")
+        if self.patience and not self.eval_every_steps:
+            raise ConfigError(
+                f"train.patience={self.patience} with train.eval_every_steps=0: there is no evaluation on the way to "
+                f"stop at; set train.eval_every_steps"
+            )
         if self.batch_size % self.accumulate_steps:
             fit = self.batch_size // self.accumulate_steps * self.accumulate_steps
             raise ConfigError(
@@ -50,11 +59,15 @@ class TrainConfig(Section):
 class ObjectiveKind(Enum):
     """What the loss is."""
 
-    causal_lm = 0  # gpt
-    masked_lm = 1  # bert
-    seq2seq = 2  # encdec
-    classify = 3  # vit
-    contrastive = 4  # clip
+    causal_lm = 0  # gpt, text: the next token
+    masked_lm = 1  # bert, text: the hidden tokens
+    seq2seq = 2  # encdec, records: a text for a text or a sound
+    classify = 3  # vit, bert, records: a class for an image or a text
+    contrastive = 4  # clip, records: which text belongs to which image
+    span_corruption = 5  # encdec, text: the spans cut out of it
+    chat = 6  # gpt, records: the answers of a conversation
+    classify_tokens = 7  # bert, records: a class for each word
+    regress = 8  # vit, bert, records: a number for an image or a text
 
 
 @dataclass
@@ -63,10 +76,14 @@ class ObjectiveConfig(Section):
 
     section: ClassVar[str] = "objective"
 
-    kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "what is predicted; `train` has batches for causal_lm")
+    kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "what is predicted")
     chunk_tokens: int = key(2048, "tokens per device whose logits exist at once; 0 = all", at_least=0)
     z_loss: float = key(0.0, "weight of log(Z)^2, keeps logits from drifting (PaLM, section 5: 1e-4)", at_least=0.0)
-    label_smoothing: float = key(0.0, "share of the target spread over the vocabulary", at_least=0.0, at_most=0.99)
+    label_smoothing: float = key(0.0, "share of the target spread over all classes", at_least=0.0, at_most=0.99)
+    mask_share: float = key(0.15, "share of the tokens that is masked or cut out", at_least=0.01, at_most=0.9)
+    mask_words: bool = key(False, "with masked_lm: mask whole words")
+    next_sentence: bool = key(False, "with masked_lm: rows are two parts; predict whether they belong together")
+    span_tokens: float = key(3.0, "with span_corruption: mean length of a span", at_least=1.0)
 
 
 class Optimizer(Enum):
@@ -166,6 +183,13 @@ class MeshConfig(Section):
                 )
 
 
+class Best(Enum):
+    """Which value of a metric is the best one."""
+
+    lowest = 0
+    highest = 1
+
+
 @dataclass
 class CheckpointConfig(Section):
     """What is saved, and how long it is kept."""
@@ -174,7 +198,9 @@ class CheckpointConfig(Section):
 
     save_every_steps: int = key(500, "steps between saves; 0 = only at the end", at_least=0)
     keep_last: int = key(2, "newest checkpoints kept", at_least=1)
-    keep_best: int = key(1, "best checkpoints kept, by eval/loss", at_least=0)
+    keep_best: int = key(1, "best checkpoints kept, by best_metric", at_least=0)
+    best_metric: str = key("eval/loss", "figure of an evaluation that says which checkpoint is best")
+    best: Best = key(Best.lowest, "whether its lowest or its highest value is the best")
     compress: bool = key(False, "zstd; saves about 7 % of a float32 state and doubles the time")
     verify: bool = key(True, "compare each file's CRC-32 with the manifest before restoring")
 

@@ -1,4 +1,4 @@
-"""Builds the stores a run needs: tokenizer, tokens, splits; cached by what they are made from; atomic."""
+"""Builds the stores that text is read from: tokenizer, tokens, splits; cached by what they are made from; atomic."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,60 +23,66 @@ Progress = Callable[[str, int, int], None]
 _PIECE_CHARS, _BATCH_CHARS = 1 << 20, 1 << 22
 
 
-class Data(NamedTuple):
-    """Everything read by a run: the tokenizer, and the stores of the mixture with their weights."""
+class TextData(NamedTuple):
+    """Everything read by a run on text: the tokenizer, and the stores of the mixture with their weights."""
 
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     weights: dict[str, float]
 
 
-def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress = lambda *_: None) -> Data:
-    """The data of a configuration, built where it is not in the cache yet.
+def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress = lambda *_: None) -> TextData:
+    """The text of a configuration, built where it is not in the cache yet.
 
     Raises ConfigError for an empty or unreadable corpus, a bad tokenizer file, a cache that cannot be written.
     """
     sources = build_sources(data)
-    cache = cache_dir(data.cache_dir)
+    cache = open_cache(data.cache_dir)
+    texts = hashlib.sha256("".join(s.fingerprint() for s, _ in sources.values()).encode()).hexdigest()
+    split = [texts, data.holdout_every] + ([data.fold] if data.fold else [])
+    codec = build_tokenizer(
+        tokenizer, cache, split, lambda limit: _training_texts(sources, limit, progress)
+    )
+    stores = {}
+    for name, (source, _) in sources.items():
+        made_from = [FORMAT, source.fingerprint(), codec.sha256(), *split[1:]]
+        path = place_of(cache, "stores", made_from)
+        if not (path / "meta.json").is_file():
+            make_atomically(path, lambda tmp, source=source: _build(tmp, source, codec, progress))
+        stores[name] = TokenStore(path)
+    return TextData(codec, stores, {name: weight for name, (_, weight) in sources.items()})
+
+
+def open_cache(configured: str) -> Path:
+    """The cache's folder, made where it is missing. Raises ConfigError where it cannot be written."""
+    cache = cache_dir(configured)
     try:
         cache.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"cannot write the cache {cache}: {error.strerror}; set data.cache_dir= or $LMKIT_CACHE"
         ) from error
-    texts = hashlib.sha256("".join(s.fingerprint() for s, _ in sources.values()).encode()).hexdigest()
-    codec = _tokenizer(tokenizer, sources, cache, texts, data.holdout_every, progress)
-    stores = {}
-    for name, (source, _) in sources.items():
-        made_from = json.dumps([FORMAT, source.fingerprint(), codec.sha256(), data.holdout_every])
-        path = cache / "stores" / hashlib.sha256(made_from.encode()).hexdigest()[:16]
-        if not (path / "meta.json").is_file():
-            _atomic(path, lambda tmp, source=source: _build(tmp, source, codec, progress))
-        stores[name] = TokenStore(path)
-    return Data(codec, stores, {name: weight for name, (_, weight) in sources.items()})
+    return cache
 
 
-def _tokenizer(
-    config: TokenizerConfig, sources: dict[str, tuple[TextSource, float]], cache: Path, texts: str, every: int,
-    progress: Progress,
-) -> Tokenizer:  # fmt: skip
+def place_of(cache: Path, kind: str, made_from: Any) -> Path:
+    """Where in the cache something is that was made from this."""
+    return cache / kind / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def build_tokenizer(
+    config: TokenizerConfig, cache: Path, made_from: list, texts: Callable[[int], Iterator[str]]
+) -> Tokenizer:
+    """The tokenizer of a configuration; a trained one from the cache, or from texts(bytes at most)."""
     if config.kind is TokenizerKind.bytes:
-        return ByteTokenizer()
+        return ByteTokenizer(bool(config.mask_token), config.sentinels)
     if config.kind is TokenizerKind.file:
-        return load_tokenizer(Path(config.path).expanduser(), config.end_token)
-    made_from = json.dumps([settings(config), texts, every])
-    path = cache / "tokenizers" / hashlib.sha256(made_from.encode()).hexdigest()[:16]
+        return load_tokenizer(Path(config.path).expanduser(), config)
+    path = place_of(cache, "tokenizers", [settings(config), *made_from])
     file = path / "tokenizer.json"
     if not file.is_file():
-
-        def build(tmp: Path) -> None:
-            limit = config.train_mb * 1_000_000
-            train_bpe(_training_texts(sources, limit, progress), config.vocab_size, config.end_token).save(
-                tmp / file.name
-            )
-
-        _atomic(path, build)
-    return load_tokenizer(file, config.end_token)
+        make_atomically(path, lambda tmp: train_bpe(texts(config.train_mb * 1_000_000), config).save(tmp / file.name))
+    return load_tokenizer(file, config)
 
 
 def _training_texts(sources: dict[str, tuple[TextSource, float]], limit: int, progress: Progress) -> Iterator[str]:
@@ -105,12 +111,13 @@ def split_documents(source: TextSource) -> Iterator[tuple[str, bool]]:
         if len(sides) == 2:
             yield document.text, source.held_out(document.name)
         else:
-            cut = len(document.text) - len(document.text) // source.holdout_every
-            yield document.text[:cut], False
-            yield document.text[cut:], True
+            size, every = len(document.text), source.holdout_every
+            first, last = (size - size // every * n for n in (source.fold + 1, source.fold))  # fold 0 is the end
+            yield document.text[:first] + document.text[last:], False
+            yield document.text[first:last], True
 
 
-def _atomic(path: Path, build: Callable[[Path], None]) -> None:
+def make_atomically(path: Path, build: Callable[[Path], None]) -> None:
     """Runs `build` on a temporary folder beside `path`, then moves it into place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))

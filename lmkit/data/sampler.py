@@ -5,6 +5,7 @@ offset of its own and visits every window once, in the order of a keyed permutat
 never stored. A mixture is dealt out in blocks of rows with exact shares.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,8 +14,16 @@ _BLOCK = 1024  # rows of a mixture block: weights are met exactly to 1/1024
 _ROUNDS = 6
 
 
+class Draw(NamedTuple):
+    """What each row of a batch is: which part of the mixture, which epoch of it, and which of its elements."""
+
+    part: np.ndarray
+    epoch: np.ndarray
+    index: np.ndarray
+
+
 class Rows(NamedTuple):
-    """What each row of a batch holds: which part of the mixture, which epoch of it, and where its window starts."""
+    """The same of token windows: where each one starts."""
 
     part: np.ndarray
     epoch: np.ndarray
@@ -52,6 +61,43 @@ def permute(index: np.ndarray, size: np.ndarray | int, *key: np.ndarray | int) -
     return out.astype(np.int64)
 
 
+class Order:
+    """The order of the elements of a mixture: every element once an epoch, exact shares of rows.
+
+    Args:
+        counts: elements of each part; at least 1 each.
+        weights: share of rows of each part, any positive scale.
+        seed: the same seed gives the same order everywhere.
+    """
+
+    def __init__(self, counts: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int):
+        self.counts, self.seed = np.array(counts, np.int64), seed
+        self.quota = _exact_shares(np.array(weights, np.float64), _BLOCK)
+
+    def draw(self, first: int, count: int) -> Draw:
+        """Rows first .. first + count of the endless stream of rows."""
+        part, number = self._deal(np.arange(first, first + count, dtype=np.int64))
+        epoch, within = number // self.counts[part], number % self.counts[part]
+        return Draw(part, epoch, permute(within, self.counts[part], self.seed, part, epoch))
+
+    def _deal(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which part each row belongs to, and how many rows of that part came before it."""
+        if len(self.counts) == 1:
+            return np.zeros_like(index), index
+        block, place = index // _BLOCK, index % _BLOCK
+        part, number = np.empty_like(index), np.empty_like(index)
+        in_order = np.repeat(np.arange(len(self.quota)), self.quota)
+        for one in np.unique(block):
+            dealt = in_order[permute(np.arange(_BLOCK), _BLOCK, self.seed, int(one), 2)]
+            rank = np.zeros(_BLOCK, np.int64)
+            for p, quota in enumerate(self.quota):
+                rank[dealt == p] = np.arange(quota)
+            here = block == one
+            part[here] = dealt[place[here]]
+            number[here] = one * self.quota[part[here]] + rank[place[here]]
+        return part, number
+
+
 class Sampler:
     """The sample order of a mixture of token streams.
 
@@ -68,38 +114,17 @@ class Sampler:
         # An offset below `slack` keeps the number of windows the same in every epoch.
         self.windows = np.maximum((self.sizes - seq_len) // seq_len, 1)
         self.slack = np.maximum(self.sizes - self.windows * seq_len, 1)
-        self.quota = _exact_shares(np.array(weights, np.float64), _BLOCK)
+        self.order = Order(self.windows, weights, seed)
 
     def rows(self, first: int, count: int) -> Rows:
         """Rows first .. first + count of the endless stream of rows."""
-        index = np.arange(first, first + count, dtype=np.int64)
-        part, number = self._deal(index)
-        windows, slack = self.windows[part], self.slack[part]
-        epoch, within = number // windows, number % windows
-        window = permute(within, windows, self.seed, part, epoch)
-        offset = hash64(self.seed, part, epoch, 1) % np.minimum(slack, self.seq_len).astype(np.uint64)
+        part, epoch, window = self.order.draw(first, count)
+        offset = hash64(self.seed, part, epoch, 1) % np.minimum(self.slack[part], self.seq_len).astype(np.uint64)
         return Rows(part, epoch, window * self.seq_len + offset.astype(np.int64))
 
     def batch(self, step: int, batch_size: int) -> Rows:
         """The rows of global batch `step`."""
         return self.rows(step * batch_size, batch_size)
-
-    def _deal(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each row belongs to, and how many rows of that part came before it."""
-        if len(self.sizes) == 1:
-            return np.zeros_like(index), index
-        block, place = index // _BLOCK, index % _BLOCK
-        part, number = np.empty_like(index), np.empty_like(index)
-        in_order = np.repeat(np.arange(len(self.quota)), self.quota)
-        for one in np.unique(block):
-            dealt = in_order[permute(np.arange(_BLOCK), _BLOCK, self.seed, int(one), 2)]
-            rank = np.zeros(_BLOCK, np.int64)
-            for p, quota in enumerate(self.quota):
-                rank[dealt == p] = np.arange(quota)
-            here = block == one
-            part[here] = dealt[place[here]]
-            number[here] = one * self.quota[part[here]] + rank[place[here]]
-        return part, number
 
 
 def _exact_shares(weights: np.ndarray, total: int) -> np.ndarray:

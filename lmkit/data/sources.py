@@ -36,8 +36,8 @@ class File(NamedTuple):
 class TextSource:
     """A list of files that yields documents in a fixed order."""
 
-    def __init__(self, files: list[File], text_key: str, holdout_every: int):
-        self.files, self.text_key, self.holdout_every = files, text_key, holdout_every
+    def __init__(self, files: list[File], text_key: str, holdout_every: int, fold: int = 0):
+        self.files, self.text_key, self.holdout_every, self.fold = files, text_key, holdout_every, fold
 
     @property
     def num_bytes(self) -> int:
@@ -56,7 +56,7 @@ class TextSource:
 
     def held_out(self, name: str) -> bool:
         """Whether a document is kept for evaluation: a hash of its name, so the same on every machine."""
-        return int(hashlib.md5(name.encode()).hexdigest(), 16) % self.holdout_every == 0
+        return int(hashlib.md5(name.encode()).hexdigest(), 16) % self.holdout_every == self.fold
 
 
 def build_sources(config: DataConfig) -> dict[str, tuple[TextSource, float]]:
@@ -71,7 +71,7 @@ def build_sources(config: DataConfig) -> dict[str, tuple[TextSource, float]]:
     built = {}
     for name, (kind, paths, weight) in parts.items():
         files = _stdlib_files() if kind is Source.python_stdlib else _text_files(name, paths)
-        source = TextSource(files, config.text_key, config.holdout_every)
+        source = TextSource(files, config.text_key, config.holdout_every, config.fold)
         if not source.num_bytes:
             raise ConfigError(f"data: {_where(paths)} holds no text: {len(files)} files, 0 bytes; check data.paths")
         built[name] = (source, weight)
@@ -101,15 +101,18 @@ def _text_files(part: str, paths: list[str]) -> list[File]:
         raise ConfigError(f"data: no paths for {part!r}: set data.paths=[FILE, FOLDER or GLOB, ...]")
     files: dict[str, File] = {}
     for path in paths:
-        found = _expand(path)
+        found = expand(path, TEXT_SUFFIXES)
         if not found:
             raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(TEXT_SUFFIXES)}")
         files |= {f.url: f for f in found}
     return [files[url] for url in sorted(files)]
 
 
-def _expand(path: str) -> list[File]:
-    """The files of a path, folder or glob; names are relative to the folder or the glob's fixed part."""
+def expand(path: str, suffixes: tuple[str, ...]) -> list[File]:
+    """The files of a path, folder or glob; names are relative to the folder or the glob's fixed part.
+
+    A path that names one file may end otherwise. Raises ConfigError for what cannot be read.
+    """
     try:
         system, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in path else path)
         if system.isdir(root):
@@ -127,7 +130,7 @@ def _expand(path: str) -> list[File]:
         raise ConfigError(f"data.paths: cannot read {path!r}: {error.strerror or error}") from error
     files = []
     for name, info in sorted(found.items()):
-        if info.get("type") == "file" and (name.endswith(TEXT_SUFFIXES) or name == root):
+        if info.get("type") == "file" and (name.endswith(suffixes) or name == root):
             stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
             files.append(
                 File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp))
@@ -170,21 +173,23 @@ def _read_jsonl(file: File, text_key: str) -> Iterator[Document]:
 
 
 def _read_parquet(file: File, text_key: str) -> Iterator[Document]:
+    table = open_parquet(file)
+    if text_key not in table.schema_arrow.names:
+        raise ConfigError(f"data: {file.url} has no column {text_key!r}, it has: {', '.join(table.schema_arrow.names)}")
+    number = 0
+    for batch in table.iter_batches(columns=[text_key], batch_size=1024):
+        for text in batch.column(0).to_pylist():
+            number += 1
+            yield Document(f"{file.name}:{number}", text or "")
+
+
+def open_parquet(file: File) -> Any:
+    """A pyarrow ParquetFile. Raises ConfigError where it is none, or pyarrow is missing."""
     try:
         from pyarrow import ArrowInvalid, parquet
     except ImportError as error:
         raise ConfigError(f"data: reading {file.url} needs pyarrow: pip install 'lmkit[parquet]'") from error
-    with fsspec.open(file.url, "rb") as handle:
-        try:
-            table = parquet.ParquetFile(handle)
-        except ArrowInvalid as error:
-            raise ConfigError(f"data: {file.url} is not a parquet file: {error}") from error
-        if text_key not in table.schema_arrow.names:
-            raise ConfigError(
-                f"data: {file.url} has no column {text_key!r}, it has: {', '.join(table.schema_arrow.names)}"
-            )
-        number = 0
-        for batch in table.iter_batches(columns=[text_key], batch_size=1024):
-            for text in batch.column(0).to_pylist():
-                number += 1
-                yield Document(f"{file.name}:{number}", text or "")
+    try:
+        return parquet.ParquetFile(fsspec.open(file.url, "rb").open())
+    except ArrowInvalid as error:
+        raise ConfigError(f"data: {file.url} is not a parquet file: {error}") from error

@@ -69,6 +69,12 @@ class ArrayWriter:
             self._parts, self._held = [], 0
 
 
+def open_array(path: Path, context: ts.Context) -> ts.TensorStore:
+    """A finished array, for reading."""
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
+    return ts.open(spec, context=context, read=True, recheck_cached=False).result()
+
+
 class TokenStore:
     """A finished store. Reading is safe from many threads."""
 
@@ -92,8 +98,7 @@ class TokenStore:
 
     def _array(self, name: str) -> ts.TensorStore:
         if name not in self._open:
-            spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(self.path / name)}}
-            self._open[name] = ts.open(spec, context=self.context, read=True, recheck_cached=False).result()
+            self._open[name] = open_array(self.path / name, self.context)
         return self._open[name]
 
     def num_tokens(self, split: str) -> int:

@@ -1,6 +1,7 @@
 """Text to ids and back: bytes, a byte-level BPE trained on the data, or any tokenizer.json."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,19 @@ class Tokenizer(Protocol):
         """The token that ends a document and starts the next."""
         ...
 
+    @property
+    def start_id(self) -> int:
+        """The token that begins a row of an encoder."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+    @property
+    def sentinel_ids(self) -> list[int]: ...
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool [V] twice: the token may go on with the word before it, and the one after it may go on with its."""
+        ...
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int64 ids of each text, without special tokens."""
         ...
@@ -34,9 +48,20 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """UTF-8 bytes, and 256 for the end of a document."""
+    """UTF-8 bytes, 256 for the end of a document, then a mask and sentinels where they are asked for."""
 
-    vocab_size, end_id = 257, 256
+    end_id = start_id = 256
+
+    def __init__(self, mask: bool = False, sentinels: int = 0):
+        self.mask_id = 257 if mask else None
+        first = 257 + mask
+        self.sentinel_ids = list(range(first, first + sentinels))
+        self.vocab_size = first + sentinels
+
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        letters = np.zeros(self.vocab_size, bool)
+        letters[[i for i in range(256) if chr(i).isalnum() or i >= 128]] = True
+        return letters, letters
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
@@ -45,21 +70,40 @@ class ByteTokenizer:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def save(self, path: Path) -> None:
-        path.write_text('{"type": "lmkit-bytes"}\n')
+        extra = {"mask": self.mask_id is not None, "sentinels": len(self.sentinel_ids)}
+        path.write_text(json.dumps({"type": "lmkit-bytes"} | {name: n for name, n in extra.items() if n}) + "\n")
 
     def sha256(self) -> str:
-        return hashlib.sha256(b"lmkit-bytes").hexdigest()
+        extra = f" {self.vocab_size}" if self.vocab_size > 257 else ""
+        return hashlib.sha256(f"lmkit-bytes{extra}".encode()).hexdigest()
 
 
 class FastTokenizer:
     """A Hugging Face `tokenizers` pipeline."""
 
-    def __init__(self, inner: tokenizers.Tokenizer, end_token: str):
-        end = inner.token_to_id(end_token)
-        if end is None:
-            known = [t for t in inner.get_vocab() if t.startswith("<") or t.startswith("[")]
-            raise ConfigError(f"tokenizer.end_token={end_token!r} is not in the vocabulary.{nearest(end_token, known)}")
-        self.inner, self.end_id = inner, end
+    def __init__(self, inner: tokenizers.Tokenizer, config: TokenizerConfig):
+        self.inner, self.config = inner, config
+        self.end_id = self._id_of("end_token", config.end_token)
+        self.start_id = self._id_of("start_token", config.start_token or config.end_token)
+        self.mask_id = self._id_of("mask_token", config.mask_token) if config.mask_token else None
+        self.sentinel_ids = [self._id_of("sentinels", _sentinel(n)) for n in range(config.sentinels)]
+
+    def _id_of(self, key: str, token: str) -> int:
+        found = self.inner.token_to_id(token)
+        if found is None:
+            known = [t for t in self.inner.get_vocab() if t.startswith("<") or t.startswith("[")]
+            raise ConfigError(f"tokenizer.{key}: {token!r} is not in the vocabulary.{nearest(token, known)}")
+        return found
+
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        special, pieces = self.inner.get_added_tokens_decoder(), self.inner.get_vocab(with_added_tokens=True)
+        wordpiece = any(piece.startswith("##") for piece in pieces)
+        goes_on, joins = np.zeros(self.vocab_size, bool), np.zeros(self.vocab_size, bool)
+        for piece, i in pieces.items():
+            if i not in special:
+                goes_on[i] = piece.startswith("##") if wordpiece else _letter(piece[0])
+                joins[i] = wordpiece or _letter(piece[-1])
+        return goes_on, joins
 
     @property
     def vocab_size(self) -> int:
@@ -76,19 +120,33 @@ class FastTokenizer:
         self.inner.save(str(path))
 
     def sha256(self) -> str:
-        return hashlib.sha256(f"{self.end_id} {self.inner.to_str()}".encode()).hexdigest()
+        special = [self.end_id]
+        if self.start_id != self.end_id or self.mask_id is not None or self.sentinel_ids:
+            special += [self.start_id, self.mask_id, *self.sentinel_ids]  # type: ignore[list-item]
+        return hashlib.sha256(f"{' '.join(map(str, special))} {self.inner.to_str()}".encode()).hexdigest()
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, end_token: str) -> FastTokenizer:
-    """A byte-level BPE (Radford et al. 2019, section 2.2) with its 256 bytes, merges and one end token.
+def _sentinel(number: int) -> str:
+    return f"<extra_id_{number}>"
+
+
+def _letter(char: str) -> bool:
+    """Whether a character of a piece is part of a word: byte-level pieces write a space as \u0120, others as \u2581."""
+    return char.isalnum() and char not in "\u0120\u010a\u0109" and char != "\u2581"
+
+
+def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
+    """A byte-level BPE (Radford et al. 2019, section 2.2) with its special tokens, 256 bytes and merges.
 
     Raises ConfigError where the texts hold too few pairs for `vocab_size`.
     """
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
     inner.decoder = tokenizers.decoders.ByteLevel()  # type: ignore
+    vocab_size, special = config.vocab_size, [config.end_token, config.start_token, config.mask_token]
+    special = list(dict.fromkeys([*filter(None, special), *map(_sentinel, range(config.sentinels))]))
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=[end_token], show_progress=False,
+        vocab_size=vocab_size, special_tokens=special, show_progress=False,
         initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )  # fmt: skip
     inner.train_from_iterator(texts, trainer)
@@ -97,17 +155,18 @@ def train_bpe(texts: Iterable[str], vocab_size: int, end_token: str) -> FastToke
             f"tokenizer.vocab_size={vocab_size}: the training text has pairs for {got} tokens only; "
             f"set tokenizer.vocab_size={got} or use tokenizer=bytes"
         )
-    return FastTokenizer(inner, end_token)
+    return FastTokenizer(inner, config)
 
 
-def load_tokenizer(path: Path, end_token: str) -> Tokenizer:
+def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
     """A saved tokenizer. Raises ConfigError where the file is missing or not one."""
     if not path.is_file():
         raise ConfigError(f"tokenizer.path={str(path)!r}: no such file")
     if '"lmkit-bytes"' in path.read_text()[:100]:
-        return ByteTokenizer()
+        found = json.loads(path.read_text())
+        return ByteTokenizer(found.get("mask", False), found.get("sentinels", 0))
     try:
-        return FastTokenizer(tokenizers.Tokenizer.from_file(str(path)), end_token)
+        return FastTokenizer(tokenizers.Tokenizer.from_file(str(path)), config)
     except ConfigError:
         raise
     except Exception as error:  # the library raises bare Exception
@@ -116,10 +175,5 @@ def load_tokenizer(path: Path, end_token: str) -> Tokenizer:
 
 def settings(config: TokenizerConfig) -> list:
     """What, with the training text, decides the tokenizer: a part of the cache's key."""
-    if config.kind is TokenizerKind.file:
-        path = Path(config.path).expanduser()
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-        return ["file", digest, config.end_token]
-    if config.kind is TokenizerKind.bpe:
-        return ["bpe", config.vocab_size, config.end_token, config.train_mb]
-    return ["bytes"]
+    special = [config.start_token, config.mask_token, config.sentinels]
+    return ["bpe", config.vocab_size, config.end_token, config.train_mb, *(special if any(special) else [])]
