@@ -21,6 +21,7 @@ FLOORS = [
         "lmkit.checkpoint",
         "lmkit.tracker",
         "lmkit.interop",
+        "lmkit.metrics",
     },
     {"lmkit.train.state"},
     {"lmkit.train.step"},

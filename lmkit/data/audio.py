@@ -1,0 +1,98 @@
+"""Sound: a file to samples, samples to the log-mel frames that the audio front end takes.
+
+F frames, M mel bands, R window samples.
+"""
+
+from functools import cache
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from lmkit.config.base import ConfigError
+
+SAMPLE_RATE = 16_000  # Hz, of Whisper and of most speech data
+_WINDOW_SEC, _HOP_SEC = 0.025, 0.010
+
+
+def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """A sound file (wav, flac, ogg) as float32 [samples] in -1 to 1 at `sample_rate`; channels are averaged.
+
+    Raises ConfigError for a file that cannot be read or holds no sound.
+    """
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: the package is there, the C library is not
+        raise ConfigError(f"reading {path} needs soundfile: {error}; pip install 'lmkit[audio]'") from error
+    if not Path(path).is_file():
+        raise ConfigError(f"{path}: no such sound file")
+    try:
+        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise ConfigError(f"{path} cannot be read as sound (wav, flac, ogg): {error}") from error
+    if not len(channels):
+        raise ConfigError(f"{path} holds no sound: 0 samples; leave it out")
+    if not np.isfinite(channels).all():
+        raise ConfigError(f"{path} holds infinite or NaN samples; write it anew or leave it out")
+    samples = channels.mean(axis=1, dtype=np.float32)
+    if rate != sample_rate:
+        common = gcd(rate, sample_rate)
+        samples = resample_poly(samples, sample_rate // common, rate // common)
+    return samples.astype(np.float32, copy=False)
+
+
+def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_RATE, num_frames: int = 0) -> np.ndarray:
+    """Whisper's features of float [samples]: float32 [F, num_mels] (Radford et al. 2022, section 2.2).
+
+    Power in 25 ms Hann windows every 10 ms, each centred on its hop, mirrored at the ends; mel bands up to half the
+    sample rate; log10, nothing lower than 8 below the clip's largest value; (x + 4) / 4, so about -1 to 1.5.
+    The clip is first padded with silence or cut to `num_frames` hops; with 0 to the next whole hop.
+    Raises ConfigError for a clip without samples.
+    """
+    if samples.ndim != 1 or not len(samples):
+        raise ConfigError(f"log_mel takes samples of shape [samples], at least one; it got {samples.shape}")
+    window, hop = round(_WINDOW_SEC * sample_rate), round(_HOP_SEC * sample_rate)
+    frames = num_frames or -(-len(samples) // hop)
+    clip = np.zeros(frames * hop)  # float64: an FFT in float32 is off by more than 1e-4 at the quietest values kept
+    clip[: len(samples)] = samples[: len(clip)]
+    clip = np.pad(clip, window // 2, mode="reflect")
+    windows_FR = np.lib.stride_tricks.sliding_window_view(clip, window)[::hop][:frames]
+    spectrum = np.fft.rfft(windows_FR * _hann(window))
+    power = spectrum.real**2 + spectrum.imag**2
+    mel_FM = np.log10(np.maximum(power @ mel_filters(num_mels, window, sample_rate), 1e-10))
+    mel_FM = np.maximum(mel_FM, mel_FM.max() - 8.0)
+    return ((mel_FM + 4.0) / 4.0).astype(np.float32)
+
+
+@cache
+def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
+    """float64 [window // 2 + 1, num_mels]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
+
+    Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`).
+    Raises ConfigError where there are more bands than the spectrum can tell apart.
+    """
+    frequencies = np.fft.rfftfreq(window, 1 / sample_rate)
+    corners = _hertz(np.linspace(0, _mels(sample_rate / 2), num_mels + 2))
+    low, middle, high = corners[:-2], corners[1:-1], corners[2:]
+    rising = (frequencies[:, None] - low) / (middle - low)
+    falling = (high - frequencies[:, None]) / (high - middle)
+    filters = np.maximum(0, np.minimum(rising, falling)) * (2 / (high - low))
+    if not filters.any(axis=0).all():
+        empty = int((~filters.any(axis=0)).sum())
+        raise ConfigError(f"{empty} of {num_mels} mel bands hold no frequency of a {window}-sample window; use fewer")
+    return filters
+
+
+@cache
+def _hann(window: int) -> np.ndarray:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)  # periodic
+
+
+def _mels(hertz: float) -> float:
+    """Slaney's scale: 3 mels to 200 Hz up to 1 kHz, logarithmic above, 27 mels to a factor of 6.4."""
+    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
+
+
+def _hertz(mels: np.ndarray) -> np.ndarray:
+    return np.where(mels < 15, 200 * mels / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
