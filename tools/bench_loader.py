@@ -6,9 +6,10 @@ import time
 import jax
 
 from lmkit.config.entry import compose
+from lmkit.data.batches import Windows
 from lmkit.data.loader import train_batches
 from lmkit.data.prepare import prepare
-from lmkit.parallel import build_mesh, sharding_of
+from lmkit.parallel import build_mesh
 
 
 def main() -> None:
@@ -16,10 +17,10 @@ def main() -> None:
     seq_len, batch = (int(word) for word in [*sys.argv[1:], 1024, 256][:2])
     experiment = compose(["run.name=loader", "data=python_stdlib", f"data.seq_len={seq_len}"])
     data = prepare(experiment.data, experiment.tokenizer)
-    sharding = sharding_of(("batch", "seq"), build_mesh(experiment.mesh))
+    windows = Windows(data.stores, data.weights, data.tokenizer, experiment.data, experiment.objective, seed=0)
     steps = max(20_000_000 // (seq_len * batch), 20)
     batches = train_batches(
-        data, experiment.data, seed=0, first_step=0, steps=steps, batch_size=batch, sharding=sharding
+        windows, experiment.data, first_step=0, steps=steps, batch_size=batch, mesh=build_mesh(experiment.mesh)
     )
     jax.block_until_ready(next(batches))
     start = time.perf_counter()

@@ -17,7 +17,8 @@ from jax import numpy as jnp
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.process import prefer_huge_pages
-from lmkit.train.setup import batch_sharding, build_mesh, compile_programs
+from lmkit.parallel import build_mesh, sharding_of
+from lmkit.train.setup import compile_programs
 from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 
 SHAPES = {  # layers, width, heads, vocabulary, sequence, batch: the peers' configurations
@@ -91,10 +92,13 @@ def main() -> None:
     began = time.time()
     experiment = experiment_of(args.config, {"fp32": "float32", "bf16": "bfloat16"}[args.dtype], args.overrides)
     blueprint = make_blueprint(experiment.model, experiment.optim, 1000, build_mesh(experiment.mesh))
-    programs = compile_programs(experiment, blueprint)
-    state = load_reference(init_state(blueprint, 0), blueprint, args.config)
     _, _, _, vocab, seq, batch = SHAPES[args.config]
-    rng, sharding = np.random.default_rng(0), batch_sharding(blueprint)
+    sharding = sharding_of(("batch", "seq"), blueprint.mesh)
+    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    shapes = {name: jax.ShapeDtypeStruct((batch, seq), dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    programs = compile_programs(experiment, blueprint, shapes)
+    state = load_reference(init_state(blueprint, 0), blueprint, args.config)
+    rng = np.random.default_rng(0)
     data = [rng.integers(0, vocab, (batch, seq + 1), dtype=np.int32) for _ in range(8)]
     weights = np.ones((batch, seq), np.float32)
     losses: list[float] = []

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from pathlib import Path
@@ -12,11 +13,10 @@ import orbax.checkpoint.experimental.v1 as orbax_v1
 
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
-from lmkit.config.sections import CheckpointConfig
+from lmkit.config.sections import Best, CheckpointConfig
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
-METRIC = "eval/loss"
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -27,7 +27,7 @@ class Checkpoints:
     """The checkpoints of a run: `<folder>/<step>/`.
 
     A save returns at once and is committed in the background by a rename, so a kill leaves the one before. The
-    newest `keep_last` and the `keep_best` with the lowest eval/loss are kept.
+    newest `keep_last` and the `keep_best` with the best `best_metric` are kept.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig):
@@ -37,10 +37,12 @@ class Checkpoints:
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
+            lowest = config.best is Best.lowest
+            worst = math.inf if lowest else -math.inf  # of a checkpoint that another metric was saved with
             keep.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[METRIC],
-                    reverse=True,
+                    get_metric_fn=lambda metrics: metrics.get(config.best_metric, worst),
+                    reverse=lowest,
                     n=config.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -59,15 +61,15 @@ class Checkpoints:
         """Steps that have a committed checkpoint, ascending."""
         return [c.step for c in self._checkpointer.checkpoints]
 
-    def save(self, step: int, state: Any, eval_loss: float | None = None) -> None:
-        """Starts saving. The state may be donated as soon as this returns.
+    def save(self, step: int, state: Any, value: float | None = None) -> None:
+        """Starts saving; `value` is that of best_metric. The state may be donated as soon as this returns.
 
         Waits for the save before it, and raises CheckpointError where that one failed.
         """
         self.wait()
         if step in self.steps():
             return
-        metrics = None if eval_loss is None else {METRIC: eval_loss}
+        metrics = None if value is None or math.isnan(value) else {self.config.best_metric: value}
         try:
             response = self._checkpointer.save_async(step, state, metrics=metrics)
         except Exception as error:

@@ -39,7 +39,7 @@ class AugmentConfig(Section):
     section: ClassVar[str] = "data.augment"
 
     flip: bool = key(False, "mirror every other one")
-    crop_pixels: float = key(0.0, "shift by up to so many pixels each way, edges filled with black", at_least=0.0)
+    crop_pixels: int = key(0, "shift by up to so many pixels each way, edges filled with black", at_least=0)
     rotate_degrees: float = key(0.0, "turn by up to so many degrees each way", at_least=0.0, at_most=180.0)
     scale: float = key(0.0, "grow or shrink by up to this share", at_least=0.0, at_most=0.9)
     mixup: float = key(

@@ -6,8 +6,8 @@ from typing import Any
 
 from lmkit.config.base import ConfigError, key
 from lmkit.config.data import DataConfig, TokenizerConfig
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import ModelConfig, Position
+from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
+from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
     HardwareConfig,
@@ -39,12 +39,7 @@ class Experiment:
     init_from: str = key("", "run, checkpoint, Hugging Face folder or .gguf file whose parameters the run starts from")
 
     def __post_init__(self) -> None:
-        model, data, optim, train = self.model, self.data, self.optim, self.train
-        if isinstance(model, GPTConfig) and model.position is Position.learned and data.seq_len > model.max_seq_len:
-            raise ConfigError(
-                f"data.seq_len={data.seq_len} is longer than the {model.max_seq_len} positions of the model: "
-                f"set data.seq_len={model.max_seq_len} or model.max_seq_len={data.seq_len}"
-            )
+        optim, train = self.optim, self.train
         if self.objective.kind is ObjectiveKind.contrastive and train.accumulate_steps > 1:
             raise ConfigError(
                 f"train.accumulate_steps={train.accumulate_steps} with objective.kind=contrastive: a micro-batch knows "
@@ -55,7 +50,27 @@ class Experiment:
                 f"optim.warmup_steps={optim.warmup_steps} leaves nothing of train.steps={train.steps}: "
                 f"set optim.warmup_steps={train.steps // 10}"
             )
+        self._check_lengths()
         self._check_mesh()
+
+    def _check_lengths(self) -> None:
+        """Rows must not be longer than a learned table of positions."""
+        model, data = self.model, self.data
+        if isinstance(model, CLIPConfig):
+            model = model.text
+        if isinstance(model, ViTConfig) or not isinstance(model, TransformerConfig):
+            return
+        source = model.source_len if isinstance(model, EncDecConfig) else model.max_seq_len
+        lengths = [("data.seq_len", data.seq_len, source)]
+        if isinstance(model, EncDecConfig) and self.objective.kind is ObjectiveKind.seq2seq:
+            lengths.append(("data.target_len", data.target_size, model.max_seq_len))
+        for name, length, places in lengths if model.position is Position.learned else ():
+            if length > places:
+                limit = "model.max_source_len" if places != model.max_seq_len else "model.max_seq_len"
+                raise ConfigError(
+                    f"{name}={length} is longer than the {places} positions of the model: "
+                    f"set {name}={places} or {limit}={length}"
+                )
 
     def _check_mesh(self) -> None:
         """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""

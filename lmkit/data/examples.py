@@ -19,7 +19,7 @@ from lmkit.data.pairs import Captions, Conversations, Sounds, SourceTexts, Targe
 from lmkit.data.parts import Images, Labels, Numbers, Part, Texts, Words, label_of, words_of
 from lmkit.data.prepare import Progress, build_tokenizer, make_atomically, open_cache, place_of
 from lmkit.data.record_store import RECORD_FORMAT, RecordStore, RecordWriter
-from lmkit.data.records import Record, RecordSource
+from lmkit.data.records import RecordSource
 from lmkit.data.store import HELDOUT, TRAIN
 from lmkit.data.tokenizer import Tokenizer
 
@@ -57,9 +57,9 @@ def prepare_records(
         split = [files, kind.name, _keys(data), data.holdout_every, data.fold]
         codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, parts, limit, progress))
     parts = build_parts(data, kind, model, codec, labels)  # type: ignore[arg-type]
+    sha = codec.sha256() if codec else ""
     stores = {}
     for name, (source, _) in sources.items():
-        sha = codec.sha256() if codec else ""
         columns = {name: list(column) for part in parts for name, column in part.columns.items()}
         made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, _keys(data)]
         path = place_of(cache, "records", made_from)

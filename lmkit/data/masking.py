@@ -10,7 +10,6 @@ from lmkit.data.sampler import hash64
 from lmkit.data.tokenizer import Tokenizer
 
 _KEPT, _RANDOM = 0.1, 0.1  # of the chosen: left as they are, replaced by any token (Devlin et al. 2019, section 3.1)
-_FREE = 0xFFFFFFFF
 
 
 def uniform(keys: np.ndarray, count: int, *use: int) -> np.ndarray:
@@ -29,7 +28,7 @@ class Masker:
 
     def __init__(self, tokenizer: Tokenizer, share: float, words: bool):
         assert tokenizer.mask_id is not None, "the tokenizer has no mask"
-        self.tokenizer, self.share = tokenizer, share
+        self.tokenizer, self.share, self.mask_id = tokenizer, share, tokenizer.mask_id
         self.special = np.array([tokenizer.end_id, tokenizer.start_id, tokenizer.mask_id, *tokenizer.sentinel_ids])
         self.continues = tokenizer.continues_word() if words else None
 
@@ -38,7 +37,7 @@ class Masker:
         return max(round(self.share * seq_len), 1)
 
     def __call__(self, tokens: np.ndarray, inside: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
-        """int tokens [B, T] and bool [B, T] of what may be hidden, to inputs [B, T], and places, targets, weights [B, P].
+        """int tokens [B, T] and bool [B, T] of what may be hidden: inputs [B, T], and places, targets, weights [B, P].
 
         Rows with fewer tokens predict their share of those.
         """
@@ -53,7 +52,8 @@ class Masker:
         targets = np.take_along_axis(tokens, places, axis=1)
         fate = uniform(keys, places.shape[1], 2)
         other = (uniform(keys, places.shape[1], 3) * self.tokenizer.vocab_size).astype(tokens.dtype)
-        shown = np.where(fate < _KEPT, targets, np.where(fate < _KEPT + _RANDOM, other, self.tokenizer.mask_id))
+        hidden = np.where(fate < _KEPT + _RANDOM, other, np.full_like(targets, self.mask_id))
+        shown = np.where(fate < _KEPT, targets, hidden)
         inputs = tokens.copy()
         np.put_along_axis(inputs, places, np.where(chosen, shown, targets), axis=1)
         return {

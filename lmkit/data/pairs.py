@@ -22,7 +22,7 @@ class SourceTexts:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
         self.columns = {"source": Column("int32", None)}
-        self.shapes: Shapes = {name: ((length,), np.int32) for name in ("source", "source_segment_ids")}
+        self.shapes: Shapes = dict.fromkeys(("source", "source_segment_ids"), ((length,), np.int32))
 
     def texts(self, record: Record) -> list[str]:
         return [text_of(record, self.config.text_key, "text_key")]
@@ -70,7 +70,7 @@ class Targets:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.target_size
         self.columns = {"target": Column("int32", None)}
-        self.shapes: Shapes = {name: ((length,), np.int32) for name in ("inputs", "targets", "segment_ids")}
+        self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
     def texts(self, record: Record) -> list[str]:
@@ -118,7 +118,7 @@ class Conversations:
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
         self.before, self.after = config.message_format.split("{content}", 1)
         self.columns = {"tokens": Column("int32", None), "answers": Column("uint8", None)}
-        self.shapes: Shapes = {name: ((length,), np.int32) for name in ("inputs", "targets", "segment_ids")}
+        self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
     def _messages(self, record: Record) -> list[tuple[str, str]]:

@@ -121,7 +121,9 @@ def text_of(record: Record, name: str, key: str) -> str:
     """A field that must be text."""
     value = record.field(name, key)
     if not isinstance(value, str):
-        raise ConfigError(f"data: {record.place} has a {type(value).__name__} under {name!r}, not a text: {value!r:.60}")
+        raise ConfigError(
+            f"data: {record.place} has a {type(value).__name__} under {name!r}, not a text: {value!r:.60}"
+        )
     return value
 
 
@@ -140,10 +142,16 @@ class Images(_Silent):
     def _pixels(self, record: Record) -> np.ndarray:
         config, shape = self.config, self.columns["image"].shape
         value = record.field(config.image_key, "image_key")
-        if isinstance(value, np.ndarray) and value.shape == shape:
-            return value
-        source = value if isinstance(value, np.ndarray) else record.path(config.image_key, "image_key")
-        return read_image(source, self.model.image_size, self.model.num_channels, resize=config.resize)
+        if not isinstance(value, np.ndarray):
+            path = record.path(config.image_key, "image_key")
+            return read_image(path, self.model.image_size, self.model.num_channels, resize=config.resize)
+        if value.shape != shape:
+            raise ConfigError(
+                f"data: {record.place} has {' x '.join(map(str, value.shape))} pixels and channels, the model takes "
+                f"{' x '.join(map(str, shape or ()))}: set model.image_size={value.shape[0]} "
+                f"model.num_channels={value.shape[2]}"
+            )
+        return value
 
     def collate(self, rows: Rows) -> Batch:
         images, how = np.stack(rows.columns["image"]), self.config.augment
@@ -224,7 +232,7 @@ class Words:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, labels: list[str]):
         self.config, self.tokenizer, self.names, length = config, tokenizer, labels, config.seq_len
         self.columns = {"tokens": Column("int32", None), "tags": Column("int32", None)}
-        self.shapes: Shapes = {name: ((length,), np.int32) for name in ("inputs", "segment_ids", "labels")}
+        self.shapes: Shapes = dict.fromkeys(("inputs", "segment_ids", "labels"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
     def texts(self, record: Record) -> list[str]:

@@ -40,9 +40,7 @@ def prepare(data: DataConfig, tokenizer: TokenizerConfig, progress: Progress = l
     cache = open_cache(data.cache_dir)
     texts = hashlib.sha256("".join(s.fingerprint() for s, _ in sources.values()).encode()).hexdigest()
     split = [texts, data.holdout_every] + ([data.fold] if data.fold else [])
-    codec = build_tokenizer(
-        tokenizer, cache, split, lambda limit: _training_texts(sources, limit, progress)
-    )
+    codec = build_tokenizer(tokenizer, cache, split, lambda limit: _training_texts(sources, limit, progress))
     stores = {}
     for name, (source, _) in sources.items():
         made_from = [FORMAT, source.fingerprint(), codec.sha256(), *split[1:]]

@@ -1,10 +1,10 @@
 """The record store: labelled records as columns of arrays, read at random by row.
 
-    STORE/meta.json              columns, labels, counts, and how it was made
-    STORE/tokenizer.json         where there is text
-    STORE/columns/<name>/        zarr3 as in store.py: the rows one after the other, flat
-    STORE/columns/<name>.ends/   zarr3 int64: where each row ends, of columns whose rows differ in length
-    STORE/columns/_side/         zarr3 uint64: the hash of each record's name; 0 trains, 1 is held out where files say
+STORE/meta.json              columns, labels, counts, and how it was made
+STORE/tokenizer.json         where there is text
+STORE/columns/<name>/        zarr3 as in store.py: the rows one after the other, flat
+STORE/columns/<name>.ends/   zarr3 int64: where each row ends, of columns whose rows differ in length
+STORE/columns/_side/         zarr3 uint64: the hash of each record's name; 0 trains, 1 is held out where files say
 """
 
 import hashlib
@@ -118,7 +118,5 @@ class RecordStore:
             size = int(np.prod(shape, dtype=np.int64))
             starts, stops = rows * size, (rows + 1) * size
         with ts.Batch() as batch:
-            reads = [
-                array[int(start) : int(stop)].read(batch=batch) for start, stop in zip(starts, stops, strict=True)
-            ]
+            reads = [array[int(start) : int(stop)].read(batch=batch) for start, stop in zip(starts, stops, strict=True)]
         return [read.result() if shape is None else read.result().reshape(shape) for read in reads]

@@ -14,10 +14,11 @@ import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig, Source
-from lmkit.data.images import IMAGE_SUFFIXES, read_idx
+from lmkit.data.images import read_idx
 from lmkit.data.sources import File, expand, open_parquet
 
 RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".parquet")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"  # MNIST's names
 
 
@@ -113,7 +114,8 @@ def _digits(config: DataConfig) -> Iterator[Record]:
 
 def _idx(file: File, config: DataConfig, side: bool | None) -> Iterator[Record]:
     """A pair of files."""
-    images, labels = read_idx(file.url), read_idx(file.url.replace(_IMAGES, _LABELS))
+    place = file.url.removeprefix("file://")
+    images, labels = read_idx(place), read_idx(place.replace(_IMAGES, _LABELS))
     if len(images) != len(labels):
         raise ConfigError(f"data: {file.url} has {len(images)} images, its file of labels has {len(labels)}")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):

@@ -190,6 +190,7 @@ def open_parquet(file: File) -> Any:
     except ImportError as error:
         raise ConfigError(f"data: reading {file.url} needs pyarrow: pip install 'lmkit[parquet]'") from error
     try:
-        return parquet.ParquetFile(fsspec.open(file.url, "rb").open())
+        system, path = fsspec.core.url_to_fs(file.url)
+        return parquet.ParquetFile(system.open(path, "rb"))
     except ArrowInvalid as error:
         raise ConfigError(f"data: {file.url} is not a parquet file: {error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 import tokenizers
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.data import TokenizerConfig, TokenizerKind
+from lmkit.config.data import TokenizerConfig
 
 
 class Tokenizer(Protocol):

@@ -1,10 +1,11 @@
 """What a model's answers are worth: numpy arrays and strings to named numbers, with the field's usual packages."""
 
-from lmkit.metrics.packages import require
+from lmkit.metrics.packages import available, require
 from lmkit.metrics.tables import classification, confusion, format_confusion, regression
 from lmkit.metrics.text import perplexity, speech, translation, translation_signature
 
 __all__ = [
+    "available",
     "classification",
     "confusion",
     "format_confusion",

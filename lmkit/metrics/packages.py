@@ -1,6 +1,7 @@
 """Which package each metric comes from, and the checks that all of them share."""
 
 import importlib
+import importlib.util
 from collections.abc import Sized
 from types import ModuleType
 
@@ -23,6 +24,11 @@ def require(kind: str) -> ModuleType:
         return importlib.import_module(PACKAGES[kind])
     except ImportError as error:
         raise ConfigError(f"metrics of {kind} need a package: {error}; pip install 'lmkit[metrics]'") from error
+
+
+def available(kind: str) -> bool:
+    """Whether the package behind a kind of metric is installed."""
+    return importlib.util.find_spec(PACKAGES[kind].partition(".")[0]) is not None
 
 
 def check_pairs(kind: str, truth: Sized, answers: Sized) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 import jax
 
 from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
-from lmkit.objectives.labels import classify, contrastive
+from lmkit.objectives.labels import classify, contrastive, regress
 from lmkit.objectives.sums import Sums
 from lmkit.objectives.tokens import Batch, causal_lm, masked_lm, seq2seq
 
-# (model, batch, key) to sums; key None means evaluation (no dropout)
-Objective = Callable[[Any, Batch, jax.Array | None], Sums]
+# (model, batch, key) to sums, and to what is predicted of each row where rows are judged by more than their loss;
+# key None means evaluation (no dropout)
+Objective = Callable[[Any, Batch, jax.Array | None], tuple[Sums, Any]]
 OBJECTIVES = {
     ObjectiveKind.causal_lm: causal_lm,
+    ObjectiveKind.chat: causal_lm,
     ObjectiveKind.masked_lm: masked_lm,
     ObjectiveKind.seq2seq: seq2seq,
+    ObjectiveKind.span_corruption: seq2seq,
     ObjectiveKind.classify: classify,
+    ObjectiveKind.classify_tokens: classify,
+    ObjectiveKind.regress: regress,
     ObjectiveKind.contrastive: contrastive,
 }
 

@@ -9,36 +9,47 @@ from lmkit.config.sections import ObjectiveConfig
 from lmkit.objectives.cross_entropy import cross_entropy
 from lmkit.objectives.labels import label_sums
 from lmkit.objectives.sums import Sums
+from lmkit.parallel.rules import GATHERED, current_spec, reshard, residual_dims
 
 Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
 
 
-def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
     """Cross-entropy of `targets` given `inputs` (both int [B, T]), weighted by `weights` (float [B, T]).
 
     `segment_ids` (int [B, T]), where there, keep packed documents apart.
     """
     hidden_BTD = model.hidden(batch["inputs"], batch.get("segment_ids"), None, key)
-    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), None, model.config.logit_softcap)
+    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), None, model.config.logit_softcap), None
 
 
-def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
     """Cross-entropy of `targets` where `weights` (float [B, T]) is not 0, given `inputs` with those masked.
 
+    With `places` (int [B, P]) `targets` and `weights` are [B, P], of those tokens alone, and so is the head's work.
     Where there: `segment_ids` (int [B, T]) keep rows' parts and padding apart, `types` (int [B, T]) say which sentence
     a token is of, and `next_sentence` (int [B], 0 where B follows A) adds its cross-entropy, weighted so that the mean
     over the masked tokens gains the mean over the rows (Devlin et al. 2019, appendix A.2); with accumulation that is so
     of each micro-batch.
     """
     hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
-    sums = _over_vocabulary(config, model.lm_head(hidden_BTD), batch, model.head_VD(), model.head_bias_V())
+    predicted_BPD = _pick(hidden_BTD, batch["places"]) if "places" in batch else hidden_BTD
+    sums = _over_vocabulary(config, model.lm_head(predicted_BPD), batch, model.head_VD(), model.head_bias_V())
     if "next_sentence" in batch:
         rows = label_sums(config, model.next_sentence_logits(hidden_BTD), batch["next_sentence"])
         sums = sums._replace(loss=sums.loss + rows.loss / rows.weight * sums.weight)
-    return sums
+    return sums, None
 
 
-def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> Sums:
+def _pick(hidden_BTD: jax.Array, places_BP: jax.Array) -> jax.Array:
+    """The hidden states at some places: [B, P, D]. A product instead of a gather: it shards, as does its gradient."""
+    hidden_BTD = reshard(hidden_BTD, GATHERED)
+    chosen_BPT = (places_BP[..., None] == jnp.arange(hidden_BTD.shape[1])).astype(hidden_BTD.dtype)
+    dims = residual_dims(places_BP.shape[1])
+    return jnp.einsum("BPT,BTD->BPD", chosen_BPT, hidden_BTD, out_sharding=current_spec(dims))
+
+
+def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
     """Cross-entropy of `targets` given `source` (int [B, S] or frames [B, F, M]) and `inputs` (int [B, T]).
 
     `source_segment_ids` (int [B, S]) and `segment_ids` (int [B, T]), where there, say which belong together.
@@ -46,7 +57,7 @@ def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None)
     hidden_BTD = model.hidden(
         batch["source"], batch["inputs"], batch.get("source_segment_ids"), batch.get("segment_ids"), key
     )
-    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), model.head_bias_V())
+    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), model.head_bias_V()), None
 
 
 def _over_vocabulary(config: ObjectiveConfig, hidden_BTD, batch: Batch, head_VD, bias_V, softcap: float = 0.0) -> Sums:

@@ -7,8 +7,6 @@ import jax.numpy as jnp
 import yaml
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import ModelConfig
 from lmkit.config.paths import conf_dir
 from lmkit.config.sections import HardwareConfig
 
@@ -51,21 +49,3 @@ def check_fits(hardware: HardwareConfig | None, needed_bytes: float) -> None:
             f"the step needs {needed_bytes / 2**30:.1f} GiB a device, {hardware.name} has {hardware.memory_gib:g}: "
             f"raise mesh.fsdp or train.accumulate_steps, or set model.remat=full"
         )
-
-
-def flops_per_token(config: ModelConfig, num_params: int, seq_len: int) -> float:
-    """Floating-point operations of a training step per token, forward and backward.
-
-    6 per parameter that takes part in a matrix product (Kaplan et al. 2020, section 2.1), counting a tied
-    embedding once and a separate one not at all, plus causal attention: 3 passes x 2 products x 2 operations x
-    T / 2 keys x N H. Windows count as what they see, and of a mixture the experts that a token goes to.
-    """
-    assert isinstance(config, GPTConfig)
-    lookups = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim
-    if config.position.name == "learned":
-        lookups += config.max_seq_len * config.embed_dim
-    if config.num_experts:
-        expert = (2 + config.gated) * config.embed_dim * config.mlp_size
-        num_params -= config.num_layers * (config.num_experts - config.experts_per_token) * expert
-    keys = sum(min(config.window_of(layer) or seq_len, seq_len) for layer in range(config.num_layers))
-    return 6.0 * (num_params - lookups) + 6.0 * config.num_heads * config.head_size * keys

@@ -11,27 +11,24 @@ import jax
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
-from lmkit.data.loader import heldout_batches, train_batches
-from lmkit.data.prepare import Data, prepare
+from lmkit.config.sections import ObjectiveKind
+from lmkit.data.loader import batch_shapes, heldout_batches, train_batches
+from lmkit.metrics import format_confusion
 from lmkit.tracker import build_trackers, check_trackers, forget_after
 from lmkit.train import facts
-from lmkit.train.evaluation import evaluate
+from lmkit.train.best import BestSoFar
+from lmkit.train.evaluation import evaluate, headline, write_confusion
+from lmkit.train.folds import cross_validate
 from lmkit.train.progress import Bar, Meter, PrepareProgress, duration, memory_now
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir
 from lmkit.train.sample import make_sampler
-from lmkit.train.setup import (
-    batch_sharding,
-    check_heldout,
-    check_task,
-    compile_programs,
-    setup_blueprint,
-    setup_jax,
-    setup_mesh,
-    starting_state,
-)
-from lmkit.train.state import Blueprint, State
+from lmkit.train.setup import compile_programs, setup_jax, setup_mesh, starting_state
+from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
+from lmkit.train.task import Task, check_task, prepare_task
+
+SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
 
 
 class DivergedError(UserError, ArithmeticError):
@@ -42,6 +39,8 @@ def train(experiment: Experiment) -> int:
     """Runs an experiment to its last step, or until it is asked to stop. Returns the exit status."""
     check_task(experiment)
     check_trackers(experiment.tracker)
+    if experiment.train.folds:
+        return cross_validate(experiment, train)
     with RunDir(experiment) as run:
         return _train(experiment, run)
 
@@ -51,21 +50,21 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     setup_jax(experiment)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
-    data = prepare(experiment.data, experiment.tokenizer, showing)
+    task = prepare_task(experiment, showing)
     showing.finish()
-    check_heldout(data)
-    blueprint = setup_blueprint(experiment, mesh, data.tokenizer)
+    blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh)
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint)
     state, first, notes = starting_state(experiment, blueprint, checkpoints)
     forget_after(run.path, first)
-    receipt = facts.describe(experiment, blueprint, data, run, first)
-    facts.show_header(experiment, receipt, [*run.notes, *notes])
-    loop = Loop(experiment, blueprint, data, checkpoints, run, receipt)
+    receipt = facts.describe(experiment, blueprint, task, run, first)
+    facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
+    loop = Loop(experiment, blueprint, task, checkpoints, run, receipt)
     try:
         state, step = loop.run(state, first)
         checkpoints.close()
         stopped, wall = loop.stop.signal, time.perf_counter() - began
-        run.write_json("summary.json", facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped))
+        summary = facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped)
+        run.write_json("summary.json", summary | loop.best.summary())
     except BaseException:
         checkpoints.settle()
         raise
@@ -80,20 +79,25 @@ class Loop:
     """The steps, with evaluation, saving and logging on their cadences."""
 
     def __init__(
-        self, experiment: Experiment, blueprint: Blueprint, data: Data, checkpoints: Checkpoints, run: RunDir,
+        self, experiment: Experiment, blueprint: Blueprint, task: Task, checkpoints: Checkpoints, run: RunDir,
         receipt: dict[str, Any],
     ):  # fmt: skip
-        self.experiment, self.blueprint, self.data, self.checkpoints = experiment, blueprint, data, checkpoints
-        self.programs = compile_programs(experiment, blueprint)
+        self.experiment, self.blueprint, self.task, self.checkpoints = experiment, blueprint, task, checkpoints
+        shapes = batch_shapes(task.batches, experiment.train.batch_size, blueprint.mesh)
+        self.path, self.programs = run.path, compile_programs(experiment, blueprint, shapes)
         facts.add_compiled(receipt, experiment.hardware, self.programs.memory_bytes)
         run.write_json("receipt.json", receipt)
-        train, seq_len = experiment.train, experiment.data.seq_len
+        train = experiment.train
+        self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
         self.trackers = build_trackers(experiment.tracker, run.path, to_plain(experiment))
-        self.sample = make_sampler(
-            blueprint, data.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
-            temperature=train.sample_temperature, seq_len=seq_len, seed=experiment.run.seed,
-        )  # fmt: skip
-        self.meter = Meter(train.batch_size * seq_len)
+        self.sample = None
+        if task.kind in SAMPLED and train.sample_tokens:
+            assert task.tokenizer is not None
+            self.sample = make_sampler(
+                blueprint, task.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
+                temperature=train.sample_temperature, seq_len=experiment.data.seq_len, seed=experiment.run.seed,
+            )  # fmt: skip
+        self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop = Stop()
         self.latest: dict[str, float] = {}
@@ -102,13 +106,13 @@ class Loop:
         """Trains from step `first`; returns the state and the step reached."""
         train, save_every = self.experiment.train, self.experiment.checkpoint.save_every_steps
         batches = train_batches(
-            self.data, self.experiment.data, seed=self.experiment.run.seed, first_step=first, steps=train.steps,
-            batch_size=train.batch_size, sharding=batch_sharding(self.blueprint),
+            self.task.batches, self.experiment.data, first_step=first, steps=train.steps, batch_size=train.batch_size,
+            mesh=self.blueprint.mesh,
         )  # fmt: skip
         step, pending = first, None
         self.meter.rate(first)
         with jax.set_mesh(self.blueprint.mesh), Bar(first, train.steps) as bar, self.stop:
-            while step < train.steps and self.stop.signal is None:
+            while step < train.steps and self.stop.signal is None and not self.best.exhausted:
                 state, metrics = self.programs.train(state, next(batches))
                 self._log(bar, pending)  # waits for the step before, while the device runs this one
                 step, pending = step + 1, (step + 1, metrics)
@@ -119,11 +123,14 @@ class Loop:
                 if evaluating or saving:
                     pending = self._log(bar, pending)
                     start = time.perf_counter()
-                    loss = self._evaluate(bar, state, step, last) if evaluating else None
-                    if saving:
-                        self.checkpoints.save(step, state, loss)
+                    value = self._evaluate(bar, state, step, last) if evaluating else None
+                    if saving or self.best.exhausted:
+                        self.checkpoints.save(step, state, value)
                     self.meter.pause(time.perf_counter() - start)
             self._log(bar, pending)
+            if self.best.exhausted:
+                name, since = self.best.config.best_metric, self.best.since
+                bar.say(f"stopped early: {name} has been best at step {self.best.step}, {since} evaluations ago")
             if self.stop.signal is not None:  # whenever it came, during an evaluation too
                 self.checkpoints.save(step, state)
         return state, step
@@ -152,25 +159,26 @@ class Loop:
         bar.figures(step, f"loss {loss:.3f}  {rate:,.0f} tok/s{mfu}")
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
-        """Held-out figures and a sample; returns eval/loss. The last one is over all held-out text."""
+        """Held-out figures and a sample; returns the value that says which is best. The last is over all rows."""
         start = time.perf_counter()
-        train = self.experiment.train
+        train, task = self.experiment.train, self.task
         batches = heldout_batches(
-            self.data, self.experiment.data, batch_size=train.batch_size, limit=0 if last else train.eval_batches,
-            sharding=batch_sharding(self.blueprint),
+            task.batches, list(task.weights), batch_size=train.batch_size, limit=0 if last else train.eval_batches,
+            mesh=self.blueprint.mesh,
         )  # fmt: skip
-        means = evaluate(self.programs.evaluate, state, batches, self.data)
+        means, confusion = evaluate(self.programs.evaluate, state, batches, task)
         self.trackers.log(step, means)
         self.latest |= means
-        text = self.sample(state) if train.sample_tokens else ""
-        bar.say(
-            f"step {step}  held out: {means['eval/loss']:.4f} nats/token, {means['eval/bits_per_byte']:.4f} bits/byte"
-            f"  ({duration(time.perf_counter() - start)})"
-        )
+        text = self.sample(state) if self.sample else ""
+        bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")
+        if confusion is not None:
+            write_confusion(self.path / "confusion.json", confusion, task.labels)
+            if last:
+                bar.say(format_confusion(confusion, task.labels))
         if text:
             self.trackers.text(step, "sample", text)
             bar.say("\n".join(f"  | {line}" for line in (train.sample_prompt + text).splitlines()))
-        return means["eval/loss"]
+        return self.best.see(step, means)
 
 
 def _due(step: int, every: int) -> bool:

@@ -5,24 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from lmkit import interop
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
-from lmkit.config.families import GPTConfig
 from lmkit.config.paths import cache_dir
-from lmkit.config.sections import ObjectiveKind
-from lmkit.data.prepare import Data
-from lmkit.data.store import HELDOUT
-from lmkit.data.tokenizer import Tokenizer
 from lmkit.interop.table import unlike
-from lmkit.objectives.build import build_objective
+from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
-from lmkit.parallel.rules import sharding_of
-from lmkit.train.state import Blueprint, State, init_state, make_blueprint
-from lmkit.train.step import batch_shapes, make_eval_step, make_train_step
+from lmkit.train.state import Blueprint, State, init_state
+from lmkit.train.step import make_eval_step, make_train_step
 
 
 class Programs(NamedTuple):
@@ -33,21 +27,12 @@ class Programs(NamedTuple):
     memory_bytes: int  # peak on one device, arguments included
 
 
-def check_task(experiment: Experiment) -> None:
-    """Raises ConfigError unless there are batches for the objective and it is one for the model's family."""
-    kind, model = experiment.objective.kind, experiment.model
-    if kind is not ObjectiveKind.causal_lm or not isinstance(model, GPTConfig):
-        raise ConfigError(
-            f"train has batches for objective.kind=causal_lm with a model of the gpt family; this is {kind.name} with "
-            f"{type(model).__name__}. Set objective=causal_lm model=gpt, or train it from Python: docs/models.md"
-        )
-
-
 def setup_jax(experiment: Experiment) -> None:
     """Flags that must be set before the first device is touched."""
     if devices := experiment.run.cpu_devices:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
+        if jax.config.jax_num_cpu_devices != devices:  # type: ignore[attr-defined]  # it cannot change any more later
+            jax.config.update("jax_num_cpu_devices", devices)
     if experiment.run.compile_cache:
         auto = experiment.run.compile_cache == "auto"
         folder = cache_dir() / "xla" if auto else experiment.run.compile_cache
@@ -70,37 +55,10 @@ def setup_mesh(experiment: Experiment) -> Mesh:
     return build_mesh(experiment.mesh)
 
 
-def fit_vocabulary(model: GPTConfig, tokenizer: Tokenizer) -> GPTConfig:
-    """The model with as many rows as the tokenizer has tokens, where it did not say."""
-    if not model.vocab_size:
-        return dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-    if model.vocab_size < tokenizer.vocab_size:
-        raise ConfigError(
-            f"model.vocab_size={model.vocab_size} is too small for the tokenizer's {tokenizer.vocab_size} tokens: "
-            f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
-        )
-    return model
-
-
-def check_heldout(data: Data) -> None:
-    """Raises ConfigError where a part of the mixture has nothing to evaluate on."""
-    for name, store in data.stores.items():
-        if store.num_tokens(HELDOUT) < 2:
-            raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
-
-
-def setup_blueprint(experiment: Experiment, mesh: Mesh, tokenizer: Tokenizer) -> Blueprint:
-    """Shapes and shardings of everything the run trains."""
-    assert isinstance(experiment.model, GPTConfig)
-    model = fit_vocabulary(experiment.model, tokenizer)
-    return make_blueprint(model, experiment.optim, experiment.train.steps, mesh)
-
-
-def compile_programs(experiment: Experiment, blueprint: Blueprint) -> Programs:
-    """Compiles the train step, once, from shapes alone. The evaluation step compiles at its first use."""
-    objective, train, data = build_objective(experiment.objective), experiment.train, experiment.data
+def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:
+    """Compiles the train step, once, from the shapes of a batch. The evaluation step compiles at its first use."""
+    objective, train = build_objective(experiment.objective), experiment.train
     step = make_train_step(blueprint, objective, accumulate=train.accumulate_steps, seed=experiment.run.seed)
-    shapes = batch_shapes(blueprint, train.batch_size, data.seq_len, data.isolate_documents)
     with jax.set_mesh(blueprint.mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
         compiled = jitted.lower(blueprint.shapes, shapes).compile()
@@ -155,8 +113,3 @@ def starting_params(path: Path, blueprint: Blueprint) -> tuple[Any, str]:
             f"init_from={path}: the model there has {', '.join(unlike(theirs, mine))}; this one {', '.join(here)}"
         )
     return interop.load_params(path, mine, blueprint.shapes["params"]), str(path)
-
-
-def batch_sharding(blueprint: Blueprint) -> NamedSharding:
-    """The layout of a batch's arrays, [batch, seq]."""
-    return sharding_of(("batch", "seq"), blueprint.mesh)

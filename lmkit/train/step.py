@@ -9,7 +9,6 @@ import optax
 
 from lmkit.objectives.build import Batch, Objective
 from lmkit.objectives.sums import Sums
-from lmkit.parallel.rules import sharding_of
 from lmkit.train.state import Blueprint, State, evaluation_params, root_key
 
 Metrics = dict[str, jax.Array]
@@ -26,7 +25,7 @@ def make_train_step(
     dropout_key = root_key(seed, "dropout")
 
     def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums = objective(blueprint.merge(params), batch, key if blueprint.model_config.has_dropout else None)
+        sums, _ = objective(blueprint.merge(params), batch, key if blueprint.model_config.has_dropout else None)
         return sums.loss, sums
 
     def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
@@ -82,20 +81,10 @@ def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[An
     return inferred(grads, opt, params)
 
 
-def make_eval_step(blueprint: Blueprint, objective: Objective) -> Callable[[State, Batch], Sums]:
-    """step(state, batch) -> sums, without dropout, with the evaluation parameters."""
+def make_eval_step(blueprint: Blueprint, objective: Objective) -> Callable[[State, Batch], tuple[Sums, Any]]:
+    """step(state, batch) -> (sums, predictions), without dropout, with the evaluation parameters."""
 
-    def eval_step(state: State, batch: Batch) -> Sums:
+    def eval_step(state: State, batch: Batch) -> tuple[Sums, Any]:
         return objective(blueprint.merge(evaluation_params(blueprint, state)), batch, None)
 
     return eval_step
-
-
-def batch_shapes(blueprint: Blueprint, batch_size: int, seq_len: int, isolate: bool) -> Batch:
-    """ShapeDtypeStructs of a batch, for compiling before there is data."""
-    sharding = sharding_of(("batch", "seq"), blueprint.mesh)
-    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    dtypes |= {"segment_ids": jnp.int32} if isolate else {}
-    return {
-        name: jax.ShapeDtypeStruct((batch_size, seq_len), dtype, sharding=sharding) for name, dtype in dtypes.items()
-    }

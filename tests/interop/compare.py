@@ -140,7 +140,7 @@ def measure(name: str, folder: Path) -> Measured:
     objective = build_objective(ObjectiveConfig(kind=case.kind, chunk_tokens=16))
 
     def loss(params):
-        sums = objective(nnx.merge(graph, nnx.State(params)), batch, None)
+        sums, _ = objective(nnx.merge(graph, nnx.State(params)), batch, None)
         return sums.loss / sums.weight
 
     value, gradients = jax.value_and_grad(loss)(params)

@@ -130,7 +130,7 @@ def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
     batch = batch_of(kind.config)
 
     def loss(params, batch):
-        return objective(nnx.merge(graph, nnx.State(params)), batch, None).loss
+        return objective(nnx.merge(graph, nnx.State(params)), batch, None)[0].loss
 
     step = jax.jit(jax.value_and_grad(loss))
     expected = step(params, batch)

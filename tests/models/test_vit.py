@@ -76,7 +76,7 @@ def test_clip_compares_unit_vectors() -> None:
 def test_contrastive_loss_is_the_mean_of_both_directions() -> None:
     config = KINDS["clip"].config
     model, batch = CLIP(config, rngs=nnx.Rngs(0)), batch_of(config)
-    sums = build_objective(ObjectiveConfig(kind=ObjectiveKind.contrastive))(model, batch, None)
+    sums, _ = build_objective(ObjectiveConfig(kind=ObjectiveKind.contrastive))(model, batch, None)
     logits, own = model(batch["inputs"], batch["last"], batch["images"]), jnp.arange(8)
     both = [-jax.nn.log_softmax(x)[own, own].mean() for x in (logits, logits.T)]
     assert float(sums.loss / sums.weight) == pytest.approx(float(sum(both)) / 2, rel=1e-5)
@@ -84,7 +84,7 @@ def test_contrastive_loss_is_the_mean_of_both_directions() -> None:
 
 def test_classification_weighs_and_smooths() -> None:
     model, batch = ViT(CONFIG, rngs=nnx.Rngs(0)), batch_of(CONFIG)
-    sums = build_objective(ObjectiveConfig(kind=ObjectiveKind.classify, label_smoothing=0.2))(model, batch, None)
+    sums, _ = build_objective(ObjectiveConfig(kind=ObjectiveKind.classify, label_smoothing=0.2))(model, batch, None)
     log = jax.nn.log_softmax(model(batch["images"]))
     target = 0.8 * jax.nn.one_hot(batch["labels"], 8) + 0.2 / 8
     assert float(sums.loss) == pytest.approx(float(-(target * log).sum(-1) @ batch["weights"]), rel=1e-5)

@@ -1,0 +1,182 @@
+"""What a run learns: its data and the model they fit, whatever the objective."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from lmkit.config.base import ConfigError
+from lmkit.config.data import TokenizerKind
+from lmkit.config.experiment import Experiment
+from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.model import ModelConfig
+from lmkit.config.sections import ObjectiveKind
+from lmkit.data.batches import Batches, Records, Windows
+from lmkit.data.examples import RecordData, check_records, prepare_records
+from lmkit.data.prepare import Progress, TextData, prepare
+from lmkit.data.store import HELDOUT, TRAIN
+from lmkit.data.tokenizer import Tokenizer
+
+ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
+FAMILIES: dict[ObjectiveKind, tuple[type[ModelConfig], ...]] = {
+    ObjectiveKind.causal_lm: (GPTConfig,),
+    ObjectiveKind.chat: (GPTConfig,),
+    ObjectiveKind.masked_lm: (BERTConfig,),
+    ObjectiveKind.span_corruption: (EncDecConfig,),
+    ObjectiveKind.seq2seq: (EncDecConfig,),
+    ObjectiveKind.classify: (ViTConfig, BERTConfig),
+    ObjectiveKind.classify_tokens: (BERTConfig,),
+    ObjectiveKind.regress: (ViTConfig, BERTConfig),
+    ObjectiveKind.contrastive: (CLIPConfig,),
+}
+
+
+class Task(NamedTuple):
+    """Data ready to be read, and what the rest of a run must know of them."""
+
+    kind: ObjectiveKind
+    model: ModelConfig  # fitted to the data
+    tokenizer: Tokenizer | None
+    batches: Batches
+    weights: dict[str, float]  # of the parts of the mixture
+    labels: list[str]
+    source_len: int
+    target_len: int
+    predicted: int  # tokens of a row that the vocabulary's head works on; 0 for all
+    bytes_per_token: dict[str, float]  # of held-out text; empty where bits per byte mean nothing
+    facts: dict[str, Any]  # for the receipt, by part
+    notes: list[str]
+
+    @property
+    def tokens_per_row(self) -> int:
+        return self.source_len + self.target_len
+
+
+def check_task(experiment: Experiment) -> None:
+    """Raises ConfigError where objective, model, data and tokenizer do not go together."""
+    kind, model, objective = experiment.objective.kind, experiment.model, experiment.objective
+    families = FAMILIES[kind]
+    if not isinstance(model, families):
+        fitting = " or ".join(family.__name__ for family in families)
+        own = ", ".join(name.name for name, families in FAMILIES.items() if isinstance(model, families))
+        raise ConfigError(
+            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set model= to a preset "
+            f"of that family, or objective= to one of {own}"
+        )
+    if kind is ObjectiveKind.masked_lm:
+        assert isinstance(model, BERTConfig)
+        if not experiment.tokenizer.mask_token:
+            kinds = "[MASK]" if experiment.tokenizer.kind is TokenizerKind.file else "<|mask|>"
+            raise ConfigError(f"objective.kind=masked_lm needs a mask: set tokenizer.mask_token='{kinds}'")
+        if not model.lm_head:
+            raise ConfigError("objective.kind=masked_lm with model.lm_head=false: set model.lm_head=true")
+        if objective.next_sentence and not (model.next_sentence_head and model.type_vocab_size >= 2):
+            raise ConfigError(
+                "objective.next_sentence=true needs model.next_sentence_head=true and model.type_vocab_size=2"
+            )
+    if experiment.data.augment.mixup and (kind is not ObjectiveKind.classify or not isinstance(model, ViTConfig)):
+        raise ConfigError(f"data.augment.mixup={experiment.data.augment.mixup}: only images with classes are blended")
+    if kind is ObjectiveKind.classify_tokens and not getattr(model, "classify_tokens", False):
+        raise ConfigError("objective.kind=classify_tokens needs model.classify_tokens=true")
+
+
+def prepare_task(experiment: Experiment, progress: Progress) -> Task:
+    """The data of an experiment, built where they are not in the cache, and the model fitted to them."""
+    if experiment.objective.kind in ON_TEXT:
+        return _text_task(experiment, prepare(experiment.data, experiment.tokenizer, progress))
+    kind, model = experiment.objective.kind, experiment.model
+    data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
+    check_records(data)
+    return _record_task(experiment, data)
+
+
+def _text_task(experiment: Experiment, data: TextData) -> Task:
+    objective, length = experiment.objective, experiment.data.seq_len
+    for name, store in data.stores.items():
+        if store.num_tokens(HELDOUT) < 2:
+            raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
+    seed = experiment.run.seed
+    batches = Windows(data.stores, data.weights, data.tokenizer, experiment.data, objective, seed)
+    facts = {
+        name: {
+            "text_sha256": store.meta["text_sha256"],
+            "tokenizer_sha256": store.meta["tokenizer_sha256"],
+            "train": store.meta["splits"][TRAIN],
+            "heldout": store.meta["splits"][HELDOUT],
+        }
+        for name, store in data.stores.items()
+    }
+    causal = objective.kind is ObjectiveKind.causal_lm
+    per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if causal else {}
+    target = batches.cutter.target_len if batches.cutter else 0
+    predicted = batches.masker.places(length) if batches.masker else 0
+    model = fit_model(experiment.model, data.tokenizer, 0)
+    return Task(objective.kind, model, data.tokenizer, batches, data.weights, [], length, target, predicted,
+                per_token, facts, [])  # fmt: skip
+
+
+def _record_task(experiment: Experiment, data: RecordData) -> Task:
+    kind, config = experiment.objective.kind, experiment.data
+    batches = Records(data.stores, data.weights, data.parts, config, experiment.run.seed)
+    facts: dict[str, Any] = {}
+    notes = []
+    for name, store in data.stores.items():
+        facts[name] = {"sha256": store.meta["sha256"], "tokenizer_sha256": store.meta["tokenizer_sha256"]}
+        facts[name] |= {"labels": data.labels} if data.labels else {}
+        for split in (TRAIN, HELDOUT):
+            facts[name][split] = {"records": len(store.rows[split])}
+        notes += _cut(name, store, config.seq_len, config.target_size, data.parts)
+    classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
+    model = fit_model(experiment.model, data.tokenizer, classes)
+    source, target = config.seq_len, config.target_size if kind is ObjectiveKind.seq2seq else 0
+    if isinstance(model, ViTConfig):
+        source = model.num_patches
+    elif isinstance(model, CLIPConfig):
+        source += model.vision.num_patches
+    return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
+
+
+def _cut(name: str, store: Any, source: int, target: int, parts: list[Any]) -> list[str]:
+    """What the user should know of rows that are longer than the model is given."""
+    notes = []
+    for part in parts:
+        for column in part.columns:
+            if store.columns[column].shape is not None:
+                continue
+            per_place = 2 * getattr(part, "num_mels", 0) or 1
+            longest = (target if column == "target" else source) - (column != "frames")
+            share = float((store.lengths(column, TRAIN) > longest * per_place).mean())
+            if share > 0.001:
+                key = "data.target_len" if column == "target" else "data.seq_len"
+                notes.append(f"data {name!r}: {share:.1%} of the records are cut: their {column} is longer than {key}")
+    return notes
+
+
+def fit_model(model: ModelConfig, tokenizer: Tokenizer | None, classes: int) -> ModelConfig:
+    """The model with as many rows and classes as the data have, where it did not say.
+
+    Raises ConfigError where it says something that does not fit.
+    """
+    if isinstance(model, CLIPConfig):
+        return dataclasses.replace(model, text=fit_model(model.text, tokenizer, 0))
+    if classes and isinstance(model, BERTConfig | ViTConfig):
+        if model.num_classes not in (0, classes):
+            raise ConfigError(
+                f"model.num_classes={model.num_classes}: the data have {classes}; set model.num_classes={classes} or 0 "
+                f"(= the data's)"
+            )
+        model = dataclasses.replace(model, num_classes=classes)
+    if tokenizer is None:
+        return model
+    size = model.vocab_size  # type: ignore[attr-defined]
+    if size and size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={size} is too small for the tokenizer's {tokenizer.vocab_size} tokens: "
+            f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
+        )
+    return model if size else dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+
+
+def bits_per_byte(task: Task, part: str, nats: float) -> float:
+    """What it costs to code each document and its end, over its UTF-8 bytes; NaN where that means nothing."""
+    per_token = task.bytes_per_token.get(part, 0.0)
+    return nats / math.log(2) / per_token if per_token else math.nan
