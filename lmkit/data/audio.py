@@ -73,7 +73,8 @@ def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
     Raises ConfigError where there are more bands than the spectrum can tell apart.
     """
     frequencies = np.fft.rfftfreq(window, 1 / sample_rate)
-    corners = _hertz(np.linspace(0, _mels(sample_rate / 2), num_mels + 2))
+    top = 15 + 27 * np.log(sample_rate / 2000) / np.log(6.4)  # mels of half the rate, which is over 1 kHz
+    corners = _hertz(np.linspace(0, top, num_mels + 2))
     low, middle, high = corners[:-2], corners[1:-1], corners[2:]
     rising = (frequencies[:, None] - low) / (middle - low)
     falling = (high - frequencies[:, None]) / (high - middle)
@@ -89,10 +90,6 @@ def _hann(window: int) -> np.ndarray:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)  # periodic
 
 
-def _mels(hertz: float) -> float:
-    """Slaney's scale: 3 mels to 200 Hz up to 1 kHz, logarithmic above, 27 mels to a factor of 6.4."""
-    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
-
-
 def _hertz(mels: np.ndarray) -> np.ndarray:
+    """Slaney's scale: 3 mels to 200 Hz up to 1 kHz, logarithmic above, 27 mels to a factor of 6.4."""
     return np.where(mels < 15, 200 * mels / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
