@@ -1,6 +1,6 @@
 """Sound: a file to samples, samples to the log-mel frames that the audio front end takes.
 
-F frames, M mel bands, R window samples.
+F frames, M mel bands, R window samples, K frequencies of their spectrum.
 """
 
 from functools import cache
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
+from scipy.sparse import csr_array
 
 from lmkit.config.base import ConfigError
 
@@ -59,17 +60,18 @@ def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_R
     clip = np.pad(clip, window // 2, mode="reflect")
     windows_FR = np.lib.stride_tricks.sliding_window_view(clip, window)[::hop][:frames]
     spectrum = np.fft.rfft(windows_FR * _hann(window))
-    power = spectrum.real**2 + spectrum.imag**2
-    mel_FM = np.log10(np.maximum(power @ mel_filters(num_mels, window, sample_rate), 1e-10))
+    power_FK = spectrum.real**2 + spectrum.imag**2
+    mel_FM = np.log10(np.maximum((mel_filters(num_mels, window, sample_rate) @ power_FK.T).T, 1e-10))
     mel_FM = np.maximum(mel_FM, mel_FM.max() - 8.0)
     return ((mel_FM + 4.0) / 4.0).astype(np.float32)
 
 
 @cache
-def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
-    """float64 [window // 2 + 1, num_mels]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
+def mel_filters(num_mels: int, window: int, sample_rate: int) -> csr_array:
+    """float64 [M, K]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
 
-    Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`).
+    Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`). Sparse, as a
+    frequency is in two triangles at most, and as BLAS would wake all of its threads for each clip.
     Raises ConfigError where there are more bands than the spectrum can tell apart.
     """
     frequencies = np.fft.rfftfreq(window, 1 / sample_rate)
@@ -82,7 +84,7 @@ def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
     if not filters.any(axis=0).all():
         empty = int((~filters.any(axis=0)).sum())
         raise ConfigError(f"{empty} of {num_mels} mel bands hold no frequency of a {window}-sample window; use fewer")
-    return filters
+    return csr_array(filters.T)
 
 
 @cache
