@@ -1,6 +1,6 @@
 """Sound: a file to samples, samples to the log-mel frames that the audio front end takes.
 
-F frames, M mel bands, R window samples.
+F frames, M mel bands, R window samples, K frequencies of their spectrum.
 """
 
 from functools import cache
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.signal import resample_poly
+from scipy.sparse import csr_array
 
 from lmkit.config.base import ConfigError
 
@@ -59,21 +60,23 @@ def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_R
     clip = np.pad(clip, window // 2, mode="reflect")
     windows_FR = np.lib.stride_tricks.sliding_window_view(clip, window)[::hop][:frames]
     spectrum = np.fft.rfft(windows_FR * _hann(window))
-    power = spectrum.real**2 + spectrum.imag**2
-    mel_FM = np.log10(np.maximum(power @ mel_filters(num_mels, window, sample_rate), 1e-10))
+    power_FK = spectrum.real**2 + spectrum.imag**2
+    mel_FM = np.log10(np.maximum((mel_filters(num_mels, window, sample_rate) @ power_FK.T).T, 1e-10))
     mel_FM = np.maximum(mel_FM, mel_FM.max() - 8.0)
     return ((mel_FM + 4.0) / 4.0).astype(np.float32)
 
 
 @cache
-def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
-    """float64 [window // 2 + 1, num_mels]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
+def mel_filters(num_mels: int, window: int, sample_rate: int) -> csr_array:
+    """float64 [M, K]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
 
-    Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`).
+    Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`). Sparse, as a
+    frequency is in two triangles at most, and as BLAS would wake all of its threads for each clip.
     Raises ConfigError where there are more bands than the spectrum can tell apart.
     """
     frequencies = np.fft.rfftfreq(window, 1 / sample_rate)
-    corners = _hertz(np.linspace(0, _mels(sample_rate / 2), num_mels + 2))
+    top = 15 + 27 * np.log(sample_rate / 2000) / np.log(6.4)  # mels of half the rate, which is over 1 kHz
+    corners = _hertz(np.linspace(0, top, num_mels + 2))
     low, middle, high = corners[:-2], corners[1:-1], corners[2:]
     rising = (frequencies[:, None] - low) / (middle - low)
     falling = (high - frequencies[:, None]) / (high - middle)
@@ -81,7 +84,7 @@ def mel_filters(num_mels: int, window: int, sample_rate: int) -> np.ndarray:
     if not filters.any(axis=0).all():
         empty = int((~filters.any(axis=0)).sum())
         raise ConfigError(f"{empty} of {num_mels} mel bands hold no frequency of a {window}-sample window; use fewer")
-    return filters
+    return csr_array(filters.T)
 
 
 @cache
@@ -89,10 +92,6 @@ def _hann(window: int) -> np.ndarray:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)  # periodic
 
 
-def _mels(hertz: float) -> float:
-    """Slaney's scale: 3 mels to 200 Hz up to 1 kHz, logarithmic above, 27 mels to a factor of 6.4."""
-    return 3 * hertz / 200 if hertz < 1000 else 15 + 27 * np.log(hertz / 1000) / np.log(6.4)
-
-
 def _hertz(mels: np.ndarray) -> np.ndarray:
+    """Slaney's scale: 3 mels to 200 Hz up to 1 kHz, logarithmic above, 27 mels to a factor of 6.4."""
     return np.where(mels < 15, 200 * mels / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
