@@ -6,7 +6,7 @@ from typing import Any
 
 from lmkit.config.base import ConfigError, key
 from lmkit.config.data import DataConfig, TokenizerConfig
-from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
+from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
@@ -60,6 +60,8 @@ class Experiment:
             model = model.text
         if isinstance(model, ViTConfig) or not isinstance(model, TransformerConfig):
             return
+        if self.objective.kind is ObjectiveKind.causal_lm and not isinstance(self.model, GPTConfig):
+            return  # that they do not go together is said when they are to be trained
         source = model.source_len if isinstance(model, EncDecConfig) else model.max_seq_len
         lengths = [("data.seq_len", data.seq_len, source)]
         if isinstance(model, EncDecConfig) and self.objective.kind is ObjectiveKind.seq2seq:
