@@ -87,9 +87,11 @@ class Attention(nnx.Module):
     ) -> jax.Array:
         """New tokens after those of the cache; their keys and values go to `places.past.kept`."""
         past, config = places.past, self.config
-        assert past is not None and past.kept is not None
+        assert past is not None
+        assert past.kept is not None
         if config.position is Position.rope:
-            assert places.rope is not None and places.rope_local is not None
+            assert places.rope is not None
+            assert places.rope_local is not None
             tables = zip(places.rope_local, places.rope, strict=True)
             sin, cos = (_choose(windowed, local, everywhere) for local, everywhere in tables)
             q, k = apply_rope(q, (sin, cos)), apply_rope(k, (sin, cos))
@@ -102,8 +104,12 @@ class Attention(nnx.Module):
             )
         if isinstance(windowed, bool):
             return self._attend(q, k, v, places, windowed)
-        local, everywhere = (lambda *qkv, one=one: self._attend(*qkv, places, one) for one in (True, False))
-        return jax.lax.cond(windowed, local, everywhere, q, k, v)
+        return jax.lax.cond(
+            windowed,
+            lambda q, k, v: self._attend(q, k, v, places, True),
+            lambda q, k, v: self._attend(q, k, v, places, False),
+            q, k, v,
+        )  # fmt: skip
 
     def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: bool) -> jax.Array:
         config, ids = self.config, places.segment_ids_BT

@@ -3,7 +3,7 @@
 L layers, B rows, S slots, T new tokens, X = S + T keys that a new token may see, M places of an encoded source.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +72,26 @@ def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: 
     ids_BS = reshard(jnp.zeros((batch, slots), jnp.int32), _ROWS)
     length_B, position_B = (reshard(jnp.zeros(batch, jnp.int32), _ROWS[:1]) for _ in range(2))
     return Cache(k, v, ids_BS, length_B, position_B)
+
+
+def cache_specs(cache: Cache) -> Any:
+    """The layout of each array, for shard_map; None where nothing is split."""
+    if (kv := current_spec(_SLOTS)) is None:
+        return None
+    rows, row = current_spec(_ROWS), current_spec(_ROWS[:1])
+    cross = cache.cross and CrossCache(kv, kv, None if cache.cross.segment_ids_BM is None else rows)  # type: ignore
+    return Cache(kv, kv, rows, row, row, cross)  # type: ignore[arg-type]
+
+
+def take_rows(cache: Cache, rows_R: jax.Array, *, cross: bool) -> Cache:
+    """The cache of these of its rows. `cross`: those of the source, too, else they stay as they are."""
+    k, v = cache.k_LBSKH[:, rows_R], cache.v_LBSKH[:, rows_R]
+    ids, length, position = (x[rows_R] for x in (cache.segment_ids_BS, cache.length_B, cache.position_B))
+    source = cache.cross
+    if cross and source is not None:
+        memory_ids = None if source.segment_ids_BM is None else source.segment_ids_BM[rows_R]
+        source = CrossCache(source.k_LBMKH[:, rows_R], source.v_LBMKH[:, rows_R], memory_ids)
+    return Cache(k, v, ids, length, position, source)
 
 
 def slot_index(length_B: jax.Array, slots: int) -> jax.Array:
@@ -161,7 +181,8 @@ def attend_cached(
 
     One softmax over both, in float32; the scores are joined, the cache is not.
     """
-    assert past.k_BSKH is not None and past.v_BSKH is not None
+    assert past.k_BSKH is not None
+    assert past.v_BSKH is not None
     batch, seq, heads, size = q_BTNH.shape
     slots, num_keys = past.k_BSKH.shape[1:3]
     q = (q_BTNH * (scale or size**-0.5)).reshape(batch, seq, num_keys, heads // num_keys, size)
