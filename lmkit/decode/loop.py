@@ -74,13 +74,13 @@ def logits_of(model: Any, hidden_B1D: jax.Array) -> jax.Array:
 def rows_only(function: Callable, out: Any, *arguments: Any) -> Any:
     """Runs a function that treats each row by itself on each device's own rows.
 
-    Arguments are [B, ...] or, where they are random keys, the same everywhere; `out` is a tree of bools, one a result.
+    Arguments are [B, ...], or without dims and the same everywhere; `out` is a tree like the results.
     """
     if (spec := current_spec(("batch",))) is None:
         return function(*arguments)
 
     def layout(x: Any) -> PartitionSpec:
-        return PartitionSpec() if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else spec
+        return spec if x.ndim else PartitionSpec()
 
     specs = jax.tree.map(layout, arguments)
     return jax.shard_map(function, in_specs=specs, out_specs=jax.tree.map(lambda _: spec, out))(*arguments)
@@ -147,23 +147,28 @@ class Decoder:
         batch, rows = put_batch(prompts, self.mesh, self.limit), len(prompts.tokens)
         key = jax.random.key(seed)
         length = batch["tokens_BT"].shape[1] + max_new_tokens
-        with self._on_mesh():
+        with self.on_mesh():
             said, state = self._prefill(params, batch, key, length=length)
         for _ in range(max_new_tokens - 1):
-            with self._on_mesh():
+            with self.on_mesh():
                 next_said, state = self._step(params, state, key)
-            yield (now := _read(said)[:rows])
+            yield (now := read(said)[:rows])
             if (now == NOTHING).all() or np.isin(now, [NOTHING, *self.end_ids]).all():
                 return
             said = next_said
-        yield _read(said)[:rows]
+        yield read(said)[:rows]
 
     def generate(self, params: Any, prompts: Prompts, *, max_new_tokens: int, seed: int = 0) -> list[list[int]]:
         """The new tokens of every row, without the one that ended it."""
         steps = np.stack(list(self.stream(params, prompts, max_new_tokens=max_new_tokens, seed=seed)), axis=1)
-        return [[int(token) for token in row if token not in (NOTHING, *self.end_ids)] for row in steps]
+        return [self.without_end(row) for row in steps]
 
-    def _on_mesh(self) -> Any:
+    def without_end(self, tokens: np.ndarray) -> list[int]:
+        """A row's tokens up to the one that ended it."""
+        return [int(token) for token in tokens if token not in (NOTHING, *self.end_ids)]
+
+    def on_mesh(self) -> Any:
+        """The context its programs are called in."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     def _prefill_rows(self, params: Any, batch: dict[str, jax.Array], key: jax.Array, *, length: int) -> Any:
@@ -208,5 +213,6 @@ def seen_in(tokens_BT: jax.Array, num_B: jax.Array, size: int) -> jax.Array:
     )
 
 
-def _read(replicated: jax.Array) -> np.ndarray:
+def read(replicated: jax.Array) -> np.ndarray:
+    """The value of an array that every device has whole."""
     return np.asarray(replicated.addressable_data(0))
