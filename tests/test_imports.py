@@ -21,10 +21,11 @@ FLOORS = [
         "lmkit.checkpoint",
         "lmkit.tracker",
         "lmkit.interop",
+        "lmkit.decode",
     },
     {"lmkit.train.state"},
     {"lmkit.train.step"},
-    {"lmkit.train", "lmkit.__main__"},
+    {"lmkit.train", "lmkit.generate", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

@@ -30,11 +30,13 @@ class Prompts(NamedTuple):
         tokens: int ids of each row, one or more; of the target, for an encoder-decoder.
         source: int [B, S] or float [B, S, mels] for an encoder-decoder.
         source_ids: int [B, S], 1 for a token and 0 for padding.
+        first_row: what the first row is called; randomness is folded with it, so batches of one job must differ.
     """
 
     tokens: Sequence[Sequence[int]]
     source: np.ndarray | None = None
     source_ids: np.ndarray | None = None
+    first_row: int = 0
 
 
 class Rows(NamedTuple):
@@ -97,7 +99,7 @@ def put_batch(prompts: Prompts, mesh: Mesh | None, limit: int) -> dict[str, jax.
     for row, ids in enumerate(prompts.tokens):
         tokens_BT[row, : len(ids)], num_B[row] = ids, len(ids)
     row_B = np.arange(total, dtype=np.int32)
-    batch = {"tokens_BT": tokens_BT, "num_B": num_B, "row_B": row_B, "done_B": row_B >= real}
+    batch = {"tokens_BT": tokens_BT, "num_B": num_B, "row_B": prompts.first_row + row_B, "done_B": row_B >= real}
     for name, value in (("source", prompts.source), ("source_ids_BS", prompts.source_ids)):
         if value is not None:
             batch[name] = np.concatenate([value, np.repeat(value[-1:], total - real, axis=0)])

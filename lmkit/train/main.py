@@ -11,8 +11,10 @@ import jax
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
+from lmkit.config.saved import write_model
 from lmkit.data.loader import heldout_batches, train_batches
 from lmkit.data.prepare import Data, prepare
+from lmkit.parallel.devices import setup_jax
 from lmkit.tracker import build_trackers, check_trackers, forget_after
 from lmkit.train import facts
 from lmkit.train.evaluation import evaluate
@@ -26,7 +28,6 @@ from lmkit.train.setup import (
     check_task,
     compile_programs,
     setup_blueprint,
-    setup_jax,
     setup_mesh,
     starting_state,
 )
@@ -48,13 +49,15 @@ def train(experiment: Experiment) -> int:
 
 def _train(experiment: Experiment, run: RunDir) -> int:
     began = time.perf_counter()
-    setup_jax(experiment)
+    setup_jax(experiment.run)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
     data = prepare(experiment.data, experiment.tokenizer, showing)
     showing.finish()
     check_heldout(data)
     blueprint = setup_blueprint(experiment, mesh, data.tokenizer)
+    write_model(run.path, blueprint.model_config)
+    data.tokenizer.save(run.path / "tokenizer.json")
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint)
     state, first, notes = starting_state(experiment, blueprint, checkpoints)
     forget_after(run.path, first)

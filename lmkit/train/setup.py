@@ -12,7 +12,6 @@ from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
 from lmkit.config.families import GPTConfig
-from lmkit.config.paths import cache_dir
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.prepare import Data
 from lmkit.data.store import HELDOUT
@@ -41,18 +40,6 @@ def check_task(experiment: Experiment) -> None:
             f"train has batches for objective.kind=causal_lm with a model of the gpt family; this is {kind.name} with "
             f"{type(model).__name__}. Set objective=causal_lm model=gpt, or train it from Python: docs/models.md"
         )
-
-
-def setup_jax(experiment: Experiment) -> None:
-    """Flags that must be set before the first device is touched."""
-    if devices := experiment.run.cpu_devices:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", devices)
-    if experiment.run.compile_cache:
-        auto = experiment.run.compile_cache == "auto"
-        folder = cache_dir() / "xla" if auto else experiment.run.compile_cache
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def setup_mesh(experiment: Experiment) -> Mesh:
