@@ -4,8 +4,8 @@ import sys
 
 from lmkit.config.entry import run_verb
 
-ABOUT = """Text from a model. init_from is a run, a checkpoint inside one, a Hugging Face folder or a .gguf file, generate.prompt
-the text to continue (for an encoder-decoder, the source). What the model writes is shown as it comes."""
+ABOUT = """Text from a model. init_from is a run, a checkpoint inside one, a Hugging Face folder or a .gguf file,
+generate.prompt the text to continue (for an encoder-decoder, the source). What it writes is shown as it comes."""
 READS = ("init_from", "generate.", "mesh.", "run.seed", "run.cpu_devices", "run.compile_cache", "tokenizer.path")
 
 if __name__ == "__main__":
