@@ -147,7 +147,7 @@ def to_experiment(composed: "DictConfig") -> Experiment:
 
 
 def _unknown_key(full: str) -> str:
-    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train"]
+    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train", "lora", "export"]
     if full in all_keys:
         return (
             f"{full} is a key of another family of models than the one chosen: leave it out, or choose with model=NAME"

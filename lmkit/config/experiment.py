@@ -7,6 +7,7 @@ from typing import Any
 from lmkit.config.base import ConfigError, key
 from lmkit.config.data import DataConfig, TokenizerConfig
 from lmkit.config.families import GPTConfig
+from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.model import ModelConfig, Position
 from lmkit.config.sections import (
     CheckpointConfig,
@@ -36,7 +37,11 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
-    init_from: str = key("", "run, checkpoint, Hugging Face folder or .gguf file whose parameters the run starts from")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    init_from: str = key(
+        "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"
+    )
 
     def __post_init__(self) -> None:
         model, data, optim, train = self.model, self.data, self.optim, self.train
@@ -54,6 +59,11 @@ class Experiment:
             raise ConfigError(
                 f"optim.warmup_steps={optim.warmup_steps} leaves nothing of train.steps={train.steps}: "
                 f"set optim.warmup_steps={train.steps // 10}"
+            )
+        if self.lora.rank and not self.init_from:
+            raise ConfigError(
+                f"lora.rank={self.lora.rank} without init_from: adapters need parameters to adapt; set init_from= to a "
+                f"run or a Hugging Face folder, or lora.rank=0"
             )
         self._check_mesh()
 

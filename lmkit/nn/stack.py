@@ -34,9 +34,7 @@ class Stack(nnx.Module):
         self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs
     ):
         self.num_layers, self.remat, self.scan = num_layers, remat, scan
-        stacked = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
-        make = nnx.vmap(lambda key: make_block(nnx.Rngs(key)), transform_metadata=stacked)
-        self.blocks = make(jax.random.split(rngs.params(), num_layers))
+        self.blocks = stacked(make_block, num_layers, rngs)
 
     def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x through block(x, *shared, flag, layer_key) of each layer in turn.
@@ -65,3 +63,10 @@ class Stack(nnx.Module):
             one = tree.unflatten([layers[index] for layers in unstacked])
             x, _ = layer(x, (one, None if each is None else each[index], index))
         return x
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`num_layers` modules as one, whose parameters have a leading "layers" dim."""
+    metadata = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
+    each = nnx.vmap(lambda key: make(nnx.Rngs(key)), transform_metadata=metadata)
+    return each(jax.random.split(rngs.params(), num_layers))

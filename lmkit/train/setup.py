@@ -93,7 +93,7 @@ def setup_blueprint(experiment: Experiment, mesh: Mesh, tokenizer: Tokenizer) ->
     """Shapes and shardings of everything the run trains."""
     assert isinstance(experiment.model, GPTConfig)
     model = fit_vocabulary(experiment.model, tokenizer)
-    return make_blueprint(model, experiment.optim, experiment.train.steps, mesh)
+    return make_blueprint(model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint) -> Programs:
