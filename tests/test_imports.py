@@ -22,7 +22,7 @@ FLOORS = [
         "lmkit.tracker",
         "lmkit.interop",
     },
-    {"lmkit.train.state"},
+    {"lmkit.train.state", "lmkit.train.start"},
     {"lmkit.train.step"},
     {"lmkit.train", "lmkit.__main__"},
 ]

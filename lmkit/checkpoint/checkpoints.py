@@ -13,6 +13,7 @@ import orbax.checkpoint.experimental.v1 as orbax_v1
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import CheckpointConfig
+from lmkit.nn.tree import flat
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
@@ -27,13 +28,14 @@ class Checkpoints:
     """The checkpoints of a run: `<folder>/<step>/`.
 
     A save returns at once and is committed in the background by a rename, so a kill leaves the one before. The
-    newest `keep_last` and the `keep_best` with the lowest eval/loss are kept.
+    newest `keep_last` and the `keep_best` with the lowest eval/loss are kept. Keys of the state that `without` names
+    are neither saved nor restored.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: CheckpointConfig, without: tuple[str, ...] = ()):
         if ":/" in str(folder) and not str(folder).startswith("gs:/"):  # pathlib folds the second slash
             raise ConfigError(f"run.dir={folder}: checkpoints go to local paths or gs://")
-        self.folder, self.config = Path(folder).absolute(), config
+        self.folder, self.config, self.without = Path(folder).absolute(), config, without
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
@@ -67,6 +69,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
+        state = {name: part for name, part in state.items() if name not in self.without}
         metrics = None if eval_loss is None else {METRIC: eval_loss}
         try:
             response = self._checkpointer.save_async(step, state, metrics=metrics)
@@ -107,6 +110,7 @@ class Checkpoints:
         `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
         Raises CheckpointError where there are checkpoints and none is good.
         """
+        shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
         for step in reversed(self.steps()):
             problem = check_manifest(self.folder / str(step)) if self.config.verify else ""
@@ -154,6 +158,15 @@ def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
     `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
     or its parameters do not fit.
     """
+    place, _ = find_checkpoint(path)
+    return load_part(place, "params", shapes), str(place)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, dict[str, dict[str, tuple[int, ...]]]]:
+    """The newest good checkpoint at `path`, and the shapes in it, {"params" (or "ema"): {dotted path: shape}}.
+
+    `path` as in `load_params`. Raises ConfigError where there is none.
+    """
     path = path.expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
     candidates = (
@@ -165,11 +178,21 @@ def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
             problems.append(f"{candidate}: {problem}")
             continue
         try:
-            with _context(compress=False, partial=True):
-                return ocp.load(candidate, {"params": shapes})["params"], str(candidate)
+            there: Any = ocp.metadata(candidate).metadata
+            kept = {name: flat(there[name]) for name in ("params", "ema") if name in there}
+            return candidate, {name: {k: tuple(v.shape) for k, v in part.items()} for name, part in kept.items()}
         except Exception as error:
             problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")
     raise ConfigError(f"init_from={path}: {'; '.join(problems) or 'no checkpoint there'}")
+
+
+def load_part(place: Path, name: str, shapes: Any) -> Any:
+    """What `shapes` name of one key of a checkpoint's state, cast and sharded as they say."""
+    try:
+        with _context(compress=False, partial=True):
+            return ocp.load(place, {name: shapes})[name]
+    except Exception as error:
+        raise ConfigError(f"init_from={place}: {(error.__cause__ or error)!s:.300}") from error
 
 
 def _steps(folder: Path) -> list[int]:

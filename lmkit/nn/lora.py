@@ -40,7 +40,7 @@ def add_lora(model: nnx.Module, config: LoraConfig, rngs: nnx.Rngs) -> None:
             return nnx.List([down, Linear(middle, outs, std=None, bias=False, rngs=rngs)])
 
         assert dims[:layers] in ((), ("layers",)), f"{path}: {dims}"
-        made = stacked(pair, linear.kernel.shape[0], rngs) if layers else pair(rngs)
+        made: Any = stacked(pair, linear.kernel.shape[0], rngs) if layers else pair(rngs)
         linear.lora_a, linear.lora_b = nnx.data(made[0]), nnx.data(made[1])
         linear.lora_scale = config.scale
 

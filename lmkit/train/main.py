@@ -11,6 +11,7 @@ import jax
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
+from lmkit.config.saved import write_model
 from lmkit.data.loader import heldout_batches, train_batches
 from lmkit.data.prepare import Data, prepare
 from lmkit.tracker import build_trackers, check_trackers, forget_after
@@ -55,8 +56,10 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     showing.finish()
     check_heldout(data)
     blueprint = setup_blueprint(experiment, mesh, data.tokenizer)
-    checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint)
-    state, first, notes = starting_state(experiment, blueprint, checkpoints)
+    write_model(run.path / "model.yaml", blueprint.model_config)
+    data.tokenizer.save(run.path / "tokenizer.json")
+    checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)
+    state, first, notes = starting_state(experiment, blueprint, checkpoints, run.path)
     forget_after(run.path, first)
     receipt = facts.describe(experiment, blueprint, data, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *notes])

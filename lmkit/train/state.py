@@ -134,11 +134,10 @@ def _build(model: ModelConfig, lora: LoraConfig, rngs: nnx.Rngs) -> nnx.Module:
 
 
 def _trainable(paths: list[str], freeze: list[str], lora: LoraConfig) -> frozenset[str]:
-    """Which parameters train: all, or adapters and what is named beside them; never those that `freeze` covers."""
-    chosen = set(paths)
-    if lora.rank:
-        chosen = {path for path in paths if is_adapter(path)} | set(matching("lora.train", lora.train, paths))
-    if not (left := chosen - set(matching("optim.freeze", freeze, paths))):
+    """Which train: adapters, and of the rest (beside adapters: of what `lora.train` names) what is not frozen."""
+    adapters = {path for path in paths if is_adapter(path)}
+    chosen = set(matching("lora.train", lora.train, paths)) if lora.rank else set(paths)
+    if not (left := adapters | (chosen - set(matching("optim.freeze", freeze, paths)))):
         raise ConfigError(f"optim.freeze={freeze} leaves nothing to train: freeze less")
     return frozenset(left)
 
