@@ -24,7 +24,7 @@ FLOORS = [
     },
     {"lmkit.train.state", "lmkit.train.start"},
     {"lmkit.train.step"},
-    {"lmkit.train", "lmkit.__main__"},
+    {"lmkit.train", "lmkit.export", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

@@ -49,6 +49,7 @@ class TokenizerKind(Enum):
     bytes = 0  # 256 bytes and the end of a document
     bpe = 1  # byte-level BPE trained on the training text
     file = 2  # a tokenizer.json
+    init = 3  # that of init_from
 
 
 @dataclass
@@ -57,7 +58,7 @@ class TokenizerConfig(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, or a file")
+    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, a file, or that of init_from")
     vocab_size: int = key(8192, "size of a trained vocabulary, the end-of-document token included", at_least=257)
     train_mb: int = key(64, "megabytes of training text that a BPE is trained on", at_least=1)
     path: str = key("", "a tokenizer.json, with kind=file")

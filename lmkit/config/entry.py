@@ -37,8 +37,10 @@ def register() -> None:
         store.store(group="model", name=name, node=schema)
 
 
-def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) -> int:
+def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None, *, needs_run: bool = True) -> int:
     """Composes the experiment from the command line and calls `target` ("module:function") with it.
+
+    With `needs_run` an experiment is named and has a run directory of its own.
 
     Returns the exit status: 0, the verb's own, or 2 for a mistake of the user's, told in one line
     (a traceback too with LMKIT_DEBUG=1).
@@ -49,7 +51,7 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) 
         return 0
     debug = os.environ.get("LMKIT_DEBUG") == "1"
     try:
-        return _compose_and_call(verb, target, argv)
+        return _compose_and_call(verb, target, argv, needs_run)
     except KeyboardInterrupt:
         print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
         return 130
@@ -62,7 +64,7 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) 
         return 1 if message is None else USER_ERROR
 
 
-def _compose_and_call(verb: str, target: str, argv: list[str]) -> int:
+def _compose_and_call(verb: str, target: str, argv: list[str], needs_run: bool) -> int:
     import hydra
     from omegaconf import DictConfig
 
@@ -75,7 +77,8 @@ def _compose_and_call(verb: str, target: str, argv: list[str]) -> int:
     def call(composed: DictConfig) -> None:
         try:
             experiment = to_experiment(composed)
-            experiment.run.dir = experiment.run.dir or _default_dir(experiment)
+            if needs_run:
+                experiment.run.dir = experiment.run.dir or _default_dir(experiment)
             module, function = target.split(":")
             statuses.append(getattr(importlib.import_module(module), function)(experiment) or 0)
         except Exception as error:

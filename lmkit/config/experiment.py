@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmkit.config.base import ConfigError, key
-from lmkit.config.data import DataConfig, TokenizerConfig
+from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import GPTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.model import ModelConfig, Position
@@ -65,6 +65,8 @@ class Experiment:
                 f"lora.rank={self.lora.rank} without init_from: adapters need parameters to adapt; set init_from= to a "
                 f"run or a Hugging Face folder, or lora.rank=0"
             )
+        if self.tokenizer.kind is TokenizerKind.init and not self.init_from:
+            raise ConfigError("tokenizer=init without init_from: set init_from=, or tokenizer=bpe, bytes or file")
         self._check_mesh()
 
     def _check_mesh(self) -> None:

@@ -60,6 +60,7 @@ def _tokenizer(
     config: TokenizerConfig, sources: dict[str, tuple[TextSource, float]], cache: Path, texts: str, every: int,
     progress: Progress,
 ) -> Tokenizer:  # fmt: skip
+    assert config.kind is not TokenizerKind.init, "the verb finds the file first"
     if config.kind is TokenizerKind.bytes:
         return ByteTokenizer()
     if config.kind is TokenizerKind.file:

@@ -114,6 +114,17 @@ def load_tokenizer(path: Path, end_token: str) -> Tokenizer:
         raise ConfigError(f"tokenizer.path={str(path)!r} is not a tokenizer.json: {error}") from error
 
 
+def has_token(path: Path, token: str) -> bool:
+    """Whether a saved tokenizer has this token; bytes need none."""
+    try:
+        load_tokenizer(path, token)
+    except ConfigError as error:
+        if "not in the vocabulary" not in str(error):
+            raise
+        return False
+    return True
+
+
 def settings(config: TokenizerConfig) -> list:
     """What, with the training text, decides the tokenizer: a part of the cache's key."""
     if config.kind is TokenizerKind.file:

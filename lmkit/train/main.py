@@ -31,6 +31,7 @@ from lmkit.train.setup import (
     setup_mesh,
     starting_state,
 )
+from lmkit.train.start import start_tokenizer
 from lmkit.train.state import Blueprint, State
 from lmkit.train.stop import Stop
 
@@ -52,7 +53,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     setup_jax(experiment)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
-    data = prepare(experiment.data, experiment.tokenizer, showing)
+    data = prepare(experiment.data, start_tokenizer(experiment.tokenizer, experiment.init_from), showing)
     showing.finish()
     check_heldout(data)
     blueprint = setup_blueprint(experiment, mesh, data.tokenizer)

@@ -3,20 +3,24 @@
 The one place that knows all of them. A LoRA run's checkpoints hold adapters alone; its base.json says what they adapt.
 """
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import yaml
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from lmkit import interop
 from lmkit.checkpoint import find_checkpoint, load_part
 from lmkit.config.base import ConfigError
+from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.model import ModelConfig
 from lmkit.config.saved import read_model
+from lmkit.data.tokenizer import has_token
 from lmkit.interop.table import unlike
 from lmkit.models import MODELS, build_model
 from lmkit.nn.lora import is_adapter, merge_lora
@@ -75,11 +79,13 @@ def load_model(init_from: str, mesh: Mesh | None = None) -> tuple[ModelConfig, A
 
 
 def model_shapes(model: ModelConfig, mesh: Mesh | None = None) -> Any:
-    """ShapeDtypeStructs of a model's parameters, sharded over a mesh where one is given."""
+    """ShapeDtypeStructs of a model's parameters, sharded over a mesh where one is given, else on the first device."""
     specs = param_specs(nnx.split(nnx.eval_shape(lambda: build_model(model, nnx.Rngs(0))))[1])
 
     def shape(path: str, spec: Any) -> jax.ShapeDtypeStruct:
-        sharding = None if mesh is None else sharding_of(spec.dims, mesh, spec.shape, path)
+        sharding: Any = SingleDeviceSharding(jax.devices()[0])
+        if mesh is not None:
+            sharding = sharding_of(spec.dims, mesh, spec.shape, path)
         return jax.ShapeDtypeStruct(spec.shape, jax.numpy.float32, sharding=sharding)
 
     return nested({path: shape(path, spec) for path, spec in flat(specs).items()})
@@ -128,11 +134,13 @@ def _folded(run: Path, place: Path, key: str, there: Shapes, model: ModelConfig,
     mine, heads, wanted = flat(shapes), _heads(model), {}
     misfit = {path.split(".")[0] for path, shape in there.items() if path in mine and mine[path].shape != shape} & heads
     gone = {head for head in heads for path in there if path.startswith(f"{head}.") and path not in mine}
-    mesh = next((leaf.sharding.mesh for leaf in mine.values() if leaf.sharding is not None), None)
+    placed: Any = next(iter(mine.values())).sharding
+    whole = (
+        NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
+    )  # the pairs are small
     for path, shape in there.items():
         if is_adapter(path):
-            sharding = None if mesh is None else sharding_of((None,) * len(shape), mesh)
-            wanted[path] = jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=sharding)
+            wanted[path] = jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=whole)
         elif path in mine and path.split(".")[0] not in misfit:
             wanted[path] = mine[path]
     trained = load_part(place, key, nested(wanted))
@@ -172,6 +180,35 @@ def record_base(run: Path, init_from: str, place: Path, scale: float) -> None:
     values = {"init_from": init_from, "place": str(place.absolute()), "fingerprint": fingerprint(place), "scale": scale}
     (run / f".{BASE}.tmp").write_text(json.dumps(values, indent=1) + "\n")
     (run / f".{BASE}.tmp").replace(run / BASE)
+
+
+def tokenizer_file(path: Path) -> Path | None:
+    """The tokenizer.json of a folder, of a run (or of the run a checkpoint is of); None where there is none."""
+    files = [folder / "tokenizer.json" for folder in (path, *path.absolute().parents[:2])]
+    return next((file for file in files if file.is_file()), None)
+
+
+def start_tokenizer(config: TokenizerConfig, init_from: str) -> TokenizerConfig:
+    """With tokenizer=init the file of what `init_from` names, and its own end token where none is asked for."""
+    if config.kind is not TokenizerKind.init:
+        return config
+    path = interop.locate(init_from)
+    if (file := tokenizer_file(path)) is None:
+        raise ConfigError(f"tokenizer=init: init_from={init_from} has no tokenizer.json; set tokenizer=file or another")
+    end = config.end_token
+    if end == TokenizerConfig().end_token and not has_token(file, end):
+        end = next((one for one in _end_tokens(file.parent) if has_token(file, one)), end)
+    return dataclasses.replace(config, kind=TokenizerKind.file, path=str(file), end_token=end)
+
+
+def _end_tokens(folder: Path) -> list[str]:
+    """What ends a document, by a run's configuration or by a folder's of the Hugging Face layout, likeliest first."""
+    run, theirs = folder / "config.yaml", folder / "tokenizer_config.json"
+    tokens = [yaml.safe_load(run.read_text())["tokenizer"]["end_token"]] if run.is_file() else []
+    values = json.loads(theirs.read_text()) if theirs.is_file() else {}
+    for token in (values.get("eos_token"), values.get("sep_token")):
+        tokens.append(token.get("content") if isinstance(token, dict) else token)
+    return [token for token in tokens if token]
 
 
 def place_of(path: Path) -> Path:
