@@ -13,7 +13,7 @@ import orbax.checkpoint.experimental.v1 as orbax_v1
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import CheckpointConfig
-from lmkit.nn.tree import flat
+from lmkit.nn.tree import divide, flat, union
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
@@ -158,12 +158,14 @@ def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
     `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
     or its parameters do not fit.
     """
-    place, _ = find_checkpoint(path)
-    return load_part(place, "params", shapes), str(place)
+    place, saved = find_checkpoint(path)
+    frozen = [name for name in flat(shapes) if name in flat(saved.get("frozen", {}))]
+    resting, params = divide(shapes, frozen)
+    return union(load_part(place, "params", params), load_part(place, "frozen", resting)), str(place)
 
 
-def find_checkpoint(path: Path) -> tuple[Path, dict[str, dict[str, tuple[int, ...]]]]:
-    """The newest good checkpoint at `path`, and the shapes in it, {"params" (or "ema"): {dotted path: shape}}.
+def find_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
 
     `path` as in `load_params`. Raises ConfigError where there is none.
     """
@@ -178,9 +180,10 @@ def find_checkpoint(path: Path) -> tuple[Path, dict[str, dict[str, tuple[int, ..
             problems.append(f"{candidate}: {problem}")
             continue
         try:
-            there: Any = ocp.metadata(candidate).metadata
-            kept = {name: flat(there[name]) for name in ("params", "ema") if name in there}
-            return candidate, {name: {k: tuple(v.shape) for k, v in part.items()} for name, part in kept.items()}
+            saved: Any = ocp.metadata(candidate).metadata
+            if "params" in saved:
+                return candidate, saved
+            problems.append(f"{candidate}: there are no parameters in it")
         except Exception as error:
             problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")
     raise ConfigError(f"init_from={path}: {'; '.join(problems) or 'no checkpoint there'}")
@@ -188,6 +191,8 @@ def find_checkpoint(path: Path) -> tuple[Path, dict[str, dict[str, tuple[int, ..
 
 def load_part(place: Path, name: str, shapes: Any) -> Any:
     """What `shapes` name of one key of a checkpoint's state, cast and sharded as they say."""
+    if not jax.tree.leaves(shapes):
+        return {}
     try:
         with _context(compress=False, partial=True):
             return ocp.load(place, {name: shapes})[name]

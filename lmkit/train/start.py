@@ -6,6 +6,7 @@ The one place that knows all of them. A LoRA run's checkpoints hold adapters alo
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from lmkit.interop.table import unlike
 from lmkit.models import MODELS, build_model
 from lmkit.nn.lora import is_adapter, merge_lora
 from lmkit.nn.param import param_specs
-from lmkit.nn.tree import flat, nested, union
+from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.parallel.rules import sharding_of
 
 BASE, MODEL = "base.json", "model.yaml"
@@ -55,7 +56,7 @@ def load_start(init_from: str, model: ModelConfig, shapes: Any, *, averaged: boo
 
     Args:
         shapes: ShapeDtypeStructs of its parameters, with shardings or without; no adapters.
-        averaged: of a checkpoint take the moving average where there is one.
+        averaged: of a checkpoint take the average that is evaluated (ema, schedule-free), where there is one.
 
     Raises ConfigError where the model there computes something else, or lacks what is no head, naming both.
     """
@@ -112,38 +113,59 @@ def _from_folder(init_from: str, path: Path, mine: ModelConfig, shapes: Any) -> 
 
 def _from_checkpoint(init_from: str, path: Path, model: ModelConfig, shapes: Any, averaged: bool) -> Found:
     place, saved = find_checkpoint(path)
-    key = "ema" if averaged and "ema" in saved else "params"
-    run, there, notes = run_of(place), saved[key], []
+    trained, frozen = ({name: tuple(leaf.shape) for name, leaf in flat(saved.get(key, {})).items()}
+                       for key in ("params", "frozen"))  # fmt: skip
+    run, notes = run_of(place), []
+
+    def read(wanted: Any) -> Any:
+        resting, params = divide(wanted, frozen)
+        return union(_read_trained(place, saved, params, averaged), load_part(place, "frozen", resting))
+
     if (run / MODEL).is_file():
         theirs = read_model(run / MODEL)
         _same_kind(init_from, model, theirs)
         if here := unlike(model, theirs, ignore=model.head_keys):
             others = unlike(theirs, model, ignore=model.head_keys)
             notes = [f"the model of init_from had {', '.join(others)}; this one {', '.join(here)}"]
-    if any(is_adapter(name) for name in there):
-        found = _folded(run, place, key, there, model, shapes)
+    if any(is_adapter(name) for name in trained):
+        found = _folded(run, place, read, trained, model, shapes)
     else:
-        common, fresh, left = _fit(init_from, model, shapes, there)
-        found = Found(load_part(place, key, common), place, fresh, left, [])
+        common, fresh, left = _fit(init_from, model, shapes, trained | frozen)
+        found = Found(read(common), place, fresh, left, [])
     return found._replace(notes=[*notes, *found.notes])
 
 
-def _folded(run: Path, place: Path, key: str, there: Shapes, model: ModelConfig, shapes: Any) -> Found:
+def _read_trained(place: Path, saved: dict[str, Any], shapes: Any, averaged: bool) -> Any:
+    """What trained of a checkpoint, or the average of it that is evaluated."""
+    if averaged and "ema" in saved:
+        return load_part(place, "ema", shapes)
+    params = load_part(place, "params", shapes)
+    opt: Any = saved.get("opt")
+    last = opt[-1] if averaged and isinstance(opt, list) and opt else None
+    if not isinstance(last, dict) or not {"z", "b1"} <= set(last) or not params:
+        return params
+    # schedule-free: y = (1 - b1) z + b1 x trains, x is evaluated (Defazio et al. 2024, equation 2)
+    one = jax.ShapeDtypeStruct((), jax.numpy.float32, sharding=SingleDeviceSharding(jax.devices()[0]))
+    state = load_part(place, "opt", [*[None] * (len(opt) - 1), {"z": shapes, "b1": one}])[-1]
+    b1 = float(state["b1"])
+    return jax.tree.map(lambda y, z: (y - (1.0 - b1) * z) / b1, params, state["z"])
+
+
+def _folded(run: Path, place: Path, read: Callable, there: Shapes, model: ModelConfig, shapes: Any) -> Found:
     """The parameters of a LoRA run: its base's, those it trained beside the adapters, the adapters folded in."""
     base = load_base(run, model, shapes)
     mine, heads, wanted = flat(shapes), _heads(model), {}
     misfit = {path.split(".")[0] for path, shape in there.items() if path in mine and mine[path].shape != shape} & heads
     gone = {head for head in heads for path in there if path.startswith(f"{head}.") and path not in mine}
     placed: Any = next(iter(mine.values())).sharding
-    whole = (
-        NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
-    )  # the pairs are small
+    # The pairs are small: on every device.
+    whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
     for path, shape in there.items():
         if is_adapter(path):
             wanted[path] = jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=whole)
         elif path in mine and path.split(".")[0] not in misfit:
             wanted[path] = mine[path]
-    trained = load_part(place, key, nested(wanted))
+    trained = read(nested(wanted))
     kept = nested({path: leaf for path, leaf in flat(base.params).items() if path.split(".")[0] not in misfit})
     scale = json.loads((run / BASE).read_text())["scale"]
     fresh = sorted(misfit | {head for head in base.fresh if not any(path.startswith(f"{head}.") for path in wanted)})

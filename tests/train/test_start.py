@@ -12,8 +12,8 @@ import pytest
 import yaml
 from flax import nnx
 
-from helpers import leaves_equal, params_of, tiny_config
-from lmkit.checkpoint import Checkpoints
+from helpers import leaves_equal, params_of, tiny_config, tiny_experiment, train_steps
+from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config import ConfigError
 from lmkit.config.entry import run_verb
 from lmkit.config.families import BERTConfig, Pooling, ViTConfig
@@ -22,9 +22,10 @@ from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections import CheckpointConfig
 from lmkit.interop import save_folder
 from lmkit.models import build_model
-from lmkit.nn.tree import flat
+from lmkit.nn.tree import flat, union
 from lmkit.tracker import read_rows
 from lmkit.train.start import fingerprint, load_model, load_start, model_shapes
+from lmkit.train.state import evaluation_params
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
         "train.steps=12", "checkpoint.save_every_steps=6", "train.eval_every_steps=0"]  # fmt: skip
@@ -146,6 +147,36 @@ def test_a_run_from_before_these_keys_still_resumes(base: Path, tmp_path: Path) 
     del values["optim"]["beta1"]
     (run / "config.yaml").write_text(yaml.safe_dump(values))
     assert train(run, "optim.beta1=0.5") == 2
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["optim=schedule_free_adamw", "optim.learning_rate=0.02"],
+        ["optim=schedule_free_adamw", "optim.learning_rate=0.02", "optim.clip_norm=0"],
+        ["optim.ema=0.8", "optim.freeze=[embed]"],
+        [],
+    ],
+)
+def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Path) -> None:
+    """load_model gives the parameters that evaluation has; load_start those that train; with frozen parts, too."""
+    _, state, blueprint = train_steps(tiny_experiment(*overrides), 3, num_devices=1)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    checkpoints.save(3, state)
+    checkpoints.close()
+    write_model(tmp_path / "model.yaml", blueprint.model_config)
+    expected, got = flat(evaluation_params(blueprint, state)), flat(load_model(str(tmp_path))[1])
+    assert set(got) == set(expected)
+    for path, leaf in expected.items():
+        np.testing.assert_allclose(got[path], leaf, atol=1e-6, err_msg=path)
+    whole = blueprint.param_shapes
+    raw = union(state["params"], state.get("frozen", {}))
+    assert leaves_equal(load_start(str(tmp_path), blueprint.model_config, whole).params, raw)
+    assert leaves_equal(load_params(tmp_path, whole)[0], raw)
+    if overrides:
+        differs = [path for path in got if not np.allclose(got[path], flat(raw)[path], atol=1e-5)]
+        assert differs
+        assert not any(path.startswith("embed") for path in differs if "optim.freeze=[embed]" in overrides)
 
 
 ENCODER = {"vocab_size": 64, "num_layers": 2, "num_heads": 2, "embed_dim": 16, "max_seq_len": 32}
