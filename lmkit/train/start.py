@@ -273,7 +273,7 @@ def _fit(init_from: str, model: ModelConfig, shapes: Any, there: Shapes) -> tupl
     mine, heads = {path: tuple(leaf.shape) for path, leaf in flat(shapes).items()}, _heads(model)
     differ = [path for path in {*mine, *there} if mine.get(path) != there.get(path)]
     fresh = {path.split(".")[0] for path in differ if path in mine} & heads
-    left = {path.split(".")[0] for path in differ if path not in mine} & heads - fresh
+    left = {path.split(".")[0] for path in differ if path not in mine} & heads
     problems = []
     for path in sorted(path for path in differ if path.split(".")[0] not in heads):
         if path not in there:
