@@ -15,16 +15,18 @@ from flax import nnx
 from helpers import leaves_equal, params_of, tiny_config, tiny_experiment, train_steps
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config import ConfigError
+from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.entry import run_verb
 from lmkit.config.families import BERTConfig, Pooling, ViTConfig
 from lmkit.config.model import Activation, Norm, Position
 from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections import CheckpointConfig
+from lmkit.data.tokenizer import train_bpe
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.nn.tree import flat, union
 from lmkit.tracker import read_rows
-from lmkit.train.start import fingerprint, load_model, load_start, model_shapes
+from lmkit.train.start import fingerprint, load_model, load_start, model_shapes, start_tokenizer
 from lmkit.train.state import evaluation_params
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
@@ -275,6 +277,27 @@ def test_a_fresh_head_must_train(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=words):
             check_fresh(["classifier"], make_blueprint(mine, optim, 10, mesh, lora))
     check_fresh(["classifier"], make_blueprint(mine, OptimConfig(), 10, mesh, LoraConfig(rank=2, train=["classifier"])))
+
+
+def test_the_tokenizer_of_a_folder_and_its_end_token(tmp_path: Path) -> None:
+    """The default end token where the vocabulary has it, else eos, else sep; one that was asked for stays."""
+    train_bpe(["some words and some more words"] * 50, 270, "[SEP]").save(tmp_path / "tokenizer.json")
+    init, name = TokenizerConfig(kind=TokenizerKind.init), str(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({"eos_token": None, "sep_token": {"content": "[SEP]"}}))
+    got = start_tokenizer(init, name)
+    assert (got.kind, got.path, got.end_token) == (TokenizerKind.file, f"{tmp_path}/tokenizer.json", "[SEP]")
+    settings.write_text(json.dumps({"eos_token": "words", "sep_token": "[SEP]"}))
+    assert start_tokenizer(init, name).end_token == "[SEP]", "words is not one token here"
+    asked = TokenizerConfig(kind=TokenizerKind.init, end_token="some")
+    assert start_tokenizer(asked, name).end_token == "some"
+    train_bpe(["some words and some more words"] * 50, 270, "<|endoftext|>").save(tmp_path / "tokenizer.json")
+    assert start_tokenizer(init, name).end_token == "<|endoftext|>"
+    assert start_tokenizer(TokenizerConfig(), "nowhere") == TokenizerConfig()
+    for inside in ("checkpoints", "checkpoints/7"):
+        assert start_tokenizer(init, f"{name}/{inside}").path == f"{tmp_path}/tokenizer.json"
+    with pytest.raises(ConfigError, match=r"tokenizer=init: init_from=.*no tokenizer.json"):
+        start_tokenizer(init, f"{name}/other")  # not of the folder around it
 
 
 def test_the_fingerprint_is_of_contents(tmp_path: Path) -> None:
