@@ -57,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_its_model_and_tokenizer(base: Path) -> None:
-    model = read_model(base / "model.yaml")
+    model = read_model(base)
     assert (model.vocab_size, model.embed_dim, model.gated) == (264, 64, True)
     assert "lmkit-bytes" in (base / "tokenizer.json").read_text()
     assert not (base / "base.json").exists()
@@ -166,7 +166,7 @@ def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Pat
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
     checkpoints.save(3, state)
     checkpoints.close()
-    write_model(tmp_path / "model.yaml", blueprint.model_config)
+    write_model(tmp_path, blueprint.model_config)
     expected, got = flat(evaluation_params(blueprint, state)), flat(load_model(str(tmp_path))[1])
     assert set(got) == set(expected)
     for path, leaf in expected.items():
@@ -196,7 +196,7 @@ def written(kind: str, folder: Path, config: Any) -> tuple[str, Any]:
     checkpoints = Checkpoints(run / "checkpoints", CheckpointConfig())
     checkpoints.save(1, {"params": params})
     checkpoints.close()
-    write_model(run / "model.yaml", config)
+    write_model(run, config)
     return str(run), params
 
 
@@ -281,7 +281,9 @@ def test_a_fresh_head_must_train(tmp_path: Path) -> None:
 
 def test_the_tokenizer_of_a_folder_and_its_end_token(tmp_path: Path) -> None:
     """The default end token where the vocabulary has it, else eos, else sep; one that was asked for stays."""
-    train_bpe(["some words and some more words"] * 50, 270, "[SEP]").save(tmp_path / "tokenizer.json")
+    train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270, end_token="[SEP]")).save(
+        tmp_path / "tokenizer.json"
+    )
     init, name = TokenizerConfig(kind=TokenizerKind.init), str(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
     settings.write_text(json.dumps({"eos_token": None, "sep_token": {"content": "[SEP]"}}))
@@ -291,7 +293,9 @@ def test_the_tokenizer_of_a_folder_and_its_end_token(tmp_path: Path) -> None:
     assert start_tokenizer(init, name).end_token == "[SEP]", "words is not one token here"
     asked = TokenizerConfig(kind=TokenizerKind.init, end_token="some")
     assert start_tokenizer(asked, name).end_token == "some"
-    train_bpe(["some words and some more words"] * 50, 270, "<|endoftext|>").save(tmp_path / "tokenizer.json")
+    train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270)).save(
+        tmp_path / "tokenizer.json"
+    )
     assert start_tokenizer(init, name).end_token == "<|endoftext|>"
     assert start_tokenizer(TokenizerConfig(), "nowhere") == TokenizerConfig()
     for inside in ("checkpoints", "checkpoints/7"):
@@ -316,10 +320,10 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
     from models.families import KINDS
 
     for kind in KINDS.values():
-        write_model(tmp_path / "model.yaml", kind.config)
-        assert read_model(tmp_path / "model.yaml") == kind.config
+        write_model(tmp_path, kind.config)
+        assert read_model(tmp_path) == kind.config
     config = tiny_config(norm=Norm.layernorm, activation=Activation.relu2)
-    write_model(tmp_path / "model.yaml", config)
+    write_model(tmp_path, config)
     text = (tmp_path / "model.yaml").read_text()
     assert text.startswith("family: gpt\n")
     for old, new, words in (
@@ -329,6 +333,6 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
     ):
         (tmp_path / "model.yaml").write_text(text.replace(old, new))
         with pytest.raises(ConfigError, match=words):
-            read_model(tmp_path / "model.yaml")
+            read_model(tmp_path)
     with pytest.raises(ConfigError, match="nothing.yaml"):
         read_model(tmp_path / "nothing.yaml")
