@@ -82,7 +82,7 @@ def augment(
     rotate_degrees: float = 0.0,
     scale: float = 0.0,
 ) -> np.ndarray:
-    """Each row changed as its uint64 key decides: float32 [B, H, W, C] in the units it came in, zeros beyond the edge.
+    """Each row changed as its uint64 key decides: float32 [B, H, W, C], in the units it came in, zeros past the edges.
 
     flip: mirror half of the rows left to right.
     crop_pixels: shift by a whole number of pixels, up to so many each way (a padded image's crop: He et al. 2016, 4.2).
