@@ -3,7 +3,10 @@
 from lmkit import __version__
 from lmkit.config.paths import options_of
 
-VERBS = {"train": "train a model; prepares its data when that is missing"}
+VERBS = {
+    "train": "train a model; prepares its data when that is missing",
+    "generate": "text from a run, a Hugging Face folder or a .gguf file",
+}
 
 
 def main() -> None:

@@ -22,10 +22,11 @@ FLOORS = [
         "lmkit.tracker",
         "lmkit.interop",
         "lmkit.metrics",
+        "lmkit.decode",
     },
     {"lmkit.train.state"},
     {"lmkit.train.step"},
-    {"lmkit.train", "lmkit.__main__"},
+    {"lmkit.train", "lmkit.generate", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

@@ -1,5 +1,5 @@
 """Checkpoints: saved asynchronously and sharded, committed atomically, verified on restore, restored on any mesh."""
 
-from lmkit.checkpoint.checkpoints import CheckpointError, Checkpoints, load_params
+from lmkit.checkpoint.checkpoints import CheckpointError, Checkpoints, load_params, load_parts
 
-__all__ = ["CheckpointError", "Checkpoints", "load_params"]
+__all__ = ["CheckpointError", "Checkpoints", "load_params", "load_parts"]

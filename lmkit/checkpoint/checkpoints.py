@@ -151,10 +151,16 @@ def _context(compress: bool, partial: bool = False) -> Any:
 
 
 def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
-    """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they came from.
+    """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they were: see load_parts."""
+    parts, place = load_parts(path, {"params": shapes})
+    return parts["params"], place
+
+
+def load_parts(path: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """Those parts of a checkpoint's state that `shapes` has, cast and sharded as it says, and where they came from.
 
     `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
-    or its parameters do not fit.
+    or they do not fit.
     """
     path = path.expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
@@ -168,7 +174,7 @@ def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
             continue
         try:
             with _context(compress=False, partial=True):
-                return ocp.load(candidate, {"params": shapes})["params"], str(candidate)
+                return ocp.load(candidate, shapes), str(candidate)
         except Exception as error:
             problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")
     raise ConfigError(f"init_from={path}: {'; '.join(problems) or 'no checkpoint there'}")

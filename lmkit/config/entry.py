@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 GROUPS = ("model", "data", "tokenizer", "objective", "optim", "mesh", "checkpoint", "tracker", "hardware")
 USER_ERROR = 2
+LITERAL = "generate.prompt"  # text with commas, quotes and braces, which Hydra would take for its own
 
 
 def register() -> None:
@@ -37,19 +38,22 @@ def register() -> None:
         store.store(group="model", name=name, node=schema)
 
 
-def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) -> int:
+def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None, *, reads: tuple[str, ...] = ()) -> int:
     """Composes the experiment from the command line and calls `target` ("module:function") with it.
+
+    `reads`: the keys (or starts of them) that a verb reads which takes its model from `init_from`: it has no
+    run.dir and no model.* keys.
 
     Returns the exit status: 0, the verb's own, or 2 for a mistake of the user's, told in one line
     (a traceback too with LMKIT_DEBUG=1).
     """
     argv = sys.argv[1:] if argv is None else argv
     if any(a in ("-h", "--help") for a in argv):
-        print(help_text(verb, about))
+        print(help_text(verb, about, reads))
         return 0
     debug = os.environ.get("LMKIT_DEBUG") == "1"
     try:
-        return _compose_and_call(verb, target, argv)
+        return _compose_and_call(verb, target, argv, bool(reads))
     except KeyboardInterrupt:
         print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
         return 130
@@ -62,20 +66,25 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None) 
         return 1 if message is None else USER_ERROR
 
 
-def _compose_and_call(verb: str, target: str, argv: list[str]) -> int:
+def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool) -> int:
     import hydra
     from omegaconf import DictConfig
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach run_verb instead of Hydra's own printer
     register()
     statuses: list[int] = []
+    literal = dict(word.split("=", 1) for word in argv if word.startswith(LITERAL + "="))
+    argv = [word for word in argv if not word.startswith(LITERAL + "=")] + (["~model"] if from_model else [])
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def call(composed: DictConfig) -> None:
         try:
             experiment = to_experiment(composed)
-            experiment.run.dir = experiment.run.dir or _default_dir(experiment)
+            if literal:
+                experiment.generate = dataclasses.replace(experiment.generate, prompt=literal[LITERAL])
+            if not from_model:
+                experiment.run.dir = experiment.run.dir or _default_dir(experiment)
             module, function = target.split(":")
             statuses.append(getattr(importlib.import_module(module), function)(experiment) or 0)
         except Exception as error:
@@ -147,7 +156,7 @@ def to_experiment(composed: "DictConfig") -> Experiment:
 
 
 def _unknown_key(full: str) -> str:
-    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train"]
+    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train", "generate"]
     if full in all_keys:
         return (
             f"{full} is a key of another family of models than the one chosen: leave it out, or choose with model=NAME"
@@ -202,8 +211,11 @@ def all_keys_of(schema: type) -> list[tuple[str, str, Any, str]]:
 TOWERS = {"model.text.": "gpt", "model.vision.": "vit"}
 
 
-def help_text(verb: str, about: str) -> str:
-    """Usage, experiments, groups with their options, and every key with its documentation."""
+def help_text(verb: str, about: str, reads: tuple[str, ...] = ()) -> str:
+    """Usage, experiments, groups with their options, and every key with its documentation; of `reads` those alone."""
+    if reads:
+        lines = [about, "", f"usage: python -m lmkit.{verb} init_from=PATH [key=value ...]", ""]
+        return "\n".join([*lines, "keys (name: type = default):", *_key_lines(reads)])
     lines = [
         about,
         "",
@@ -217,11 +229,16 @@ def help_text(verb: str, about: str) -> str:
         *(f"  {group:<11} {', '.join(options_of(group))}" for group in GROUPS),
         "",
         "keys (name: type = default):",
+        *_key_lines(("",)),
     ]
-    for name, kind, default, doc in all_keys_of(Experiment):
-        if name.startswith(tuple(TOWERS)):
-            continue
-        shown = [getattr(d, "name", d) for d in default] if isinstance(default, list) else default
-        lines.append(f"  {name}: {kind} = {shown!r}\n      {doc}")
     lines += [f"  {tower}KEY\n      a tower of clip: the keys of the family {name}" for tower, name in TOWERS.items()]
     return "\n".join(lines)
+
+
+def _key_lines(starts: tuple[str, ...]) -> list[str]:
+    lines = []
+    for name, kind, default, doc in all_keys_of(Experiment):
+        if name.startswith(starts) and not name.startswith(tuple(TOWERS)):
+            shown = [getattr(d, "name", d) for d in default] if isinstance(default, list) else default
+            lines.append(f"  {name}: {kind} = {shown!r}\n      {doc}")
+    return lines

@@ -6,7 +6,8 @@ from typing import Any
 
 from lmkit.config.base import ConfigError, key
 from lmkit.config.data import DataConfig, TokenizerConfig
-from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
+from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.generation import GenerateConfig
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
@@ -23,7 +24,7 @@ from lmkit.config.sections import (
 
 @dataclass
 class Experiment:
-    """One experiment. Sections are Hydra groups of the same names; `run` and `train` are plain keys."""
+    """One experiment. Sections are Hydra groups of the same names; `run`, `train` and `generate` are plain keys."""
 
     run: RunConfig = field(default_factory=RunConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -36,6 +37,7 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
     init_from: str = key("", "run, checkpoint, Hugging Face folder or .gguf file whose parameters the run starts from")
 
     def __post_init__(self) -> None:
@@ -60,6 +62,8 @@ class Experiment:
             model = model.text
         if isinstance(model, ViTConfig) or not isinstance(model, TransformerConfig):
             return
+        if self.objective.kind is ObjectiveKind.causal_lm and not isinstance(self.model, GPTConfig):
+            return  # that they do not go together is said when they are to be trained
         source = model.source_len if isinstance(model, EncDecConfig) else model.max_seq_len
         lengths = [("data.seq_len", data.seq_len, source)]
         if isinstance(model, EncDecConfig) and self.objective.kind is ObjectiveKind.seq2seq:

@@ -32,6 +32,8 @@ class TrainConfig(Section):
     log_every_steps: int = key(10, "steps between rows of metrics", at_least=1)
     eval_every_steps: int = key(200, "steps between evaluations; 0 = only at the end", at_least=0)
     eval_batches: int = key(0, "batches in an evaluation on the way; 0 = all held-out text, as at the end", at_least=0)
+    eval_texts: int = key(64, "with a source: held-out texts written and scored on the way; 0 = none", at_least=0)
+    eval_beams: int = key(1, "beams of the search that writes them; 1 = the likeliest token", at_least=1)
     patience: int = key(0, "evaluations without a better checkpoint.best_metric that end the run; 0 = off", at_least=0)
     folds: int = key(0, "cross-validation: so many runs, each with another share of the data held out", at_least=0)
     sample_tokens: int = key(96, "tokens of the sample made at each evaluation; 0 = none", at_least=0)

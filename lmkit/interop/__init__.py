@@ -17,6 +17,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.model import ModelConfig
 from lmkit.interop.families import FAMILIES, family_for, family_of, read_json
 from lmkit.interop.gguf import GGUFSource
+from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lmkit.interop.load import load_tensors
 from lmkit.interop.save import save_tensors
 from lmkit.interop.source import SafetensorsSource
@@ -26,7 +27,7 @@ TOKENIZER_FILES = (
     "tokenizer.model", "spiece.model", "source.spm", "target.spm", "added_tokens.json", "chat_template.jinja",
     "generation_config.json", "preprocessor_config.json",
 )  # fmt: skip
-__all__ = ["FAMILIES", "load_params", "read_config", "save_folder"]
+__all__ = ["FAMILIES", "GGUFTokenizer", "load_params", "read_config", "read_gguf_tokenizer", "save_folder"]
 
 
 def read_config(path: str | Path) -> Any:

@@ -41,7 +41,7 @@ class GGUFSource:
         except (ValueError, IndexError) as error:
             raise ConfigError(f"{path} is no GGUF file: {error}") from error
         self._dequantize = gguf.quants.dequantize
-        self._fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
+        self.fields = {name: _plain(field.contents()) for name, field in reader.fields.items()}
         self._tensors: dict[str, Any] = {}
         self._periods: np.ndarray | None = None
         for tensor in reader.tensors:
@@ -65,11 +65,11 @@ class GGUFSource:
         return value[tuple(slice(*one) for one in ranges)]
 
     def _config(self, path: Path) -> GPTConfig:
-        if (architecture := self._fields.get("general.architecture")) != "llama":
+        if (architecture := self.fields.get("general.architecture")) != "llama":
             raise ConfigError(f"{path}: architecture {architecture!r}; lmkit reads GGUF of the llama family")
-        if self._fields.get("llama.expert_count"):
+        if self.fields.get("llama.expert_count"):
             raise ConfigError(f"{path}: a mixture of experts; import it from its safetensors")
-        given = {name.removeprefix("llama."): value for name, value in self._fields.items()}
+        given = {name.removeprefix("llama."): value for name, value in self.fields.items()}
         get: Callable[..., Any] = given.get
         theta = float(get("rope.freq_base") or 10_000.0)
         heads, width = get("attention.head_count"), get("embedding_length")
@@ -85,8 +85,8 @@ class GGUFSource:
 
     def _scaling(self, path: Path, theta: float, size: int) -> dict[str, Any]:
         """Llama 3.1's scaling, which the file holds as what each frequency is divided by."""
-        if (kind := self._fields.get("llama.rope.scaling.type", "none")) == "linear":
-            return {"rope_scaling": RopeScaling.linear, "rope_factor": float(self._fields["llama.rope.scaling.factor"])}
+        if (kind := self.fields.get("llama.rope.scaling.type", "none")) == "linear":
+            return {"rope_scaling": RopeScaling.linear, "rope_factor": float(self.fields["llama.rope.scaling.factor"])}
         if self._periods is None:
             if kind != "none":
                 raise ConfigError(f"{path}: rope scaling {kind!r} is not supported, only linear and Llama 3.1's")

@@ -12,6 +12,7 @@ from lmkit.config.model import NormOrder, Position
 from lmkit.config.sections import ParamKind
 from lmkit.nn.attention import Places, make_places
 from lmkit.nn.block import CrossBlock, load_block
+from lmkit.nn.cache import Cache, empty_cache, extended, next_step
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
 from lmkit.nn.frontend import AudioFrontend
 from lmkit.nn.norm import stream_norm
@@ -90,6 +91,29 @@ class EncDec(nnx.Module):
             segment_ids_BT = jnp.ones_like(tokens_BT)
         return self.decode(memory, tokens_BT, segment_ids_BT, None, keys[1])
 
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for targets of up to `length` tokens."""
+        return empty_cache(self.decoder.config, self.config.decoder_layers, batch, length)
+
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        num_new_B: jax.Array,
+        cache: Cache,
+        segment_ids_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        *,
+        memory: Memory | None = None,
+    ) -> tuple[jax.Array, Cache]:
+        """The next tokens of each row to what `hidden` would give for them [B, T, D], and the cache that holds them.
+
+        num_new_B, segment_ids_BT, positions_BT: as in GPT.extend. memory: what `encode` gave; with the first tokens,
+        into a fresh cache, and only then.
+        """
+        x_BTD = self.embed(tokens_BT, compute_dtype(self.config.dtype), out=residual_dims(tokens_BT.shape[1]))
+        x_BTD, cache = self.decoder.extend(x_BTD, num_new_B, cache, memory, segment_ids_BT, positions_BT)
+        return x_BTD * jnp.asarray(self.config.head_scale, x_BTD.dtype), cache
+
     def head_VD(self) -> jax.Array:
         """The table that turns `hidden` into logits: float32 [V, D]."""
         return (self.embed if self.head is None else self.head).table[...]
@@ -100,7 +124,10 @@ class EncDec(nnx.Module):
 
     def __call__(self, source, tokens_BT, source_segment_ids_BS=None, segment_ids_BT=None, key=None) -> jax.Array:
         """float32 logits [B, T, V]; arguments as in `hidden`."""
-        hidden_BTD = self.hidden(source, tokens_BT, source_segment_ids_BS, segment_ids_BT, key)
+        return self.logits(self.hidden(source, tokens_BT, source_segment_ids_BS, segment_ids_BT, key))
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """What `hidden` or `extend` gave to float32 logits [B, T, V]."""
         return vocabulary_logits(hidden_BTD, self.head_VD(), self.head_bias_V())
 
 
@@ -136,6 +163,28 @@ class Half(nnx.Module):
         )  # fmt: skip
         x_BTD = self.stack(x_BTD, places, flags=False, key=keys[1])
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def extend(
+        self, x_BTD, num_new_B, cache: Cache, memory: Memory | None, segment_ids_BT, positions_BT
+    ) -> tuple[jax.Array, Cache]:
+        """[B, T, D] after the tokens of the cache to [B, T, D], and the cache with them; see EncDec.extend."""
+        assert (memory is None) != (cache.cross is None), "the memory comes with the first tokens"
+        seq, first = x_BTD.shape[1], memory is not None
+        if positions_BT is None and segment_ids_BT is not None and first:
+            positions_BT = _places_in_segments(segment_ids_BT)
+        step = next_step(cache, seq, 0, segment_ids_BT, positions_BT, empty=first)
+        memory_ids_BM = memory.segment_ids_BS if memory else cache.cross and cache.cross.segment_ids_BM
+        places = make_places(self.config, step.positions_BT, step.segment_ids_BT)._replace(
+            past=step.past, memory_BSD=memory and memory.hidden_BSD, memory_ids_BS=memory_ids_BM
+        )
+        if self.bias is not None and first:
+            places = places._replace(bias_NTS=self.bias(seq, seq))
+        elif self.bias is not None:
+            bias_BNTX = self.bias.between(step.index_BT, step.key_index_BX)
+            places = places._replace(past=step.past._replace(bias_BNTX=bias_BNTX))
+        x_BTD, kept = self.stack.extend(self.input(x_BTD, step.positions_BT), places, cache, flags=False)
+        x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
+        return x_BTD, extended(cache, kept, step, num_new_B, memory_ids_BM)
 
 
 def _places_in_segments(ids_BT: jax.Array) -> jax.Array:

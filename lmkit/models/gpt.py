@@ -6,6 +6,7 @@ from flax import nnx
 from lmkit.config.families import GPTConfig
 from lmkit.nn.attention import make_places, windowed_layers
 from lmkit.nn.block import load_block
+from lmkit.nn.cache import Cache, empty_cache, extended, next_step
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype
@@ -54,6 +55,35 @@ class GPT(nnx.Module):
         places = make_places(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
         return self.norm(self.stack(x_BTD, places, flags=windowed_layers(config), key=stack_key))
 
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for rows of up to `length` tokens."""
+        return empty_cache(self.config, self.config.num_layers, batch, length)
+
+    def extend(
+        self,
+        tokens_BT: jax.Array,
+        num_new_B: jax.Array,
+        cache: Cache,
+        segment_ids_BT: jax.Array | None = None,
+        positions_BT: jax.Array | None = None,
+        *,
+        empty: bool = False,
+    ) -> tuple[jax.Array, Cache]:
+        """The next tokens of each row to what `hidden` would give for them [B, T, D], and the cache that holds them.
+
+        Args:
+            num_new_B: int; so many of them are real, the rest is padding.
+            segment_ids_BT, positions_BT: as in `hidden`; None: they go on from each row's last token.
+            empty: the cache is a fresh one: a prompt takes the same kernels as training.
+        """
+        config = self.config
+        step = next_step(cache, tokens_BT.shape[1], config.sliding_window, segment_ids_BT, positions_BT, empty=empty)
+        x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
+        x_BTD = self.input(x_BTD, step.positions_BT)
+        places = make_places(config, step.positions_BT, segment_ids_BT)._replace(past=step.past)
+        x_BTD, kept = self.stack.extend(x_BTD, places, cache, flags=windowed_layers(config))
+        return self.norm(x_BTD), extended(cache, kept, step, num_new_B)
+
     def head_VD(self) -> jax.Array:
         """The table that turns hidden states into logits: float32 [V, D]."""
         return (self.embed if self.head is None else self.head).table[...]
@@ -66,5 +96,8 @@ class GPT(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """int tokens [B, T] to float32 logits [B, T, V]. Training goes through `hidden`: it never holds them all."""
-        hidden_BTD = self.hidden(tokens_BT, segment_ids_BT, positions_BT, key)
+        return self.logits(self.hidden(tokens_BT, segment_ids_BT, positions_BT, key))
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """What `hidden` or `extend` gave to float32 logits [B, T, V]."""
         return vocabulary_logits(hidden_BTD, self.head_VD(), softcap=self.config.logit_softcap)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import Position, TransformerConfig
+from lmkit.config.model import Kernel, Position, TransformerConfig
 from lmkit.nn.attend import attend
+from lmkit.nn.cache import Past, attend_cached
 from lmkit.nn.linear import Linear
 from lmkit.nn.norm import RMSNorm
 from lmkit.nn.position import Table, apply_rope, rope_table
@@ -23,6 +24,7 @@ class Places(NamedTuple):
     bias_NTS: jax.Array | None = None  # of the scores
     memory_BSD: jax.Array | None = None  # what cross-attention looks at
     memory_ids_BS: jax.Array | None = None  # its segments
+    past: Past | None = None  # while decoding: the layer's share of the cache
 
 
 class Attention(nnx.Module):
@@ -50,7 +52,9 @@ class Attention(nnx.Module):
         `windowed`: this layer has the window.
         """
         q_BTNH, k_BSKH, v_BSKH = self._project(x_BTD, x_BTD)
-        if isinstance(windowed, bool):
+        if places.past is not None:
+            y_BTNH = self._extend(q_BTNH, k_BSKH, v_BSKH, places, windowed)
+        elif isinstance(windowed, bool):
             y_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, places, windowed)
         else:  # kernels need a static window: compile both, run one
             y_BTNH = jax.lax.cond(
@@ -62,19 +66,53 @@ class Attention(nnx.Module):
         return self.out(y_BTNH, out=residual_dims(x_BTD.shape[1]))
 
     def _project(self, x_BTD: jax.Array, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q_BTNH = self.q(x_BTD, out=("batch", "seq", "heads", "head"))
+        q_BTNH = self._queries(x_BTD)
         k_BSKH = self.k(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
         v_BSKH = self.v(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTNH, k_BSKH = self.q_norm(q_BTNH), self.k_norm(k_BSKH)
-        return q_BTNH, k_BSKH, v_BSKH
+        return q_BTNH, k_BSKH if self.k_norm is None else self.k_norm(k_BSKH), v_BSKH
+
+    def _queries(self, x_BTD: jax.Array) -> jax.Array:
+        q_BTNH = self.q(x_BTD, out=("batch", "seq", "heads", "head"))
+        return q_BTNH if self.q_norm is None else self.q_norm(q_BTNH)
 
     def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: bool) -> jax.Array:
-        config, ids = self.config, places.segment_ids_BT
-        if config.position is Position.rope:
+        if self.config.position is Position.rope:
             table = places.rope_local if windowed else places.rope
             assert table is not None
             q, k = apply_rope(q, table), apply_rope(k, table)
+        return self._attend(q, k, v, places, windowed)
+
+    def _extend(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: jax.Array | bool
+    ) -> jax.Array:
+        """New tokens after those of the cache; their keys and values go to `places.past.kept`."""
+        past, config = places.past, self.config
+        assert past is not None
+        assert past.kept is not None
+        if config.position is Position.rope:
+            assert places.rope is not None
+            assert places.rope_local is not None
+            tables = zip(places.rope_local, places.rope, strict=True)
+            sin, cos = (_choose(windowed, local, everywhere) for local, everywhere in tables)
+            q, k = apply_rope(q, (sin, cos)), apply_rope(k, (sin, cos))
+        assert "self" not in past.kept, "a block with two attentions to its own sequence has no cache"
+        past.kept["self"] = (k, v)
+        if past.visible_BTX is not None and past.visible_local_BTX is not None:
+            visible_BTX = _choose(windowed, past.visible_local_BTX, past.visible_BTX)
+            return attend_cached(
+                q, k, v, past, visible_BTX, scale=config.attention_scale, softcap=config.attention_softcap
+            )
+        if isinstance(windowed, bool):
+            return self._attend(q, k, v, places, windowed)
+        return jax.lax.cond(
+            windowed,
+            lambda q, k, v: self._attend(q, k, v, places, True),
+            lambda q, k, v: self._attend(q, k, v, places, False),
+            q, k, v,
+        )  # fmt: skip
+
+    def _attend(self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: bool) -> jax.Array:
+        config, ids = self.config, places.segment_ids_BT
         return attend(
             q, k, v, segments=None if ids is None else (ids, ids), bias_NTS=places.bias_NTS, causal=self.causal,
             scale=config.attention_scale, window=config.sliding_window if windowed else 0,
@@ -90,14 +128,26 @@ class CrossAttention(Attention):
 
     def __call__(self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool = False) -> jax.Array:
         """[B, T, D], with places.memory_BSD gathered over its sequence, to [B, T, D]."""
-        assert places.memory_BSD is not None, "nothing to look at"
-        config, ids, memory_ids = self.config, places.segment_ids_BT, places.memory_ids_BS
+        config, ids, memory_ids, past = self.config, places.segment_ids_BT, places.memory_ids_BS, places.past
+        kernel = config.attention
+        if past is not None and past.cross is not None:
+            q_BTNH, (k_BSKH, v_BSKH), kernel = self._queries(x_BTD), past.cross, Kernel.xla  # too few for the others
+        else:
+            assert places.memory_BSD is not None, "nothing to look at"
+            q_BTNH, k_BSKH, v_BSKH = self._project(x_BTD, places.memory_BSD)
+            if past is not None and past.kept is not None:
+                past.kept["cross"] = (k_BSKH, v_BSKH)
         y_BTNH = attend(
-            *self._project(x_BTD, places.memory_BSD),
-            segments=None if ids is None or memory_ids is None else (ids, memory_ids),
-            causal=False, scale=config.attention_scale, softcap=config.attention_softcap, kernel=config.attention,
+            q_BTNH, k_BSKH, v_BSKH, segments=None if ids is None or memory_ids is None else (ids, memory_ids),
+            causal=False, scale=config.attention_scale, softcap=config.attention_softcap, kernel=kernel,
         )  # fmt: skip
         return self.out(y_BTNH, out=residual_dims(x_BTD.shape[1]))
+
+
+def _choose(windowed: jax.Array | bool, local: jax.Array, everywhere: jax.Array) -> jax.Array:
+    if isinstance(windowed, bool):
+        return local if windowed else everywhere
+    return jnp.where(windowed, local, everywhere)
 
 
 def make_places(config: TransformerConfig, positions: jax.Array, segment_ids_BT: jax.Array | None) -> Places:

@@ -88,6 +88,13 @@ class RelativeBias(nnx.Module):
         bias_TSN = self.table[...].at[self._bucket(distance_TS)].get(out_sharding=spec)
         return bias_TSN.transpose(2, 0, 1)
 
+    def between(self, index_BT: jax.Array, key_index_BX: jax.Array) -> jax.Array:
+        """float32 [B, N, T, X] for queries and keys at these places of their rows."""
+        distance_BTX = key_index_BX[:, None, :] - index_BT[:, :, None]
+        spec = current_spec(("batch", None, None, "heads"))
+        bias_BTXN = self.table[...].at[self._bucket(distance_BTX)].get(out_sharding=spec)
+        return bias_BTXN.transpose(0, 3, 1, 2)
+
     def _bucket(self, distance: jax.Array) -> jax.Array:
         buckets, first = self.buckets, 0
         if self.causal:

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lmkit.config.base import ConfigError
 from lmkit.config.model import Remat
+from lmkit.nn.attention import Places
+from lmkit.nn.cache import Cache, Kept
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
@@ -65,3 +68,29 @@ class Stack(nnx.Module):
             one = tree.unflatten([layers[index] for layers in unstacked])
             x, _ = layer(x, (one, None if each is None else each[index], index))
         return x
+
+    def extend(
+        self, x_BTD: jax.Array, places: Places, cache: Cache, *, flags: bool | jax.Array
+    ) -> tuple[jax.Array, Kept]:
+        """New tokens after those of the cache: their stream, and their keys and values in each layer [L, ...].
+
+        A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
+        step would copy it.
+        """
+        graph, state = nnx.split(self.blocks)
+        past = places.past
+        assert past is not None
+        cross = None if cache.cross is None else (cache.cross.k_LBMKH, cache.cross.v_LBMKH)
+
+        def layer(x_BTD, xs):
+            params, flag, (k_BSKH, v_BSKH, cross) = xs
+            mine = past._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, kept={})
+            block = nnx.merge(graph, nnx.State(params))
+            x_BTD = block(x_BTD, places._replace(past=mine), flags if flag is None else flag, None)
+            if not mine.kept:
+                raise ConfigError(f"{type(block).__name__} cannot decode: it does not go through lmkit.nn.attention")
+            return x_BTD, mine.kept
+
+        each = None if isinstance(flags, bool) else flags
+        xs = (nnx.to_pure_dict(state), each, (cache.k_LBSKH, cache.v_LBSKH, cross))
+        return jax.lax.scan(layer, x_BTD, xs, unroll=1 if self.scan else self.num_layers)

@@ -11,9 +11,11 @@ import jax
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
+from lmkit.config.saved import write_model
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.loader import batch_shapes, heldout_batches, train_batches
 from lmkit.metrics import format_confusion
+from lmkit.parallel.devices import setup_jax
 from lmkit.tracker import build_trackers, check_trackers, forget_after
 from lmkit.train import facts
 from lmkit.train.best import BestSoFar
@@ -23,10 +25,11 @@ from lmkit.train.progress import Bar, Meter, PrepareProgress, duration, memory_n
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir
 from lmkit.train.sample import make_sampler
-from lmkit.train.setup import compile_programs, setup_jax, setup_mesh, starting_state
+from lmkit.train.setup import compile_programs, setup_mesh, starting_state
 from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
 from lmkit.train.task import Task, check_task, prepare_task
+from lmkit.train.texts import can_score, make_writer
 
 SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
 
@@ -47,12 +50,15 @@ def train(experiment: Experiment) -> int:
 
 def _train(experiment: Experiment, run: RunDir) -> int:
     began = time.perf_counter()
-    setup_jax(experiment)
+    setup_jax(experiment.run)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
     task = prepare_task(experiment, showing)
     showing.finish()
     blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh)
+    write_model(run.path, blueprint.model_config)
+    if task.tokenizer is not None:
+        task.tokenizer.save(run.path / "tokenizer.json")
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint)
     state, first, notes = starting_state(experiment, blueprint, checkpoints)
     forget_after(run.path, first)
@@ -97,6 +103,9 @@ class Loop:
                 blueprint, task.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
                 temperature=train.sample_temperature, seq_len=experiment.data.seq_len, seed=experiment.run.seed,
             )  # fmt: skip
+        self.write = None
+        if task.kind is ObjectiveKind.seq2seq and can_score(task):
+            self.write = make_writer(blueprint, task, batch_size=train.batch_size, beams=train.eval_beams)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop = Stop()
@@ -167,17 +176,20 @@ class Loop:
             mesh=self.blueprint.mesh,
         )  # fmt: skip
         means, confusion = evaluate(self.programs.evaluate, state, batches, task)
+        text = train.sample_prompt + self.sample(state) if self.sample else ""
+        if self.write and (last or train.eval_texts):
+            figures, text = self.write(state, 0 if last else train.eval_texts)
+            means |= figures
         self.trackers.log(step, means)
         self.latest |= means
-        text = self.sample(state) if self.sample else ""
         bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")
         if confusion is not None:
             write_confusion(self.path / "confusion.json", confusion, task.labels)
             if last:
                 bar.say(format_confusion(confusion, task.labels))
         if text:
-            self.trackers.text(step, "sample", text)
-            bar.say("\n".join(f"  | {line}" for line in (train.sample_prompt + text).splitlines()))
+            self.trackers.text(step, "sample", text.removeprefix(train.sample_prompt))
+            bar.say("\n".join(f"  | {line}" for line in text.splitlines()))
         return self.best.see(step, means)
 
 

@@ -11,7 +11,6 @@ from lmkit import interop
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
-from lmkit.config.paths import cache_dir
 from lmkit.interop.table import unlike
 from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
@@ -25,19 +24,6 @@ class Programs(NamedTuple):
     train: Any
     evaluate: Any
     memory_bytes: int  # peak on one device, arguments included
-
-
-def setup_jax(experiment: Experiment) -> None:
-    """Flags that must be set before the first device is touched."""
-    if devices := experiment.run.cpu_devices:
-        jax.config.update("jax_platforms", "cpu")
-        if jax.config.jax_num_cpu_devices != devices:  # type: ignore[attr-defined]  # it cannot change any more later
-            jax.config.update("jax_num_cpu_devices", devices)
-    if experiment.run.compile_cache:
-        auto = experiment.run.compile_cache == "auto"
-        folder = cache_dir() / "xla" if auto else experiment.run.compile_cache
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
 def setup_mesh(experiment: Experiment) -> Mesh:

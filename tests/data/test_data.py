@@ -169,8 +169,12 @@ def test_writer_crosses_shards(tmp_path: Path) -> None:
 TEXTS = ["def f(x):\n    return x + 1\n" * 40, "naïve café 😀 " * 50, "0123456789" * 30]
 
 
+def bpe(vocab_size: int, **changes) -> TokenizerConfig:
+    return TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=vocab_size, **({"end_token": "<end>"} | changes))
+
+
 def test_bpe_round_trip_and_determinism(tmp_path: Path) -> None:
-    one, two = (train_bpe(TEXTS, 300, "<end>") for _ in range(2))
+    one, two = (train_bpe(TEXTS, bpe(300)) for _ in range(2))
     assert one.sha256() == two.sha256()
     assert one.vocab_size == 300
     for text, ids in zip(TEXTS, one.encode_batch(TEXTS), strict=True):
@@ -178,7 +182,7 @@ def test_bpe_round_trip_and_determinism(tmp_path: Path) -> None:
         assert len(ids) < len(text.encode())
         assert one.end_id not in ids
     one.save(tmp_path / "t.json")
-    assert load_tokenizer(tmp_path / "t.json", "<end>").sha256() == one.sha256()
+    assert load_tokenizer(tmp_path / "t.json", bpe(300)).sha256() == one.sha256()
 
 
 def test_bytes_round_trip(tmp_path: Path) -> None:
@@ -187,20 +191,20 @@ def test_bytes_round_trip(tmp_path: Path) -> None:
         assert tokenizer.decode(ids) == text
         assert len(ids) == len(text.encode())
     tokenizer.save(tmp_path / "t.json")
-    assert isinstance(load_tokenizer(tmp_path / "t.json", ""), ByteTokenizer)
+    assert isinstance(load_tokenizer(tmp_path / "t.json", BYTES), ByteTokenizer)
 
 
 def test_tokenizer_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"tokenizer.vocab_size=5000.*tokenizer.vocab_size=\d+"):
-        train_bpe(["aaaa"], 5000, "<end>")
+        train_bpe(["aaaa"], bpe(5000))
     with pytest.raises(ConfigError, match="no such file"):
-        load_tokenizer(tmp_path / "none.json", "<end>")
+        load_tokenizer(tmp_path / "none.json", bpe(300))
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a tokenizer.json"):
-        load_tokenizer(tmp_path / "bad.json", "<end>")
-    train_bpe(TEXTS, 300, "<|end|>").save(tmp_path / "t.json")
+        load_tokenizer(tmp_path / "bad.json", bpe(300))
+    train_bpe(TEXTS, bpe(300, end_token="<|end|>")).save(tmp_path / "t.json")
     with pytest.raises(ConfigError, match=r"'<end>' is not in the vocabulary.*<\|end\|>"):
-        load_tokenizer(tmp_path / "t.json", "<end>")
+        load_tokenizer(tmp_path / "t.json", bpe(300))
 
 
 def test_held_out_text_does_not_train_the_tokenizer(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_mixture_builds_a_store_a_part(corpus: Path, tmp_path: Path) -> None:
         build_sources(DataConfig(mixture={"a": SourceConfig(paths=["x"], weight=0.0)}))
 
 
-def test_wide_vocabularies_are_stored_in_32_bits(corpus: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(ByteTokenizer, "vocab_size", 70_000)
-    store = prepare(text_data(corpus, tmp_path / "cache"), BYTES).stores["text"]
+def test_wide_vocabularies_are_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
+    many = TokenizerConfig(kind=TokenizerKind.bytes, sentinels=70_000)
+    store = prepare(text_data(corpus, tmp_path / "cache"), many).stores["text"]
     assert store.tokens(TRAIN).dtype.name == "uint32"

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from lmkit.config import ConfigError
 from lmkit.config.data import DataConfig, Source, TokenizerConfig, TokenizerKind
-from lmkit.config.sections import MeshConfig
-from lmkit.data.loader import TrainBatches, heldout_batches, host_rows, make_batch, train_batches
-from lmkit.data.prepare import Data, prepare
+from lmkit.config.sections import MeshConfig, ObjectiveConfig
+from lmkit.data.batches import Windows, make_batch
+from lmkit.data.loader import batch_shapes, heldout_batches, host_rows, train_batches
+from lmkit.data.prepare import TextData, prepare
 from lmkit.data.sampler import Sampler, permute
 from lmkit.data.store import HELDOUT, TRAIN
 from lmkit.parallel.mesh import build_mesh
@@ -89,18 +90,23 @@ def test_seeds_differ() -> None:
 
 
 @pytest.fixture
-def data(corpus: Path, tmp_path: Path) -> tuple[Data, DataConfig]:
+def data(corpus: Path, tmp_path: Path) -> tuple[TextData, DataConfig]:
     config = DataConfig(
         source=Source.text_files, paths=[str(corpus)], cache_dir=str(tmp_path / "c"), seq_len=32, holdout_every=5
     )
     return prepare(config, TokenizerConfig(kind=TokenizerKind.bytes)), config
 
 
-def test_batches_hold_what_the_sampler_says(data: tuple[Data, DataConfig]) -> None:
-    batches = TrainBatches(*data, seed=3, steps=10, batch_size=8, rows=np.arange(8))
+def windows(data: tuple[TextData, DataConfig], seed: int = 0, **objective) -> Windows:
+    text, config = data
+    return Windows(text.stores, text.weights, text.tokenizer, config, ObjectiveConfig(**objective), seed)
+
+
+def test_batches_hold_what_the_sampler_says(data: tuple[TextData, DataConfig]) -> None:
+    batches = windows(data, seed=3)
     stream = data[0].stores["text"].windows(TRAIN, [0], data[0].stores["text"].num_tokens(TRAIN))[0]
     for step in (0, 9):
-        batch = batches[step]
+        batch = batches.train(step, 8, np.arange(8))
         for row, start in enumerate(batches.sampler.batch(step, 8).start):
             np.testing.assert_array_equal(batch["inputs"][row], stream[start : start + 32])
             np.testing.assert_array_equal(batch["targets"][row], stream[start + 1 : start + 33])
@@ -114,16 +120,20 @@ def test_segments_begin_at_end_tokens() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 4])
-def test_loader_gives_the_same_batches_from_any_step_on_any_mesh(data: tuple[Data, DataConfig], threads: int) -> None:
+def test_loader_gives_the_same_batches_from_any_step_on_any_mesh(
+    data: tuple[TextData, DataConfig], threads: int
+) -> None:
     data[1].read_threads = threads
-    source = TrainBatches(*data, seed=0, steps=12, batch_size=8, rows=np.arange(8))
+    source = windows(data)
     for mesh_config in (MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)):
-        sharding = sharding_of(("batch", "seq"), build_mesh(mesh_config))
-        got = list(train_batches(*data, seed=0, first_step=5, steps=12, batch_size=8, sharding=sharding))
+        mesh = build_mesh(mesh_config)
+        got = list(train_batches(source, data[1], first_step=5, steps=12, batch_size=8, mesh=mesh))
         assert len(got) == 7
         for step, batch in enumerate(got, 5):
-            assert batch["inputs"].sharding == sharding
-            for name, expected in source[step].items():
+            assert {name: array.sharding for name, array in batch.items()} == {
+                name: shape.sharding for name, shape in batch_shapes(source, 8, mesh).items()
+            }
+            for name, expected in source.train(step, 8, np.arange(8)).items():
                 np.testing.assert_array_equal(batch[name], expected)
 
 
@@ -132,18 +142,18 @@ def test_host_rows_are_those_of_its_devices() -> None:
     np.testing.assert_array_equal(host_rows(sharding, (8, 32)), np.arange(8))
 
 
-def test_every_held_out_token_is_predicted_once(data: tuple[Data, DataConfig]) -> None:
+def test_every_held_out_token_is_predicted_once(data: tuple[TextData, DataConfig]) -> None:
     store = data[0].stores["text"]
-    sharding = sharding_of(("batch", "seq"), build_mesh(MeshConfig(), jax.devices()[:1]))
+    mesh, source = build_mesh(MeshConfig(), jax.devices()[:1]), windows(data)
     seen = []
-    for _, batch in heldout_batches(*data, batch_size=8, limit=0, sharding=sharding):
+    for _, batch in heldout_batches(source, ["text"], batch_size=8, limit=0, mesh=mesh):
         seen.append(np.asarray(batch["targets"])[np.asarray(batch["weights"]) > 0])
     stream = store.windows(HELDOUT, [0], store.num_tokens(HELDOUT))[0]
     np.testing.assert_array_equal(np.concatenate(seen), stream[1:])
-    assert len(list(heldout_batches(*data, batch_size=8, limit=3, sharding=sharding))) == 3
+    assert len(list(heldout_batches(source, ["text"], batch_size=8, limit=3, mesh=mesh))) == 3
 
 
-def test_text_shorter_than_a_row_is_refused(data: tuple[Data, DataConfig]) -> None:
+def test_text_shorter_than_a_row_is_refused(data: tuple[TextData, DataConfig]) -> None:
     data[1].seq_len = 10_000_000
     with pytest.raises(ConfigError, match=r"data.seq_len=10000000.*tokens"):
-        TrainBatches(*data, seed=0, steps=1, batch_size=1, rows=np.arange(1))
+        windows(data)

@@ -15,6 +15,7 @@ from interop.docs_table import write_parity
 from safetensors.numpy import load_file
 
 from helpers import params_of
+from lmkit.config.data import TokenizerConfig
 from lmkit.config.families import GPTConfig
 from lmkit.config.model import DType
 from lmkit.data.tokenizer import train_bpe
@@ -117,7 +118,7 @@ def test_bfloat16_runs_close(tmp_path: Path) -> None:
 
 def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
     """AutoTokenizer on what we wrote gives the ids of ours."""
-    ours = train_bpe(["some words and some more words, again"] * 50, 270, "<|endoftext|>")
+    ours = train_bpe(["some words and some more words, again"] * 50, TokenizerConfig(vocab_size=270))
     ours.save(tmp_path / "tokenizer.json")
     config = GPTConfig(vocab_size=300, num_layers=1, num_heads=2, embed_dim=16, gated=True)
     _, params = params_of(build_model(config, nnx.Rngs(0)))

@@ -3,14 +3,11 @@
 import jax.numpy as jnp
 import pytest
 
-from helpers import tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import Position
 from lmkit.config.paths import options_of
 from lmkit.config.sections import HardwareConfig
-from lmkit.train.hardware import check_fits, flops_per_token, known_hardware, peak_flops
+from lmkit.train.hardware import check_fits, known_hardware, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -50,15 +47,3 @@ def test_a_step_that_does_not_fit_is_refused() -> None:
     check_fits(h100, 79 * 2**30)
     with pytest.raises(ConfigError, match=r"90.0 GiB.*h100 has 80.*mesh.fsdp"):
         check_fits(h100, 90 * 2**30)
-
-
-def test_flops_of_gpt2_small() -> None:
-    """6 N of its 123,653,376 parameters outside the position table, and half of the [T, T] attention."""
-    config = GPTConfig(vocab_size=50257, position=Position.learned, tie_embeddings=True)
-    assert flops_per_token(config, 124_439_808, 1024) == 6 * 123_653_376 + 6 * 12 * 768 * 1024
-
-
-def test_windows_count_what_they_see() -> None:
-    full, windowed = tiny_config(num_layers=2), tiny_config(num_layers=2, sliding_window=16, global_every=2)
-    difference = flops_per_token(full, 0, 64) - flops_per_token(windowed, 0, 64)
-    assert difference == 6 * 64 * (64 - 16)

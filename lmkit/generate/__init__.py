@@ -1,0 +1,1 @@
+"""`lmkit.generate`: text from a model."""

@@ -1,0 +1,195 @@
+"""`lmkit.generate`, top to bottom: what was asked for, the model, the text as it comes."""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.config.families import EncDecConfig
+from lmkit.config.generation import GenerateConfig
+from lmkit.config.model import Position
+from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
+from lmkit.decode.loop import position_limit
+from lmkit.generate.place import Codec, find_model, load_model, read_codec, read_config
+from lmkit.generate.show import Screen
+from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.mesh import build_mesh
+
+_MULTIPLE = 16  # sources are padded to one, so that few lengths are compiled
+
+
+class Text(NamedTuple):
+    """What one row became."""
+
+    text: str
+    tokens: int
+    ended: str  # "end": the model ended it; "stop": a stop string; "length": no more tokens were asked for
+    score: float | None = None  # of a beam
+
+
+class Job(NamedTuple):
+    """What the rows have in common."""
+
+    decoder: Decoder
+    params: Any
+    codec: Codec
+    config: Any
+    settings: GenerateConfig
+    seed: int
+
+
+def generate(experiment: Experiment) -> int:
+    """Makes the text that `experiment.generate` asks for, shows it, and writes it where asked."""
+    settings = experiment.generate
+    place = find_model(experiment.init_from)
+    texts = read_prompts(settings)
+    config = read_config(place)
+    codec = read_codec(place, config, experiment.tokenizer)
+    ids = [codec.encode(text) for text in texts]
+    check_lengths(config, ids, settings)
+    setup_jax(experiment.run)
+    mesh = build_mesh(experiment.mesh)
+    with _writer(settings.out) as write:
+        blueprint, params = load_model(place, config, mesh)
+        sampling = Sampling(
+            settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
+        )
+        decoder = Decoder(
+            blueprint.merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
+        )  # fmt: skip
+        job = Job(decoder, params, codec, config, settings, experiment.run.seed)
+        each = settings.num_samples
+        screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))
+        results = _searched(job, ids, screen) if settings.num_beams > 1 else _drawn(job, ids, screen)
+        made = 0
+        for number, result in enumerate(results):
+            made += result.tokens
+            row = {"prompt": texts[number // each]} | result._asdict()
+            write({name: value for name, value in row.items() if value is not None})
+    screen.close(made)
+    return 0
+
+
+def read_prompts(settings: GenerateConfig) -> list[str]:
+    """The prompts asked for; one that is empty where none is. Raises ConfigError for a file that has none."""
+    if not settings.prompts_file:
+        return [settings.prompt]
+    path = Path(settings.prompts_file).expanduser()
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        problem = f"no {error} in a line" if isinstance(error, KeyError) else error
+        raise ConfigError(f"generate.prompts_file={path}: {problem}") from error
+    if not prompts:
+        raise ConfigError(f"generate.prompts_file={path}: it is empty")
+    return prompts
+
+
+def check_lengths(config: Any, ids: list[list[int]], settings: GenerateConfig) -> None:
+    """Raises ConfigError where a prompt has nothing in it, or needs more positions than the model has."""
+    longest, new = max(len(one) for one in ids), settings.max_new_tokens
+    if not min(len(one) for one in ids):
+        raise ConfigError("an empty prompt, and this tokenizer begins texts with no token: set generate.prompt=")
+    if isinstance(config, EncDecConfig):
+        if config.num_mels:
+            raise ConfigError(
+                "the model listens to sound, and generate reads text: decode it from Python, docs/generate.md"
+            )
+        if config.position is Position.learned and longest > config.source_len:
+            raise ConfigError(
+                f"a source of {longest} tokens for {config.source_len} positions of the encoder: shorten it"
+            )
+        longest = 1
+    limit = position_limit(config)
+    if limit and longest + new > limit:
+        room = f"set generate.max_new_tokens={limit - longest}, or shorten it" if longest < limit else "shorten it"
+        raise ConfigError(
+            f"a prompt of {longest} tokens and generate.max_new_tokens={new} need more than the model's {limit} "
+            f"positions: {room}"
+        )
+
+
+def _batches(job: Job, ids: list[list[int]], texts_each: int) -> Iterator[Prompts]:
+    """The prompts, each `texts_each` times, in batches."""
+    rows, size = [one for one in ids for _ in range(texts_each)], job.settings.batch_size
+    for first in range(0, len(rows), size):
+        some = rows[first : first + size]
+        if not isinstance(job.config, EncDecConfig):
+            yield Prompts(some, first_row=first)
+            continue
+        width = -(-max(len(one) for one in some) // _MULTIPLE) * _MULTIPLE
+        source, real = np.zeros((2, len(some), width), np.int32)
+        for row, one in enumerate(some):
+            source[row, : len(one)], real[row, : len(one)] = one, 1
+        yield Prompts([job.codec.start_ids] * len(some), source, real, first)
+
+
+def _drawn(job: Job, ids: list[list[int]], screen: Screen) -> Iterator[Text]:
+    """A token a step for all rows of a batch, shown as they come."""
+    settings, ends = job.settings, job.decoder.end_ids
+    for batch in _batches(job, ids, settings.num_samples):
+        context = [() if batch.source is not None else tokens for tokens in batch.tokens]
+        streams = [TextStream(job.codec.decode, tokens, settings.stop) for tokens in context]
+        texts, made, ended = [""] * len(streams), [0] * len(streams), [""] * len(streams)
+
+        def say(row: int, text: str, end: str, first=batch.first_row, texts=texts, ended=ended) -> None:
+            texts[row] += text
+            ended[row] = end
+            screen.show(first + row, text, done=bool(end))
+
+        steps = job.decoder.stream(job.params, batch, max_new_tokens=settings.max_new_tokens, seed=job.seed)
+        for tokens in steps:
+            for row in (row for row, end in enumerate(ended) if not end):
+                made[row] += 1
+                if tokens[row] in ends:
+                    say(row, streams[row].finish(), "end")
+                else:
+                    text = streams[row].push(int(tokens[row]))
+                    say(row, text, "stop" if streams[row].stopped else "")
+            if all(ended):
+                break
+        for row in (row for row, end in enumerate(ended) if not end):
+            text = streams[row].finish()
+            say(row, text, "stop" if streams[row].stopped else "length")
+        yield from (Text(*one) for one in zip(texts, made, ended, strict=True))
+
+
+def _searched(job: Job, ids: list[list[int]], screen: Screen) -> Iterator[Text]:
+    """The best beams of each prompt."""
+    settings = job.settings
+    beams = BeamSearch(
+        job.decoder, settings.num_beams, length_penalty=settings.length_penalty, early_stopping=settings.early_stopping
+    )
+    number = 0
+    for batch in _batches(job, ids, 1):
+        found = beams.search(job.params, batch, max_new_tokens=settings.max_new_tokens)
+        for tokens, row in zip(batch.tokens, found, strict=True):
+            for beam in range(settings.num_samples):
+                made, score = row[min(beam, len(row) - 1)]
+                stream = TextStream(job.codec.decode, () if batch.source is not None else tokens, settings.stop)
+                text = "".join(stream.push(token) for token in made) + stream.finish()
+                screen.show(number, text, done=True)
+                number += 1
+                ended = "stop" if stream.stopped else "length" if len(made) == settings.max_new_tokens else "end"
+                yield Text(text, len(made), ended, score)
+
+
+@contextlib.contextmanager
+def _writer(path: str) -> Iterator[Any]:
+    """A function that appends an object to a new .jsonl file; one that does nothing without a path."""
+    if not path or jax.process_index():
+        yield lambda row: None
+        return
+    try:
+        file = Path(path).expanduser().open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"generate.out={path}: {error.strerror}") from error
+    with file:
+        yield lambda row: file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,201 @@
+"""The memory of decoding: every layer's keys and values of the tokens so far.
+
+L layers, B rows, S slots, T new tokens, X = S + T keys that a new token may see, M places of an encoded source.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lmkit.config.model import TransformerConfig
+from lmkit.nn.param import compute_dtype
+from lmkit.parallel.rules import Dims, current_spec, reshard
+
+_SLOTS: Dims = ("layers", "batch", None, "kv_heads", "head")
+_ROWS: Dims = ("batch", None)
+Kept = dict[str, tuple[jax.Array, jax.Array]]  # what a layer hands out: {"self" or "cross": (keys, values)}
+
+
+class CrossCache(NamedTuple):
+    """Keys and values of an encoded source."""
+
+    k_LBMKH: jax.Array
+    v_LBMKH: jax.Array
+    segment_ids_BM: jax.Array | None
+
+
+class Cache(NamedTuple):
+    """Keys (turned by their positions) and values in the compute dtype. Rows have their own lengths.
+
+    Slots are a ring: the token with index i of its row (0 for the first) is in slot i % S. Where every layer has a
+    window, S is no larger than it.
+    """
+
+    k_LBSKH: jax.Array
+    v_LBSKH: jax.Array
+    segment_ids_BS: jax.Array  # int32
+    length_B: jax.Array  # int32, tokens so far: the index of the next one
+    position_B: jax.Array  # int32, position of the next one; not its index where packed documents restart at 0
+    cross: CrossCache | None = None
+
+
+class Past(NamedTuple):
+    """What one layer must know to go on: who sees whom (the same for all layers), and its share of the cache."""
+
+    visible_BTX: jax.Array | None = None  # bool; None with an empty cache, where the kernels of training do
+    visible_local_BTX: jax.Array | None = None  # the same in layers with a window
+    bias_BNTX: jax.Array | None = None  # of the scores
+    k_BSKH: jax.Array | None = None
+    v_BSKH: jax.Array | None = None
+    cross: tuple[jax.Array, jax.Array] | None = None
+    kept: Kept | None = None  # filled by the layer while it is traced
+
+
+class Step(NamedTuple):
+    """Where the new tokens stand."""
+
+    index_BT: jax.Array  # int32, in their rows
+    positions_BT: jax.Array
+    segment_ids_BT: jax.Array
+    key_index_BX: jax.Array  # of the cached keys, negative where a slot is empty, then of the new ones
+    past: Past
+
+
+def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: int) -> Cache:
+    """Room for `length` tokens a row, or for the window where that is shorter and every layer has it."""
+    windows = [config.window_of(layer) for layer in range(num_layers)]
+    slots = min(length, max(windows)) if all(windows) else length
+    shape = (num_layers, batch, slots, config.kv_heads, config.head_size)
+    dtype = compute_dtype(config.dtype)
+    k, v = (reshard(jnp.zeros(shape, dtype), _SLOTS) for _ in range(2))
+    ids_BS = reshard(jnp.zeros((batch, slots), jnp.int32), _ROWS)
+    length_B, position_B = (reshard(jnp.zeros(batch, jnp.int32), _ROWS[:1]) for _ in range(2))
+    return Cache(k, v, ids_BS, length_B, position_B)
+
+
+def cache_specs(cache: Cache) -> Any:
+    """The layout of each array, for shard_map; None where nothing is split."""
+    if (kv := current_spec(_SLOTS)) is None:
+        return None
+    rows, row = current_spec(_ROWS), current_spec(_ROWS[:1])
+    cross = cache.cross and CrossCache(kv, kv, None if cache.cross.segment_ids_BM is None else rows)  # type: ignore
+    return Cache(kv, kv, rows, row, row, cross)  # type: ignore[arg-type]
+
+
+def take_rows(cache: Cache, rows_R: jax.Array, *, cross: bool) -> Cache:
+    """The cache of these of its rows. `cross`: those of the source, too, else they stay as they are."""
+    k, v = cache.k_LBSKH[:, rows_R], cache.v_LBSKH[:, rows_R]
+    ids, length, position = (x[rows_R] for x in (cache.segment_ids_BS, cache.length_B, cache.position_B))
+    source = cache.cross
+    if cross and source is not None:
+        memory_ids = None if source.segment_ids_BM is None else source.segment_ids_BM[rows_R]
+        source = CrossCache(source.k_LBMKH[:, rows_R], source.v_LBMKH[:, rows_R], memory_ids)
+    return Cache(k, v, ids, length, position, source)
+
+
+def slot_index(length_B: jax.Array, slots: int) -> jax.Array:
+    """int32 [B, S]: the index of the token in each slot of rows that hold so many; negative where there is none."""
+    last_B1 = length_B[:, None] - 1
+    return last_B1 - (last_B1 - jnp.arange(slots)) % slots
+
+
+def next_step(
+    cache: Cache,
+    num_tokens: int,
+    window: int,
+    segment_ids_BT: jax.Array | None,
+    positions_BT: jax.Array | None,
+    *,
+    empty: bool,
+) -> Step:
+    """Where the next `num_tokens` of each row stand and what they see.
+
+    Args:
+        window: of the layers that have one.
+        segment_ids_BT: int; None: they belong to their row's last token's, 1 where there is none.
+        positions_BT: int; None: they follow their row's last token's.
+        empty: the cache holds nothing yet.
+    """
+    slots = cache.segment_ids_BS.shape[1]
+    ahead = jnp.arange(num_tokens)
+    index_BT = cache.length_B[:, None] + ahead
+    past_BS = slot_index(cache.length_B, slots)
+    if positions_BT is None:
+        positions_BT = cache.position_B[:, None] + ahead
+    if segment_ids_BT is None:
+        newest_BS = (past_BS == cache.length_B[:, None] - 1) & (past_BS >= 0)
+        newest_B = jnp.sum(jnp.where(newest_BS, cache.segment_ids_BS, 0), axis=1)
+        segment_ids_BT = jnp.where(cache.length_B > 0, newest_B, 1)[:, None] + jnp.zeros_like(ahead)
+    segment_ids_BT = segment_ids_BT.astype(jnp.int32)
+    key_index_BX = jnp.concatenate([past_BS, index_BT], axis=1)
+    past = Past()
+    if not empty:
+        ids_BX = jnp.concatenate([cache.segment_ids_BS, segment_ids_BT], axis=1)
+        distance_BTX = index_BT[:, :, None] - key_index_BX[:, None, :]
+        seen = (key_index_BX >= 0)[:, None, :] & (distance_BTX >= 0)
+        seen &= segment_ids_BT[:, :, None] == ids_BX[:, None, :]
+        past = Past(seen, seen & (distance_BTX < window) if window else seen)
+    return Step(index_BT, positions_BT, segment_ids_BT, key_index_BX, past)
+
+
+def extended(
+    cache: Cache, kept: Kept, step: Step, num_new_B: jax.Array, memory_ids_BM: jax.Array | None = None
+) -> Cache:
+    """The cache with the first `num_new_B` of each row's new tokens, whose keys and values [L, B, T, K, H] are `kept`.
+
+    What does not fit a ring any more is never written, so no slot is written twice.
+    """
+    num_tokens, slots = step.index_BT.shape[1], cache.segment_ids_BS.shape[1]
+    left_BT = num_new_B[:, None] - jnp.arange(num_tokens)
+    slot_BT = jnp.where((left_BT > 0) & (left_BT <= slots), step.index_BT % slots, slots)  # slot S: dropped
+
+    def write(k_LBSKH, v_LBSKH, ids_BS, new_k, new_v, new_ids, slot_BT):
+        rows_B1 = jnp.arange(slot_BT.shape[0])[:, None]
+        k_LBSKH = k_LBSKH.at[:, rows_B1, slot_BT].set(new_k.astype(k_LBSKH.dtype), mode="drop")
+        v_LBSKH = v_LBSKH.at[:, rows_B1, slot_BT].set(new_v.astype(v_LBSKH.dtype), mode="drop")
+        return k_LBSKH, v_LBSKH, ids_BS.at[rows_B1, slot_BT].set(new_ids, mode="drop")
+
+    if (kv := current_spec(_SLOTS)) is not None:
+        rows = current_spec(_ROWS)
+        write = jax.shard_map(write, in_specs=(kv, kv, rows, kv, kv, rows, rows), out_specs=(kv, kv, rows))
+    new_k, new_v = kept["self"]
+    k, v, ids_BS = write(cache.k_LBSKH, cache.v_LBSKH, cache.segment_ids_BS, new_k, new_v, step.segment_ids_BT, slot_BT)
+    last_BT = jnp.where(left_BT == 1, step.positions_BT + 1, 0)
+    position_B = jnp.where(num_new_B > 0, jnp.sum(last_BT, axis=1), cache.position_B)
+    cross = CrossCache(*kept["cross"], memory_ids_BM) if "cross" in kept else cache.cross
+    return Cache(k, v, ids_BS, cache.length_B + num_new_B, position_B, cross)
+
+
+def attend_cached(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    past: Past,
+    visible_BTX: jax.Array,
+    *,
+    scale: float,
+    softcap: float,
+) -> jax.Array:
+    """Attention of the new tokens to the cached ones and to each other: [B, T, N, H] in q's dtype.
+
+    One softmax over both, in float32; the scores are joined, the cache is not.
+    """
+    assert past.k_BSKH is not None
+    assert past.v_BSKH is not None
+    batch, seq, heads, size = q_BTNH.shape
+    slots, num_keys = past.k_BSKH.shape[1:3]
+    q = (q_BTNH * (scale or size**-0.5)).reshape(batch, seq, num_keys, heads // num_keys, size)
+    scores = [jnp.einsum("BTKGH,BXKH->BKGTX", q, k, preferred_element_type=jnp.float32) for k in (past.k_BSKH, k_BTKH)]
+    scores_BKGTX = jnp.concatenate(scores, axis=-1)
+    if softcap:
+        scores_BKGTX = softcap * jnp.tanh(scores_BKGTX / softcap)
+    if past.bias_BNTX is not None:
+        scores_BKGTX += past.bias_BNTX.reshape(scores_BKGTX.shape)
+    scores_BKGTX = jnp.where(visible_BTX[:, None, None], scores_BKGTX, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores_BKGTX, axis=-1).astype(v_BTKH.dtype)
+    out = sum(
+        jnp.einsum("BKGTX,BXKH->BTKGH", part, v, preferred_element_type=jnp.float32)
+        for part, v in ((weights[..., :slots], past.v_BSKH), (weights[..., slots:], v_BTKH))
+    )
+    return out.astype(q_BTNH.dtype).reshape(q_BTNH.shape)  # type: ignore[union-attr]

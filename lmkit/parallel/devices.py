@@ -1,0 +1,18 @@
+"""What must be set before the first device is touched."""
+
+import jax
+
+from lmkit.config.paths import cache_dir
+from lmkit.config.sections import RunConfig
+
+
+def setup_jax(run: RunConfig) -> None:
+    """Pretended devices and the cache of compiled programs."""
+    if devices := run.cpu_devices:
+        jax.config.update("jax_platforms", "cpu")
+        if jax.config.jax_num_cpu_devices != devices:  # type: ignore[attr-defined]  # it cannot change any more later
+            jax.config.update("jax_num_cpu_devices", devices)
+    if run.compile_cache:
+        folder = cache_dir() / "xla" if run.compile_cache == "auto" else run.compile_cache
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
