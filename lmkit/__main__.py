@@ -6,6 +6,7 @@ from lmkit.config.paths import options_of
 VERBS = {
     "train": "train a model; prepares its data when that is missing",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
+    "export": "write a run, LoRA folded in, as a Hugging Face folder",
 }
 
 

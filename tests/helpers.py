@@ -61,7 +61,7 @@ def random_batch(step: int, rows: int = 8, seq: int = 64, vocab: int = 256) -> d
 def train_steps(experiment: Experiment, steps: int, num_devices: int = 8) -> tuple[list[float], State, Blueprint]:
     """Losses of the first steps on random batches, on a mesh of so many devices."""
     mesh = build_mesh(experiment.mesh, jax.devices()[:num_devices])
-    blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh)
+    blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     state = init_state(blueprint, experiment.run.seed)
     step = make_train_step(
         blueprint, build_objective(experiment.objective), accumulate=experiment.train.accumulate_steps, seed=0

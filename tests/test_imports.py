@@ -24,9 +24,9 @@ FLOORS = [
         "lmkit.metrics",
         "lmkit.decode",
     },
-    {"lmkit.train.state"},
+    {"lmkit.train.state", "lmkit.train.start"},
     {"lmkit.train.step"},
-    {"lmkit.train", "lmkit.generate", "lmkit.__main__"},
+    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

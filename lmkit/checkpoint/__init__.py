@@ -1,5 +1,5 @@
 """Checkpoints: saved asynchronously and sharded, committed atomically, verified on restore, restored on any mesh."""
 
-from lmkit.checkpoint.checkpoints import CheckpointError, Checkpoints, load_params, load_parts
+from lmkit.checkpoint.checkpoints import CheckpointError, Checkpoints, find_checkpoint, load_params, load_part
 
-__all__ = ["CheckpointError", "Checkpoints", "load_params", "load_parts"]
+__all__ = ["CheckpointError", "Checkpoints", "find_checkpoint", "load_params", "load_part"]

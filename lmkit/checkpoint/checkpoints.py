@@ -14,6 +14,7 @@ import orbax.checkpoint.experimental.v1 as orbax_v1
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import Best, CheckpointConfig
+from lmkit.nn.tree import divide, flat, union
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
@@ -27,13 +28,14 @@ class Checkpoints:
     """The checkpoints of a run: `<folder>/<step>/`.
 
     A save returns at once and is committed in the background by a rename, so a kill leaves the one before. The
-    newest `keep_last` and the `keep_best` with the best `best_metric` are kept.
+    newest `keep_last` and the `keep_best` with the best `best_metric` are kept. Keys of the state that `without` names
+    are neither saved nor restored.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig):
+    def __init__(self, folder: Path, config: CheckpointConfig, without: tuple[str, ...] = ()):
         if ":/" in str(folder) and not str(folder).startswith("gs:/"):  # pathlib folds the second slash
             raise ConfigError(f"run.dir={folder}: checkpoints go to local paths or gs://")
-        self.folder, self.config = Path(folder).absolute(), config
+        self.folder, self.config, self.without = Path(folder).absolute(), config, without
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
@@ -69,6 +71,7 @@ class Checkpoints:
         self.wait()
         if step in self.steps():
             return
+        state = {name: part for name, part in state.items() if name not in self.without}
         metrics = None if value is None or math.isnan(value) else {self.config.best_metric: value}
         try:
             response = self._checkpointer.save_async(step, state, metrics=metrics)
@@ -109,6 +112,7 @@ class Checkpoints:
         `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
         Raises CheckpointError where there are checkpoints and none is good.
         """
+        shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
         for step in reversed(self.steps()):
             problem = check_manifest(self.folder / str(step)) if self.config.verify else ""
@@ -151,16 +155,21 @@ def _context(compress: bool, partial: bool = False) -> Any:
 
 
 def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
-    """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they were: see load_parts."""
-    parts, place = load_parts(path, {"params": shapes})
-    return parts["params"], place
-
-
-def load_parts(path: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Those parts of a checkpoint's state that `shapes` has, cast and sharded as it says, and where they came from.
+    """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they came from.
 
     `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
-    or they do not fit.
+    or its parameters do not fit.
+    """
+    place, saved = find_checkpoint(path)
+    frozen = [name for name in flat(shapes) if name in flat(saved.get("frozen", {}))]
+    resting, params = divide(shapes, frozen)
+    return union(load_part(place, "params", params), load_part(place, "frozen", resting)), str(place)
+
+
+def find_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
+
+    `path` as in `load_params`. Raises ConfigError where there is none.
     """
     path = path.expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
@@ -173,11 +182,24 @@ def load_parts(path: Path, shapes: dict[str, Any]) -> tuple[dict[str, Any], str]
             problems.append(f"{candidate}: {problem}")
             continue
         try:
-            with _context(compress=False, partial=True):
-                return ocp.load(candidate, shapes), str(candidate)
+            saved: Any = ocp.metadata(candidate).metadata
+            if "params" in saved:
+                return candidate, saved
+            problems.append(f"{candidate}: there are no parameters in it")
         except Exception as error:
             problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")
     raise ConfigError(f"init_from={path}: {'; '.join(problems) or 'no checkpoint there'}")
+
+
+def load_part(place: Path, name: str, shapes: Any) -> Any:
+    """What `shapes` name of one key of a checkpoint's state, cast and sharded as they say."""
+    if not jax.tree.leaves(shapes):
+        return {}
+    try:
+        with _context(compress=False, partial=True):
+            return ocp.load(place, {name: shapes})[name]
+    except Exception as error:
+        raise ConfigError(f"init_from={place}: {(error.__cause__ or error)!s:.300}") from error
 
 
 def _steps(folder: Path) -> list[int]:

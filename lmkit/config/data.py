@@ -103,6 +103,7 @@ class TokenizerKind(Enum):
     bytes = 0  # 256 bytes and the end of a document
     bpe = 1  # byte-level BPE trained on the training text
     file = 2  # a tokenizer.json
+    init = 3  # that of init_from
 
 
 @dataclass
@@ -111,11 +112,11 @@ class TokenizerConfig(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, or a file")
+    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, a file, or that of init_from")
     vocab_size: int = key(8192, "size of a trained vocabulary, with its special tokens", at_least=257)
     train_mb: int = key(64, "megabytes of training text that a BPE is trained on", at_least=1)
     path: str = key("", "a tokenizer.json, with kind=file")
     end_token: str = key("<|endoftext|>", "token that ends a document; with kind=file it must exist in the file")
     start_token: str = key("", "token that begins a row of an encoder ([CLS]); '' = end_token")
-    mask_token: str = key("", "token in the place of a masked one ([MASK]); '' = none")
-    sentinels: int = key(0, "tokens <extra_id_0> ... that stand for corrupted spans", at_least=0)
+    mask_token: str = key("", "token in the place of a masked one; '' = <|mask|>, [MASK] or <mask> where one is needed")
+    sentinels: int = key(0, "tokens <extra_id_0> ... for the spans cut out; 0 = as many as are needed", at_least=0)

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lmkit.config.base import ConfigError, key
-from lmkit.config.data import DataConfig, TokenizerConfig
+from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
@@ -38,7 +39,11 @@ class Experiment:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
-    init_from: str = key("", "run, checkpoint, Hugging Face folder or .gguf file whose parameters the run starts from")
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    init_from: str = key(
+        "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"
+    )
 
     def __post_init__(self) -> None:
         optim, train = self.optim, self.train
@@ -53,6 +58,13 @@ class Experiment:
                 f"set optim.warmup_steps={train.steps // 10}"
             )
         self._check_lengths()
+        if self.lora.rank and not self.init_from:
+            raise ConfigError(
+                f"lora.rank={self.lora.rank} without init_from: adapters need parameters to adapt; set init_from= to a "
+                f"run or a Hugging Face folder, or lora.rank=0"
+            )
+        if self.tokenizer.kind is TokenizerKind.init and not self.init_from:
+            raise ConfigError("tokenizer=init without init_from: set init_from=, or tokenizer=bpe, bytes or file")
         self._check_mesh()
 
     def _check_lengths(self) -> None:

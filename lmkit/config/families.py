@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from lmkit.config.base import ConfigError, key
 from lmkit.config.model import (
@@ -47,6 +48,8 @@ class GPTConfig(TransformerConfig):
 @dataclass
 class BERTConfig(TransformerConfig):
     """Encoders: BERT, RoBERTa, MiniLM, ModernBERT by configuration alone."""
+
+    head_keys: ClassVar[tuple[str, ...]] = ("pooler", "lm_head", "next_sentence_head", "num_classes", "classify_tokens")
 
     max_seq_len: int = again("max_seq_len", 512)
     position: Position = again("position", Position.learned)
@@ -139,6 +142,8 @@ class Pooling(Enum):
 @dataclass
 class ViTConfig(TransformerConfig):
     """Vision transformers: ViT, DeiT-like, CLIP's image tower."""
+
+    head_keys: ClassVar[tuple[str, ...]] = ("num_classes",)
 
     position: Position = again("position", Position.learned)
     norm: Norm = again("norm", Norm.layernorm)

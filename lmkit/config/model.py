@@ -92,6 +92,7 @@ class ModelConfig(Section):
     """Any model: one transformer, or several (CLIP's towers)."""
 
     section: ClassVar[str] = "model"
+    head_keys: ClassVar[tuple[str, ...]] = ()  # which say what heads there are: they may differ from init_from's
 
     def parts(self) -> "dict[str, TransformerConfig]":
         """The transformers it is made of, by the prefix of their keys."""

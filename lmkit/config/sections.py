@@ -136,9 +136,24 @@ class OptimConfig(Section):
     weight_decay: float = key(0.1, "decoupled decay, times the learning rate", at_least=0.0)
     decay: list[ParamKind] = key([ParamKind.matrix], "kinds of parameters that decay")
     clip_norm: float = key(1.0, "largest global norm of the gradient; 0 = no clipping", at_least=0.0)
+    freeze: list[str] = key([], "patterns of parameters that do not train, such as embed or stack.*.attention.*")
+    rates: dict[str, float] = key({}, "pattern: factor of its parameters' learning rate; the last that matches counts")
     ema: float = key(
         0.0, "decay of a moving average of parameters used at evaluation; 0 = off", at_least=0.0, at_most=1.0
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for pattern, factor in self.rates.items():
+            if factor <= 0:
+                raise ConfigError(
+                    f"optim.rates: {pattern}={factor}: a factor is above 0; optim.freeze=[{pattern}] stops it"
+                )
+        if self.rates and self.kind is Optimizer.schedule_free_adamw:
+            raise ConfigError(
+                "optim.rates with optim.kind=schedule_free_adamw: it evaluates at an average that one learning rate "
+                "is behind; set optim.kind=adamw, or optim.rates={}"
+            )
 
 
 @dataclass

@@ -78,11 +78,7 @@ class Windows:
         elif objective.kind is ObjectiveKind.span_corruption:
             self.cutter = SpanCutter(tokenizer, config.seq_len, objective.mask_share, objective.span_tokens)
             self.length = self.stride = self.cutter.raw
-            if self.cutter.spans > len(tokenizer.sentinel_ids):
-                raise ConfigError(
-                    f"tokenizer.sentinels={len(tokenizer.sentinel_ids)}: a row of data.seq_len={config.seq_len} has "
-                    f"{self.cutter.spans} spans; set tokenizer.sentinels={self.cutter.spans}"
-                )
+            assert self.cutter.spans <= len(tokenizer.sentinel_ids), "more spans than sentinels"
         sizes = [store.num_tokens(TRAIN) for store in stores.values()]
         for name, size in zip(stores, sizes, strict=True):
             if size <= config.seq_len:

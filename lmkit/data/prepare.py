@@ -72,6 +72,7 @@ def build_tokenizer(
     config: TokenizerConfig, cache: Path, made_from: list, texts: Callable[[int], Iterator[str]]
 ) -> Tokenizer:
     """The tokenizer of a configuration; a trained one from the cache, or from texts(bytes at most)."""
+    assert config.kind is not TokenizerKind.init, "the verb finds the file first"
     if config.kind is TokenizerKind.bytes:
         return ByteTokenizer(bool(config.mask_token), config.sentinels)
     if config.kind is TokenizerKind.file:

@@ -173,6 +173,17 @@ def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
         raise ConfigError(f"tokenizer.path={str(path)!r} is not a tokenizer.json: {error}") from error
 
 
+def has_token(path: Path, token: str) -> bool:
+    """Whether a saved tokenizer has this token; bytes need none."""
+    try:
+        load_tokenizer(path, TokenizerConfig(end_token=token))
+    except ConfigError as error:
+        if "not in the vocabulary" not in str(error):
+            raise
+        return False
+    return True
+
+
 def settings(config: TokenizerConfig) -> list:
     """What, with the training text, decides the tokenizer: a part of the cache's key."""
     special = [config.start_token, config.mask_token, config.sentinels]

@@ -56,12 +56,12 @@ def generate(experiment: Experiment) -> int:
     setup_jax(experiment.run)
     mesh = build_mesh(experiment.mesh)
     with _writer(settings.out) as write:
-        blueprint, params = load_model(place, config, mesh)
+        merge, params = load_model(place, config, mesh)
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
         )
         decoder = Decoder(
-            blueprint.merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
+            merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
         )  # fmt: skip
         job = Job(decoder, params, codec, config, settings, experiment.run.seed)
         each = settings.num_samples

@@ -1,6 +1,5 @@
 """Where a model comes from: what it is, its parameters on the mesh, its tokenizer."""
 
-import dataclasses
 import json
 from collections.abc import Callable
 from enum import Enum
@@ -9,17 +8,17 @@ from typing import Any, NamedTuple
 
 import tokenizers
 import yaml
+from flax import nnx
 from jax.sharding import Mesh
 
 from lmkit import interop
-from lmkit.checkpoint import load_parts
 from lmkit.config.base import ConfigError
 from lmkit.config.data import TokenizerConfig
 from lmkit.config.families import EncDecConfig, GPTConfig
 from lmkit.config.saved import MODEL_FILE, from_plain, read_model
-from lmkit.config.sections import OptimConfig, Optimizer
 from lmkit.data.tokenizer import load_tokenizer
-from lmkit.train.state import Blueprint, evaluation_params, make_blueprint
+from lmkit.models import build_model
+from lmkit.train.start import load_model as load_saved
 
 
 class Form(Enum):
@@ -52,7 +51,7 @@ def find_model(init_from: str) -> Place:
     """What `init_from` names. Raises ConfigError where it names nothing that holds a model."""
     if not init_from:
         raise ConfigError("no model given: set init_from= to a run, a Hugging Face folder or a .gguf file")
-    path = Path(init_from).expanduser().absolute()
+    path = interop.locate(init_from).expanduser().absolute()
     if path.suffix == ".gguf":
         return Place(Form.gguf, path, path.parent)
     if (path / "config.json").is_file():
@@ -79,21 +78,14 @@ def read_config(place: Place) -> GPTConfig | EncDecConfig:
     return config
 
 
-def load_model(place: Place, config: Any, mesh: Mesh) -> tuple[Blueprint, Any]:
-    """The model and its parameters, each device's share read straight into its place.
+def load_model(place: Place, config: Any, mesh: Mesh) -> tuple[Callable[..., Any], Any]:
+    """Parameters to the model, and the parameters, each device's share read straight into its place.
 
-    A run's are those it is evaluated with: the moving average, where there is one.
+    A run's are those it is evaluated with: the moving average, where there is one, with adapters folded in.
     """
-    if place.form is not Form.run:
-        blueprint = make_blueprint(config, OptimConfig(), 1, mesh)
-        return blueprint, interop.load_params(place.path, config, blueprint.shapes["params"])
-    optim = from_plain(OptimConfig, _run_config(place).get("optim", {}), f"{place.home}/config.yaml: optim")
-    blueprint = make_blueprint(config, dataclasses.replace(optim, warmup_steps=0), 1, mesh)
-    parts = ["ema"] if optim.ema else ["params"]
-    if optim.kind is Optimizer.schedule_free_adamw and not optim.ema:
-        parts = ["params", "opt"]  # what is evaluated lies between the two
-    state, _ = load_parts(place.path, {name: blueprint.shapes[name] for name in parts})
-    return blueprint, evaluation_params(blueprint, {"opt": None} | state)
+    graph, _ = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    _, params, _ = load_saved(str(place.path), mesh)
+    return lambda params: nnx.merge(graph, nnx.State(params)), params
 
 
 def read_codec(place: Place, config: Any, tokenizer: TokenizerConfig) -> Codec:

@@ -18,16 +18,15 @@ from lmkit.config.model import ModelConfig
 from lmkit.interop.families import FAMILIES, family_for, family_of, read_json
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
+from lmkit.interop.hub import locate
 from lmkit.interop.load import load_tensors
+from lmkit.interop.names import TOKENIZER_FILES
 from lmkit.interop.save import save_tensors
 from lmkit.interop.source import SafetensorsSource
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "spiece.model", "source.spm", "target.spm", "added_tokens.json", "chat_template.jinja",
-    "generation_config.json", "preprocessor_config.json",
-)  # fmt: skip
-__all__ = ["FAMILIES", "GGUFTokenizer", "load_params", "read_config", "read_gguf_tokenizer", "save_folder"]
+__all__ = [
+    "FAMILIES", "GGUFTokenizer", "load_params", "locate", "read_config", "read_gguf_tokenizer", "save_folder",
+]  # fmt: skip
 
 
 def read_config(path: str | Path) -> Any:
@@ -46,7 +45,11 @@ def read_config(path: str | Path) -> Any:
 
 
 def load_params(
-    path: str | Path, config: ModelConfig, shapes: Any, progress: Callable[[int, int], None] | None = None
+    path: str | Path,
+    config: ModelConfig,
+    shapes: Any,
+    progress: Callable[[int, int], None] | None = None,
+    partial: bool = False,
 ) -> Any:
     """Parameters from a folder in the Hugging Face layout or a .gguf file, as float32 arrays.
 
@@ -54,14 +57,15 @@ def load_params(
         shapes: a tree of ShapeDtypeStructs like the parameters; their shardings, where they have one, say where each
             array goes, and each device's share is read straight into its place.
         progress: called with (bytes done, bytes in all) after each parameter.
+        partial: `shapes` may lack some of the configuration's parameters (heads, say), which then stay unread.
 
     Raises ConfigError naming each missing, extra or mis-shaped tensor before any is read.
     """
     path = Path(path)
     if path.suffix == ".gguf":
         source: Any = GGUFSource(path)
-        return load_tensors(source.family, config, source, shapes, progress)
-    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress)
+        return load_tensors(source.family, config, source, shapes, progress, partial)
+    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial)
 
 
 def save_folder(

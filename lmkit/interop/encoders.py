@@ -7,7 +7,20 @@ from lmkit.config.base import ConfigError
 from lmkit.config.families import BERTConfig
 from lmkit.config.model import Norm, NormOrder, Position
 from lmkit.interop.decoders import read_layer_types, read_rope, write_layer_types
-from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
+from lmkit.interop.table import (
+    BLOCKS,
+    Family,
+    Json,
+    Key,
+    Layout,
+    Row,
+    activation,
+    dense,
+    norm,
+    read_labels,
+    same,
+    write_labels,
+)
 
 KEYS = same(
     {"vocab_size": "vocab_size", "num_layers": "num_hidden_layers", "num_heads": "num_attention_heads",
@@ -20,35 +33,46 @@ BERT_KEYS = (
 BERT: Json = {"position": Position.learned, "norm": Norm.layernorm, "norm_order": NormOrder.post, "bias": True}
 HEADS = ("pooler", "lm_head", "next_sentence_head")
 HEAD_TENSORS = {  # by which a file shows what heads it has, whatever its class says
-    "pooler": ("pooler.dense.weight",),
+    "pooler": ("pooler.dense.weight", "classifier.dense.weight"),
     "lm_head": ("predictions.transform.dense.weight", "lm_head.dense.weight", "head.dense.weight"),
     "next_sentence_head": ("seq_relationship.weight",),
 }
 IGNORED = ("position_ids", "decoder.weight")  # the head's copy of the embedding table
 
 
-def _head_keys(by_class: dict[str, tuple[bool, bool, bool]]):
-    """The hook that tells which heads there are from the class, and the class from the heads."""
+def _head_keys(by_class: dict[str, tuple[bool, bool, bool]], rows: str = "", tokens: str = ""):
+    """The hook that tells which heads there are from the class, and the class from the heads.
+
+    `rows` and `tokens` are the classes with a head for classes on the pooled token, and on every token.
+    """
+    by_class = by_class | ({rows: (True, False, False), tokens: (False, False, False)} if rows else {})
 
     def read(theirs: Json) -> Json:
         name = (theirs.get("architectures") or list(by_class))[0]
         if name not in by_class:
             raise ConfigError(f"config.json: architectures [{name}] is not supported, only {', '.join(by_class)}")
+        classes = {
+            "num_classes": read_labels(theirs) if name in (rows, tokens) else 0,
+            "classify_tokens": name == tokens,
+        }
         if (tensors := theirs.get("tensors")) is None:
-            return dict(zip(HEADS, by_class[name], strict=True))
-        return {head: any(one.endswith(HEAD_TENSORS[head]) for one in tensors) for head in HEADS}  # files have more
+            return dict(zip(HEADS, by_class[name], strict=True)) | classes
+        found = {head: any(one.endswith(HEAD_TENSORS[head]) for one in tensors) for head in HEADS}  # files have more
+        return found | classes
 
     def architecture(config: BERTConfig) -> str:
         heads = tuple(getattr(config, name) for name in HEADS)
         for name, has in by_class.items():
-            if has == heads:
+            wanted = (name == tokens) if config.classify_tokens else (name == rows)
+            if has == heads and wanted == bool(config.num_classes):
                 return name
         known = "; ".join(f"{name}: {dict(zip(HEADS, has, strict=True))}" for name, has in by_class.items())
+        also = {"num_classes": config.num_classes, "classify_tokens": config.classify_tokens}
         raise ConfigError(
-            f"no class of theirs has model heads {dict(zip(HEADS, heads, strict=True))}. There are {known}"
+            f"no class of theirs has model heads {dict(zip(HEADS, heads, strict=True)) | also}. There are {known}"
         )
 
-    return architecture, (read, lambda config: {})
+    return architecture, (read, lambda config: write_labels(config.num_classes))
 
 
 def _norm(ours: str, theirs: str) -> list[Row]:
@@ -76,24 +100,31 @@ def _bert_like(config: BERTConfig, prefix: str) -> Iterable[Row]:
     yield Row("input.type.table", prefix + "embeddings.token_type_embeddings.weight")
     yield from _norm("input.norm", prefix + "embeddings.LayerNorm")
     yield from _layers(prefix)
-    if config.pooler:
-        yield from dense("pooler", prefix + "pooler.dense")
 
 
 def bert_rows(config: BERTConfig) -> Iterable[Row]:
     """BERT's names."""
     yield from _bert_like(config, "bert.")
+    if config.pooler:
+        yield from dense("pooler", "bert.pooler.dense")
     if config.lm_head:
         yield from dense("lm_head.dense", "cls.predictions.transform.dense")
         yield from _norm("lm_head.norm", "cls.predictions.transform.LayerNorm")
         yield Row("lm_head.bias", "cls.predictions.bias", also=("cls.predictions.decoder.bias",))
     if config.next_sentence_head:
         yield from dense("next_sentence", "cls.seq_relationship")
+    if config.num_classes:
+        yield from dense("classifier", "classifier")
 
 
 def roberta_rows(config: BERTConfig) -> Iterable[Row]:
     """RoBERTa's names."""
     yield from _bert_like(config, "roberta.")
+    of_rows = config.num_classes and not config.classify_tokens  # then the pooler is the first half of their classifier
+    if config.pooler:
+        yield from dense("pooler", "classifier.dense" if of_rows else "roberta.pooler.dense")
+    if config.num_classes:
+        yield from dense("classifier", "classifier.out_proj" if of_rows else "classifier")
     if config.lm_head:
         yield from dense("lm_head.dense", "lm_head.dense")
         yield from _norm("lm_head.norm", "lm_head.layer_norm")
@@ -146,9 +177,15 @@ _bert = _head_keys(
         "BertModel": (True, False, False),
         "BertForMaskedLM": (False, True, False),
         "BertForPreTraining": (True, True, True),
-    }
+    },
+    "BertForSequenceClassification",
+    "BertForTokenClassification",
 )
-_roberta = _head_keys({"RobertaModel": (True, False, False), "RobertaForMaskedLM": (False, True, False)})
+_roberta = _head_keys(
+    {"RobertaModel": (True, False, False), "RobertaForMaskedLM": (False, True, False)},
+    "RobertaForSequenceClassification",
+    "RobertaForTokenClassification",
+)
 _modern = _head_keys({"ModernBertModel": (False, False, False), "ModernBertForMaskedLM": (False, True, False)})
 _positions = Key("max_seq_len", "max_position_embeddings", 512)
 ENCODERS = (
@@ -160,7 +197,8 @@ ENCODERS = (
         (*BERT_KEYS, Key("max_seq_len", "max_position_embeddings", 514, None, lambda n: n - 2, lambda n: n + 2)),
         BERT | {"position_offset": 2},
         {"position_embedding_type": "absolute", "tie_word_embeddings": True, "pad_token_id": 1},
-        hooks=(_roberta[1],), prefix="roberta.", ignored=IGNORED,
+        hooks=(_roberta[1],), prefix="roberta.",
+        ignored=(*IGNORED, "pooler.dense.weight", "pooler.dense.bias"),  # of which their classifiers make no use
     ),
     Family(
         "modernbert", BERTConfig, _modern[0], modernbert_rows,

@@ -1,6 +1,7 @@
 """Import: tensors of theirs straight into sharded arrays of ours."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -19,19 +20,25 @@ _ALIGNED = 64  # a buffer that begins at a multiple of so many bytes becomes a C
 
 
 def load_tensors(
-    family: Family, config: ModelConfig, source: Source, shapes: Any, progress: Progress | None = None
+    family: Family,
+    config: ModelConfig,
+    source: Source,
+    shapes: Any,
+    progress: Progress | None = None,
+    partial: bool = False,
 ) -> Any:
     """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), float32.
 
     Each device's share of each parameter is read, laid out and placed before the next, so the host holds its share of
     the model and one parameter's share more. Raises ConfigError naming missing, extra and mis-shaped tensors (eight of
-    each kind, and how many more) before anything is read. `progress(bytes done, bytes in all)`.
+    each kind, and how many more) before anything is read. `progress(bytes done, bytes in all)`. With `partial`, what
+    `shapes` lack of the configuration's model stays unread.
     """
     if not isinstance(config, family.schema):
         raise ConfigError(f"a {family.model_type} is a {family.schema.__name__}, not a {type(config).__name__}")
     leaves: dict[str, Any] = dict(traverse_util.flatten_dict(shapes, sep="."))
     rows = {row.ours: row for row in family.rows(config)}
-    if unknown := sorted(set(rows) ^ set(leaves)):
+    if unknown := sorted(set(leaves) - set(rows) if partial else set(rows) ^ set(leaves)):
         raise ConfigError(
             f"a {family.model_type} has no tensors for {_some(unknown)}: `shapes` is not of the model of this "
             f"configuration, or it has a block of its own"
@@ -69,6 +76,11 @@ def _check(family: Family, config: ModelConfig, rows: dict[str, Row], leaves: di
     missing, misshaped, used = [], [], set()
     known = (*family.ignored, *family.made(config), *family.zeros)
     for path, row in rows.items():
+        if path not in leaves:
+            skipped = [re.sub(r"\\\{(layer|expert)\\\}", r"\\d+", re.escape(name)) for name in (row.theirs, *row.also)]
+            pattern = re.compile("|".join(skipped))
+            used.update(name for name in reader.source.shapes if pattern.fullmatch(reader.prefix + name))
+            continue
         shape = tuple(leaves[path].shape)
         for index in product(*map(range, shape[: row.each])):
             names = row.names(index)

@@ -142,6 +142,18 @@ def same(pairs: Mapping[str, str], **defaults: Any) -> tuple[Key, ...]:
     return tuple(Key(ours, theirs, defaults.get(ours)) for ours, theirs in pairs.items())
 
 
+def read_labels(theirs: Json) -> int:
+    """How many classes a classifier of theirs has: two where it does not say."""
+    return len(theirs.get("id2label") or {}) or theirs.get("num_labels") or 2
+
+
+def write_labels(count: int) -> Json:
+    """Names of so many classes, by which theirs counts them; nothing for none."""
+    names = [f"LABEL_{number}" for number in range(count)]
+    return {"id2label": {str(n): name for n, name in enumerate(names)},
+            "label2id": {name: n for n, name in enumerate(names)}} if count else {}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Family:
     """The table of one `model_type`.
@@ -212,10 +224,12 @@ class Family:
         return theirs
 
 
-def unlike(config: ModelConfig, other: ModelConfig, prefix: str = "model.") -> list[str]:
-    """The keys, with our values, in which two configurations compute different things."""
+def unlike(config: ModelConfig, other: ModelConfig, prefix: str = "model.", ignore: Iterable[str] = ()) -> list[str]:
+    """The keys, but for those to ignore, with our values, in which two configurations compute different things."""
     mine, yours, found = _canonical(config), _canonical(other), []
     for name in mine:
+        if name in ignore:
+            continue
         if isinstance(mine[name], ModelConfig):
             found += unlike(mine[name], yours[name], f"{prefix}{name}.")
         elif name not in yours or not _equal(mine[name], yours[name]):

@@ -4,7 +4,20 @@ from collections.abc import Iterable
 
 from lmkit.config.families import CLIPConfig, GPTConfig, Pooling, ViTConfig
 from lmkit.config.model import Norm, NormOrder, Position
-from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, norm, same
+from lmkit.interop.table import (
+    BLOCKS,
+    Family,
+    Json,
+    Key,
+    Layout,
+    Row,
+    activation,
+    dense,
+    norm,
+    read_labels,
+    same,
+    write_labels,
+)
 
 TOWER = same(
     {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
@@ -66,15 +79,11 @@ def clip_rows(config: CLIPConfig) -> Iterable[Row]:
 
 def _read_labels(theirs: Json) -> Json:
     headless = (theirs.get("architectures") or [""])[0] == "ViTModel"
-    return {"num_classes": 0 if headless else len(theirs.get("id2label") or {0: 0, 1: 1})}
+    return {"num_classes": 0 if headless else read_labels(theirs)}
 
 
 def _write_labels(config: ViTConfig) -> Json:
-    names = {number: f"LABEL_{number}" for number in range(config.num_classes)}
-    return {
-        "id2label": {str(number): name for number, name in names.items()},
-        "label2id": {name: number for number, name in names.items()},
-    }
+    return write_labels(config.num_classes)
 
 
 def _vit_class(config: ViTConfig) -> str:

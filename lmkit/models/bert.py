@@ -1,5 +1,7 @@
 """Encoders: BERT, RoBERTa, MiniLM, ModernBERT, by configuration alone."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -27,6 +29,8 @@ class BERT(nnx.Module):
 
     With norm_order=pre (ModernBERT) the first block has no norm before attention: the embeddings are normed already.
     """
+
+    HEADS: ClassVar = ("pooler", "lm_head", "next_sentence", "classifier")  # fine-tuning may start them afresh
 
     def __init__(self, config: BERTConfig, *, rngs: nnx.Rngs):
         self.config = config

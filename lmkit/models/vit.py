@@ -1,5 +1,7 @@
 """Vision transformers, and CLIP's two towers."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -26,6 +28,8 @@ class ViT(nnx.Module):
     model = ViT(ViTConfig(image_size=32, patch_size=8, num_layers=2, num_heads=4, embed_dim=64), rngs=nnx.Rngs(0))
     logits_BC = model(images_BHWC)
     """
+
+    HEADS: ClassVar = ("head",)  # fine-tuning may start it afresh
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -15,7 +15,7 @@ _IN, _OUT, _LEAD = "abc", "xyz", "klm"
 
 
 class Linear(nnx.Module):
-    """y = x W + b, where W is [*ins, *outs].
+    """y = x W + b, where W is [*ins, *outs]; with a low-rank adapter (nn/lora.py) + scale (x A) B.
 
     Args:
         ins: trailing dims of the input that are contracted, by name, with sizes.
@@ -37,6 +37,9 @@ class Linear(nnx.Module):
         # A bias of the residual stream is tiny: replicated, its dims cannot collide with the batch's.
         bias_dims = ["norm" if dim == "embed" else dim for dim in outs]
         self.bias = param(jnp.zeros(self.out_shape), bias_dims, ParamKind.vector) if bias else None
+        self.lora_a: Linear | None = None
+        self.lora_b: Linear | None = None
+        self.lora_scale = 0.0
 
     def __call__(self, x: jax.Array, out: Dims) -> jax.Array:
         """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
@@ -49,4 +52,7 @@ class Linear(nnx.Module):
         else:
             a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
             y = jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, out_sharding=spec)
+        if self.lora_a is not None and self.lora_b is not None:
+            inner = self.lora_a(x, (*out[: len(lead)], "lora"))
+            y = y + self.lora_scale * self.lora_b(inner, out)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)

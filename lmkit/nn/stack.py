@@ -37,9 +37,7 @@ class Stack(nnx.Module):
         self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs
     ):
         self.num_layers, self.remat, self.scan = num_layers, remat, scan
-        stacked = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
-        make = nnx.vmap(lambda key: make_block(nnx.Rngs(key)), transform_metadata=stacked)
-        self.blocks = make(jax.random.split(rngs.params(), num_layers))
+        self.blocks = stacked(make_block, num_layers, rngs)
 
     def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x through block(x, *shared, flag, layer_key) of each layer in turn.
@@ -94,3 +92,10 @@ class Stack(nnx.Module):
         each = None if isinstance(flags, bool) else flags
         xs = (nnx.to_pure_dict(state), each, (cache.k_LBSKH, cache.v_LBSKH, cross))
         return jax.lax.scan(layer, x_BTD, xs, unroll=1 if self.scan else self.num_layers)
+
+
+def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """`num_layers` modules as one, whose parameters have a leading "layers" dim."""
+    metadata = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
+    each = nnx.vmap(lambda key: make(nnx.Rngs(key)), transform_metadata=metadata)
+    return each(jax.random.split(rngs.params(), num_layers))

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from lmkit.config.patterns import matching
 from lmkit.config.sections import OptimConfig, Optimizer, ParamKind
 from lmkit.nn.param import ParamSpec
+from lmkit.nn.tree import flat, nested
 from lmkit.optim.schedule import make_schedule
 
 
@@ -52,7 +54,8 @@ def build_optim(config: OptimConfig, steps: int, specs: Any) -> Optim:
     if config.kind is Optimizer.schedule_free_adamw:
         evaluation_params = _schedule_free_params
         rate = make_schedule(config, steps, config.learning_rate)
-    return Optim(optax.chain(*chain, rule), rate, evaluation_params)
+    last = [_by_part(config, specs)] if config.rates else []
+    return Optim(optax.chain(*chain, rule, *last), rate, evaluation_params)
 
 
 def _adam(config: OptimConfig) -> optax.GradientTransformation:
@@ -121,6 +124,14 @@ def _decay_only(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax
     return optax.GradientTransformation(
         lambda params: optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32)), update
     )
+
+
+def _by_part(config: OptimConfig, specs: Any) -> optax.GradientTransformation:
+    """Each update, its decay too, times the factor of its parameter's path."""
+    leaves = flat(specs)
+    found = matching("optim.rates", config.rates, leaves)
+    factors = nested({path: config.rates[found[path]] if path in found else 1.0 for path in leaves})
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factors))
 
 
 def _keep(opt_state: Any, params: Any) -> Any:

@@ -29,6 +29,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "norm": (),
     "expert": ("expert",),
     "feature": (),  # what an image patch, an audio frame, a class or a projection is made of
+    "lora": (),  # the rank of an adapter
     "layers": ("stage",),
 }
 Dims = Sequence[str | None]

@@ -1,5 +1,6 @@
 """`lmkit.train`: the main job, top to bottom."""
 
+import dataclasses
 import math
 import shlex
 import sys
@@ -26,6 +27,7 @@ from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir
 from lmkit.train.sample import make_sampler
 from lmkit.train.setup import compile_programs, setup_mesh, starting_state
+from lmkit.train.start import start_tokenizer
 from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
 from lmkit.train.task import Task, check_task, prepare_task
@@ -53,14 +55,15 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     setup_jax(experiment.run)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
-    task = prepare_task(experiment, showing)
+    tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
+    task = prepare_task(dataclasses.replace(experiment, tokenizer=tokenizer), showing)
     showing.finish()
-    blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh)
+    blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     write_model(run.path, blueprint.model_config)
     if task.tokenizer is not None:
         task.tokenizer.save(run.path / "tokenizer.json")
-    checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint)
-    state, first, notes = starting_state(experiment, blueprint, checkpoints)
+    checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)
+    state, first, notes = starting_state(experiment, blueprint, checkpoints, run.path)
     forget_after(run.path, first)
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])

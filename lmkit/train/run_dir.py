@@ -19,10 +19,9 @@ from lmkit.config.experiment import Experiment, differing, to_plain
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
-    "run.", "generate", "mesh.", "checkpoint.", "tracker.", "hardware.", "data.cache_dir", "data.prefetch",
-    "data.read_threads",
-    "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "model.remat", "model.scan_layers",
-    "model.attention", "objective.chunk_tokens",
+    "run.", "generate.", "export.", "mesh.", "checkpoint.", "tracker.", "hardware.", "data.cache_dir", "data.prefetch",
+    "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "train.patience",
+    "model.remat", "model.scan_layers", "model.attention", "objective.chunk_tokens",
 )  # fmt: skip
 
 
@@ -62,7 +61,9 @@ class RunDir:
                 )
             return False
         rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
-        bad = [row for row in rows if not row[0].startswith(_FREE)]
+        # What adapters are of may have moved: train/start.py checks that it is the same.
+        free = (*_FREE, "init_from") if experiment.lora.rank else _FREE
+        bad = [row for row in rows if not row[0].startswith(free) and not _newer_key(*row)]
         if bad:
             shown = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, old, new in bad[:6])
             more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
@@ -92,6 +93,14 @@ class RunDir:
 
     def __exit__(self, *_) -> None:
         self._lock.close()
+
+
+def _newer_key(name: str, old: Any, new: Any) -> bool:
+    """Whether a key is at its default and was not there yet when the run began."""
+    default = to_plain(Experiment())
+    for part in name.split("."):
+        default = default.get(part) if isinstance(default, dict) else None
+    return old == "(absent)" and new == default
 
 
 def environment() -> dict[str, Any]:

@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from lmkit import interop
-from lmkit.checkpoint import Checkpoints, load_params
+from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_divides
-from lmkit.interop.table import unlike
+from lmkit.config.patterns import covers
+from lmkit.nn.lora import is_adapter
+from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
+from lmkit.train.start import load_base, load_start, record_base
 from lmkit.train.state import Blueprint, State, init_state
 from lmkit.train.step import make_eval_step, make_train_step
 
@@ -57,45 +59,43 @@ def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch
 
 
 def starting_state(
-    experiment: Experiment, blueprint: Blueprint, checkpoints: Checkpoints
+    experiment: Experiment, blueprint: Blueprint, checkpoints: Checkpoints, folder: Path
 ) -> tuple[State, int, list[str]]:
     """The state to go on from, its step, and what is worth telling.
 
-    1. The run's own newest good checkpoint.
+    1. The run's own newest good checkpoint; with LoRA, what it adapts comes from `init_from` again.
     2. `init_from`: parameters from there, everything else fresh.
     3. Scratch.
+
+    `folder` is the run's, which remembers what adapters are of.
     """
+    whole = nested({path: leaf for path, leaf in flat(blueprint.param_shapes).items() if not is_adapter(path)})
     if (restored := checkpoints.restore(blueprint.shapes)) is not None:
         state, step, skipped = restored
+        if blueprint.unsaved:
+            base = load_base(folder, blueprint.model_config, whole, experiment.init_from)
+            state["frozen"] = divide(base.params, blueprint.trainable)[1]
         return state, step, [*skipped, f"resumed at step {step}"]
+    found = load_start(experiment.init_from, blueprint.model_config, whole) if experiment.init_from else None
+    if found is not None:
+        check_fresh(found.fresh, blueprint)
     state = init_state(blueprint, experiment.run.seed)
-    if not experiment.init_from:
+    if found is None:
         return state, 0, []
-
-    params, place = starting_params(Path(experiment.init_from), blueprint)
-    state = state | {
-        "params": params,
-        "opt": jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params),
-    }
+    params, frozen = divide(union(state["params"], found.params), blueprint.trainable)
+    state |= {"params": params} | ({"frozen": frozen} if frozen else {})
+    state["opt"] = jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params)
     if "ema" in state:
         state["ema"] = jax.tree.map(lambda x: x.copy(), params)
-    return state, 0, [f"parameters from {place}"]
+    if blueprint.unsaved:
+        record_base(folder, experiment.init_from, found.place, blueprint.lora.scale)
+    share = f"{blueprint.num_trainable:,} of {blueprint.num_params:,} parameters train"
+    return state, 0, [*found.told(), *([share] if frozen else [])]
 
 
-def starting_params(path: Path, blueprint: Blueprint) -> tuple[Any, str]:
-    """Parameters of a run, a checkpoint, a folder in the Hugging Face layout or a .gguf file, and where they were.
-
-    Raises ConfigError where the model there computes something else than this one, naming the keys with both values.
-    """
-    if path.suffix != ".gguf" and not (path / "config.json").is_file():
-        return load_params(path, blueprint.shapes["params"])
-    mine, theirs = blueprint.model_config, interop.read_config(path)
-    if type(mine) is not type(theirs):
-        raise ConfigError(
-            f"init_from={path}: a {type(theirs).__name__} is there; this model is a {type(mine).__name__}"
-        )
-    if here := unlike(mine, theirs):
-        raise ConfigError(
-            f"init_from={path}: the model there has {', '.join(unlike(theirs, mine))}; this one {', '.join(here)}"
-        )
-    return interop.load_params(path, mine, blueprint.shapes["params"]), str(path)
+def check_fresh(fresh: list[str], blueprint: Blueprint) -> None:
+    """Raises ConfigError where a head that starts afresh would never train."""
+    idle = [head for head in fresh if any(covers(head, path) for path in flat(blueprint.shapes.get("frozen", {})))]
+    if idle:
+        way = f"set lora.train=[{', '.join(idle)}]" if blueprint.lora.rank else "take it out of optim.freeze"
+        raise ConfigError(f"init_from has no {', '.join(idle)} that fits: it starts afresh, but it is frozen; {way}")

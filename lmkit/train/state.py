@@ -1,6 +1,8 @@
 """The training state: born sharded, one plain dictionary.
 
-{"step": int32 [], "params": {...}, "opt": optax state, "ema": {...} where asked for}
+{"step": int32 [], "params": {...}, "opt": optax state, "ema": {...} where asked for, "frozen": {...} where some are}
+
+"params" are those that train; gradients, optimiser state and averages are over them alone.
 """
 
 import zlib
@@ -13,10 +15,15 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from lmkit.config.base import ConfigError
+from lmkit.config.finetune import LoraConfig
 from lmkit.config.model import ModelConfig
+from lmkit.config.patterns import matching
 from lmkit.config.sections import OptimConfig
 from lmkit.models import build_model
+from lmkit.nn.lora import add_lora, is_adapter
 from lmkit.nn.param import ParamSpec, param_specs
+from lmkit.nn.tree import divide, flat, union
 from lmkit.optim.build import Optim, build_optim
 from lmkit.parallel.rules import sharding_of
 
@@ -29,7 +36,9 @@ class Blueprint:
 
     model_config: ModelConfig
     graph: nnx.GraphDef
-    specs: Any  # tree of ParamSpec
+    specs: Any  # tree of ParamSpec, of all parameters
+    trainable: frozenset[str]  # dotted paths
+    lora: LoraConfig
     optim: Optim
     ema: float
     mesh: Mesh
@@ -37,8 +46,22 @@ class Blueprint:
     shapes: State  # ShapeDtypeStructs with those shardings
 
     @property
+    def param_shapes(self) -> Any:
+        """ShapeDtypeStructs, with shardings, of all parameters: the trained and the frozen."""
+        return union(self.shapes["params"], self.shapes.get("frozen", {}))
+
+    @property
     def num_params(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.param_shapes))
+
+    @property
+    def num_trainable(self) -> int:
         return sum(leaf.size for leaf in jax.tree.leaves(self.shapes["params"]))
+
+    @property
+    def unsaved(self) -> tuple[str, ...]:
+        """Keys of the state that checkpoints leave out: beside adapters, the frozen come from init_from again."""
+        return ("frozen",) if self.lora.rank and "frozen" in self.shapes else ()
 
     @property
     def state_bytes_per_device(self) -> int:
@@ -48,9 +71,9 @@ class Blueprint:
             for leaf in jax.tree.leaves(self.shapes)
         )
 
-    def merge(self, params: Any) -> nnx.Module:
-        """The model with these parameters; free at trace time."""
-        return nnx.merge(self.graph, nnx.State(params))
+    def merge(self, *params: Any) -> nnx.Module:
+        """The model with the parameters of these trees, which together are all; free at trace time."""
+        return nnx.merge(self.graph, nnx.State(union(*params)))
 
 
 def root_key(seed: int, use: str) -> jax.Array:
@@ -58,16 +81,20 @@ def root_key(seed: int, use: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(use.encode()))
 
 
-def make_blueprint(model: ModelConfig, optim: OptimConfig, steps: int, mesh: Mesh) -> Blueprint:
+def make_blueprint(
+    model: ModelConfig, optim: OptimConfig, steps: int, mesh: Mesh, lora: LoraConfig | None = None
+) -> Blueprint:
     """Shapes and shardings of the state, with nothing allocated.
 
-    Raises ConfigError where the mesh does not divide a parameter.
+    Raises ConfigError where the mesh does not divide a parameter, a pattern matches nothing, or nothing would train.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: build_model(model, nnx.Rngs(0))))
-    specs = param_specs(abstract)
+    lora = lora or LoraConfig()
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: _build(model, lora, nnx.Rngs(0))))
+    all_specs = param_specs(abstract)
+    trainable = _trainable(list(flat(all_specs)), optim.freeze, lora)
+    specs, frozen_specs = divide(all_specs, trainable)
     chain = build_optim(optim, steps, specs)
-    paths = jax.tree.map_with_path(lambda path, spec: jax.tree_util.keystr(path, simple=True, separator="."), specs)
-    params = jax.tree.map(lambda spec, name: sharding_of(spec.dims, mesh, spec.shape, name), specs, paths)
+    params, frozen = _shardings(specs, mesh), _shardings(frozen_specs, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     def place(leaf: Any, spec: ParamSpec, sharding: NamedSharding) -> Any:
@@ -75,7 +102,7 @@ def make_blueprint(model: ModelConfig, optim: OptimConfig, steps: int, mesh: Mes
             return leaf
         return sharding if leaf.shape == spec.shape else replicated  # factored moments are small
 
-    bare = jax.eval_shape(lambda: _init(model, chain, optim.ema, jax.random.key(0)))
+    bare = jax.eval_shape(lambda: _init(model, lora, trainable, chain, optim.ema, jax.random.key(0)))
     shardings = {
         "step": replicated,
         "params": params,
@@ -91,10 +118,34 @@ def make_blueprint(model: ModelConfig, optim: OptimConfig, steps: int, mesh: Mes
     }
     if optim.ema:
         shardings["ema"] = params
+    if frozen:
+        shardings["frozen"] = frozen
     shapes = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), bare, shardings
     )
-    return Blueprint(model, graph, specs, chain, optim.ema, mesh, shardings, shapes)
+    return Blueprint(model, graph, all_specs, trainable, lora, chain, optim.ema, mesh, shardings, shapes)
+
+
+def _build(model: ModelConfig, lora: LoraConfig, rngs: nnx.Rngs) -> nnx.Module:
+    made = build_model(model, rngs)
+    if lora.rank:
+        add_lora(made, lora, rngs)
+    return made
+
+
+def _trainable(paths: list[str], freeze: list[str], lora: LoraConfig) -> frozenset[str]:
+    """Which train: adapters, and of the rest (beside adapters: of what `lora.train` names) what is not frozen."""
+    adapters = {path for path in paths if is_adapter(path)}
+    chosen = set(matching("lora.train", lora.train, paths)) if lora.rank else set(paths)
+    if not (left := adapters | (chosen - set(matching("optim.freeze", freeze, paths)))):
+        raise ConfigError(f"optim.freeze={freeze} leaves nothing to train: freeze less")
+    return frozenset(left)
+
+
+def _shardings(specs: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of every parameter."""
+    paths = jax.tree.map_with_path(lambda path, spec: jax.tree_util.keystr(path, simple=True, separator="."), specs)
+    return jax.tree.map(lambda spec, name: sharding_of(spec.dims, mesh, spec.shape, name), specs, paths)
 
 
 def _is_masked(leaf: Any) -> bool:
@@ -105,20 +156,24 @@ def _is_masked(leaf: Any) -> bool:
 def init_state(blueprint: Blueprint, seed: int) -> State:
     """A fresh state. Each device makes its own shards; no host ever holds the whole."""
     init = jax.jit(
-        lambda key: _init(blueprint.model_config, blueprint.optim, blueprint.ema, key),
+        lambda key: _init(
+            blueprint.model_config, blueprint.lora, blueprint.trainable, blueprint.optim, blueprint.ema, key
+        ),
         out_shardings=blueprint.shardings,
     )
     return init(root_key(seed, "init"))
 
 
-def _init(model: ModelConfig, optim: Optim, ema: float, key: jax.Array) -> State:
-    params = nnx.to_pure_dict(nnx.split(build_model(model, nnx.Rngs(params=key)))[1])
+def _init(
+    model: ModelConfig, lora: LoraConfig, trainable: frozenset[str], optim: Optim, ema: float, key: jax.Array
+) -> State:
+    every = nnx.to_pure_dict(nnx.split(_build(model, lora, nnx.Rngs(params=key)))[1])
+    params, frozen = divide(every, trainable)
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optim.transform.init(params)}
-    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {})
+    return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {}) | ({"frozen": frozen} if frozen else {})
 
 
 def evaluation_params(blueprint: Blueprint, state: State) -> Any:
-    """The parameters to evaluate and export: the moving average where there is one."""
-    if "ema" in state:
-        return state["ema"]
-    return blueprint.optim.evaluation_params(state["opt"], state["params"])
+    """All parameters to evaluate and export: of those that train the moving average, where there is one."""
+    params = state["ema"] if "ema" in state else blueprint.optim.evaluation_params(state["opt"], state["params"])
+    return union(params, state["frozen"]) if "frozen" in state else params

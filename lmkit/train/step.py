@@ -24,30 +24,29 @@ def make_train_step(
     """
     dropout_key = root_key(seed, "dropout")
 
-    def loss(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        sums, _ = objective(blueprint.merge(params), batch, key if blueprint.model_config.has_dropout else None)
+    def loss(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
+        sums, _ = objective(blueprint.merge(params, frozen), batch, key if blueprint.model_config.has_dropout else None)
         return sums.loss, sums
 
-    def gradients(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         if accumulate == 1:
-            return jax.grad(loss, has_aux=True)(params, batch, key)
+            return jax.grad(loss, has_aux=True)(params, frozen, batch, key)
 
         def add(carry, xs):
             micro, index = xs
-            return jax.tree.map(
-                jnp.add, carry, jax.grad(loss, has_aux=True)(params, micro, jax.random.fold_in(key, index))
-            ), None
+            one = jax.grad(loss, has_aux=True)(params, frozen, micro, jax.random.fold_in(key, index))
+            return jax.tree.map(jnp.add, carry, one), None
 
         zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
         return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
 
     def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
         params, number = state["params"], state["step"]
-        grads, sums = gradients(params, batch, jax.random.fold_in(dropout_key, number))
+        grads, sums = gradients(params, state.get("frozen", {}), batch, jax.random.fold_in(dropout_key, number))
         weight = jnp.maximum(sums.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         params, opt = _update(blueprint, grads, state["opt"], params)
-        new = {"step": number + 1, "params": params, "opt": opt}
+        new = {**state, "step": number + 1, "params": params, "opt": opt}
         if blueprint.ema:
             new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
         return new, {

@@ -2,20 +2,23 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.config.base import ConfigError
-from lmkit.config.data import TokenizerKind
+from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.batches import Batches, Records, Windows
 from lmkit.data.examples import RecordData, check_records, prepare_records
+from lmkit.data.masking import span_lengths
 from lmkit.data.prepare import Progress, TextData, prepare
 from lmkit.data.store import HELDOUT, TRAIN
-from lmkit.data.tokenizer import Tokenizer
+from lmkit.data.tokenizer import Tokenizer, has_token
 
+MASKS = ("<|mask|>", "[MASK]", "<mask>")
 ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
 FAMILIES: dict[ObjectiveKind, tuple[type[ModelConfig], ...]] = {
     ObjectiveKind.causal_lm: (GPTConfig,),
@@ -64,9 +67,6 @@ def check_task(experiment: Experiment) -> None:
         )
     if kind is ObjectiveKind.masked_lm:
         assert isinstance(model, BERTConfig)
-        if not experiment.tokenizer.mask_token:
-            kinds = "[MASK]" if experiment.tokenizer.kind is TokenizerKind.file else "<|mask|>"
-            raise ConfigError(f"objective.kind=masked_lm needs a mask: set tokenizer.mask_token='{kinds}'")
         if not model.lm_head:
             raise ConfigError("objective.kind=masked_lm with model.lm_head=false: set model.lm_head=true")
         if objective.next_sentence and not (model.next_sentence_head and model.type_vocab_size >= 2):
@@ -82,11 +82,33 @@ def check_task(experiment: Experiment) -> None:
 def prepare_task(experiment: Experiment, progress: Progress) -> Task:
     """The data of an experiment, built where they are not in the cache, and the model fitted to them."""
     if experiment.objective.kind in ON_TEXT:
-        return _text_task(experiment, prepare(experiment.data, experiment.tokenizer, progress))
+        return _text_task(experiment, prepare(experiment.data, _with_special_tokens(experiment), progress))
     kind, model = experiment.objective.kind, experiment.model
     data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
     check_records(data)
     return _record_task(experiment, data)
+
+
+def _with_special_tokens(experiment: Experiment) -> TokenizerConfig:
+    """The tokenizer with the mask or the sentinels that the objective needs, where it does not say which."""
+    config, objective = experiment.tokenizer, experiment.objective
+    _, spans, _ = span_lengths(experiment.data.seq_len, objective.mask_share, objective.span_tokens)
+    if objective.kind is ObjectiveKind.span_corruption and 0 < config.sentinels < spans:
+        raise ConfigError(
+            f"tokenizer.sentinels={config.sentinels}: a row of data.seq_len={experiment.data.seq_len} has {spans} "
+            f"spans; set tokenizer.sentinels={spans} or 0 (= as many as are needed)"
+        )
+    if objective.kind is ObjectiveKind.span_corruption and not config.sentinels:
+        return dataclasses.replace(config, sentinels=spans)
+    if objective.kind is not ObjectiveKind.masked_lm or config.mask_token:
+        return config
+    if config.kind is not TokenizerKind.file:
+        return dataclasses.replace(config, mask_token=MASKS[0])
+    path = Path(config.path).expanduser()
+    found = [mask for mask in MASKS if has_token(path, mask)]
+    if not found:
+        raise ConfigError(f"objective.kind=masked_lm: {path} has none of {', '.join(MASKS)}; set tokenizer.mask_token")
+    return dataclasses.replace(config, mask_token=found[0])
 
 
 def _text_task(experiment: Experiment, data: TextData) -> Task:

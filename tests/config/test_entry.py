@@ -37,6 +37,7 @@ NAME = "run.name=test"
         (["mesh.tensor=3"], ["model.num_heads=12", "model.vocab_size", "mesh.tensor=3"]),
         (["train.steps=50", "optim.warmup_steps=50"], ["optim.warmup_steps=50", "train.steps=50"]),
         (["model.head_dim=7"], ["model.head_dim=7", "even"]),
+        (["optim.rates={head:2}"], ["optim.rates is a dictionary", "+optim.rates={"]),
         (["model=vit", "model.patch_size=15"], ["224", "15", "210 and 225"]),
         (["model=vit", "model.tie_embeddings=true"], ["model.tie_embeddings", "another family", "model=NAME"]),
         (["model=gpt", "model.norm_order=post"], ["norm_order=post", "pre or both"]),

@@ -48,7 +48,10 @@ def write(path: Path, params: Any, kind: gguf.GGMLQuantizationType, architecture
     add("output.weight", params["head"]["table"])
     add("output_norm.weight", params["norm"]["scale"])
     for name, value in fields.items():
-        add(name, value)
+        if name != "tokenizer":
+            add(name, value)
+    if "tokenizer" in fields:
+        fields["tokenizer"](writer)
     blocks = params["stack"]["blocks"]
     for layer in range(CONFIG.num_layers):
         place = f"blk.{layer}."

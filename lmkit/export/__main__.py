@@ -1,0 +1,16 @@
+"""`python -m lmkit.export init_from=RUN export.folder=OUT`."""
+
+import sys
+
+from lmkit.config.entry import run_verb
+
+ABOUT = """Write a run, a checkpoint or any other parameters as a folder in the Hugging Face layout, which
+transformers' from_pretrained reads: weights (the moving average where there is one, LoRA folded in),
+configuration, tokenizer.
+
+usage: python -m lmkit.export init_from=RUN export.folder=OUT [export.dtype=bfloat16]"""
+
+READS = ("init_from", "export.")
+
+if __name__ == "__main__":
+    sys.exit(run_verb("export", "lmkit.export.main:export", ABOUT, reads=READS))

@@ -1,0 +1,37 @@
+"""`lmkit.export`: parameters out, in the Hugging Face layout."""
+
+from pathlib import Path
+
+from lmkit import interop
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.interop.save import DTYPES
+from lmkit.train.start import load_model, tokenizer_file
+
+
+def export(experiment: Experiment) -> int:
+    """Writes the folder. Raises ConfigError before anything is read where it cannot be written."""
+    source, options = experiment.init_from, experiment.export
+    if not source or not options.folder:
+        missing = "init_from= (a run or checkpoint)" if not source else "export.folder= (where it goes)"
+        raise ConfigError(f"say {missing}: python -m lmkit.export init_from=RUN export.folder=OUT")
+    folder = Path(options.folder).expanduser()
+    if folder.exists():
+        raise ConfigError(f"export.folder={folder} exists already: choose another place or remove it")
+    if options.dtype not in DTYPES:
+        raise ConfigError(f"export.dtype={options.dtype}: there are {', '.join(DTYPES)}")
+    model, params, found = load_model(source)
+    tokenizer = tokenizer_file(found.place)
+    ours = tokenizer is not None and '"lmkit-bytes"' in tokenizer.read_text()[:100]
+    if tokenizer is not None and (tokenizer.parent / "config.json").is_file():
+        tokenizer = tokenizer.parent  # a folder of theirs, with more files than that
+    kind = interop.save_folder(
+        folder, model, params, dtype=options.dtype, tokenizer="" if ours or tokenizer is None else tokenizer
+    )
+    print(f"{folder}: {kind}, {options.dtype}, parameters from {found.place}")
+    for note in found.notes:
+        print(note)
+    if ours or tokenizer is None:
+        why = "bytes are no tokenizer of theirs" if ours else "there was none"
+        print(f"without a tokenizer: {why}")
+    return 0
