@@ -58,7 +58,7 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     losses += runs[0].series("eval/loss", "held-out", 1, "points") if lone else []
     title = {"wer": "WER", "bleu": "BLEU", "mse": "squared error"}.get(judged, judged.replace("_", " "))
     unit = "%" if judged in SHARES else "nats" if judged == "loss" else ""
-    both = [Chart("Loss" if lone else "Training loss", "nats", losses)]
+    both = [Chart("Loss" if lone else "Training loss", "nats", losses, robust=False)]
     both += [Chart(f"Held-out {title}", unit, held_out, robust=False)]
     return [chart for chart in both if chart.series]
 
