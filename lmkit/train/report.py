@@ -13,12 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lmkit.train.chart import CHART_STYLE, SCRIPT, Chart, Series, compact, draw_charts, escape, exact, with_mean
+from lmkit.train.chart import CHART_STYLE, SCRIPT, compact, draw_charts, escape, exact
+from lmkit.train.pictures import GIB, Columns, charts_of, confusion_table
 
-GIB = 2**30
 MOST_SAMPLES, MOST_SAMPLE_CHARS = 50, 20_000  # earlier ones; more would outweigh the rest of the page
-
-Columns = dict[str, tuple[list[int], list[float | None]]]  # metric: (steps, values)
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f7f7f5;--card:#fff;--line:#e2e2de;--text:#222;--soft:#666;--good:#174;--warn:#a50}
@@ -36,6 +34,7 @@ small,.soft,.note,footer{color:var(--soft)}.note,footer{font-size:.8rem;margin:1
 .sheet{padding:.3rem 1rem;overflow-x:auto}table{border-collapse:collapse;width:100%;font-size:.9rem}
 tr+tr>*,thead+tbody>tr>*{border-top:1px solid var(--line)}.fact{display:inline-block;margin-right:1.1rem}
 th,td{padding:.4rem 1rem .4rem 0;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:400}
+.confusion td{text-align:center;padding:.35rem .5rem}
 details{margin:.6rem 0}summary{cursor:pointer}mark{background:none;color:var(--c0)}
 pre{font:.82rem/1.5 ui-monospace,monospace;white-space:pre-wrap;margin:.6rem 0}
 @media(max-width:700px){main{padding:1.25rem .8rem}.cards{grid-template-columns:1fr 1fr}}
@@ -107,35 +106,6 @@ def _read_metrics(path: Path, problems: list[str]) -> Columns:
     return {name: column for name, column in columns.items() if name not in never}
 
 
-def _charts(columns: Columns) -> list[Chart]:
-    def line(name: str, label: str, color: int = 0, style: Any = "line", scale: float = 1.0) -> list[Series]:
-        steps, values = columns.get(name, ([], []))
-        return [Series(label, steps, [None if v is None else v * scale for v in values], color, style)] if steps else []
-
-    def train(name: str, scale: float = 1.0) -> list[Series]:
-        return [series for raw in line(f"train/{name}", "train", scale=scale) for series in with_mean(raw)]
-
-    def held_out(name: str, label: str = "held-out", color: int = 1, scale: float = 1.0) -> list[Series]:
-        return line(f"eval/{name}", label, color, "points", scale)
-
-    parts = sorted(part[1] for name in columns if (part := re.fullmatch("eval/(.+)/loss", name)))
-    by_part = [s for i, part in enumerate(parts) for s in held_out(f"{part}/loss", part, i)]
-    memory = [("host", 0), ("device", 2)]
-    memory = [s for where, color in memory for s in line(f"memory/{where}_bytes", where, color, scale=1 / GIB)]
-    charts = [
-        Chart("Loss", "nats per token", train("loss") + held_out("loss"), wide=True),
-        Chart("Held-out bits per byte", "bits", held_out("bits_per_byte")),
-        Chart("Held-out loss by part", "nats per token", by_part),
-        Chart("Next-token accuracy", "%", train("accuracy", 100) + held_out("accuracy", scale=100)),
-        Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
-        Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
-        Chart("Learning rate", "schedule", line("train/learning_rate", "train"), zero=True, robust=False),
-        Chart("Gradient norm", "before clipping", train("grad_norm"), zero=True),
-        Chart("Memory", "GiB", memory, zero=True, robust=False),
-    ]
-    return [chart for chart in charts if chart.series]
-
-
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -165,15 +135,21 @@ def _cards(figures: dict[str, float | None], columns: Columns) -> str:
     steps, values = columns.get("eval/bits_per_byte", ([], []))
     best = min(((v, s) for s, v in zip(steps, values, strict=True) if v is not None), default=None)
     loss, tokens, params = (figures.get(name) for name in ("eval/loss", "tokens", "params"))
+    of_tokens = figures.get("eval/bits_per_byte") or figures.get("eval/perplexity")
     notes = {
         "eval/bits_per_byte": f"best {best[0]:.4f} at step {best[1]:,}" if best else "",
-        "eval/loss": f"perplexity {exact(math.exp(min(loss, 700)))}" if loss else "",
+        "eval/loss": f"perplexity {exact(math.exp(min(loss, 700)))}" if loss and of_tokens else "",
         "tokens": f"{exact(tokens / params)} per parameter" if tokens and params else "",
     }
     cards = []
     for title, name, write in (
         ("Held-out bits per byte", "eval/bits_per_byte", "{:.4f}".format),
         ("Held-out loss", "eval/loss", "{:.4f}".format),
+        ("Held-out accuracy", "eval/accuracy", "{:.2%}".format),
+        ("Held-out F1", "eval/f1", "{:.4f}".format),
+        ("Held-out R²", "eval/r2", "{:.4f}".format),
+        ("Held-out BLEU", "eval/bleu", "{:.2f}".format),
+        ("Held-out word errors", "eval/wer", "{:.2%}".format),
         ("Steps", "steps", "{:,.0f}".format),
         ("Tokens", "tokens", lambda count: compact(count, 3)),
         ("Wall time", "wall_sec", _duration),
@@ -257,7 +233,7 @@ def _page(run_dir: Path) -> str:
     receipt, summary = (_read_dict(run_dir / name, problems) for name in ("receipt.json", "summary.json"))
     columns = _read_metrics(run_dir / "metrics.jsonl", problems)
     samples, config = _samples(run_dir / "samples.jsonl", problems), _read_text(run_dir / "config.yaml", problems)
-    figures, points = draw_charts(_charts(columns))
+    figures, points = draw_charts(charts_of(columns))
     # The one script that the browser may run, should a text ever slip through unescaped.
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
@@ -285,6 +261,7 @@ def _page(run_dir: Path) -> str:
 <div class="cards">{_cards(_headline(summary, columns) | {"params": params}, columns)}</div>
 <h2>Curves</h2>
 <div class="charts">{figures or "No metrics yet."}</div>
+{confusion_table(run_dir / "confusion.json")}
 {_expected(_group(receipt, "expected"), summary)}
 {samples}
 {_facts(receipt)}

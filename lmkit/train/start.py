@@ -206,8 +206,9 @@ def record_base(run: Path, init_from: str, place: Path, scale: float) -> None:
 
 def tokenizer_file(path: Path) -> Path | None:
     """The tokenizer.json of a folder, of a run (or of the run a checkpoint is of); None where there is none."""
-    files = [folder / "tokenizer.json" for folder in (path, *path.absolute().parents[:2])]
-    return next((file for file in files if file.is_file()), None)
+    path = path.absolute()
+    folders = [path, *(one.parent for one in (path, path.parent) if one.name == "checkpoints")]
+    return next((one / "tokenizer.json" for one in folders if (one / "tokenizer.json").is_file()), None)
 
 
 def start_tokenizer(config: TokenizerConfig, init_from: str) -> TokenizerConfig:
@@ -273,7 +274,7 @@ def _fit(init_from: str, model: ModelConfig, shapes: Any, there: Shapes) -> tupl
     mine, heads = {path: tuple(leaf.shape) for path, leaf in flat(shapes).items()}, _heads(model)
     differ = [path for path in {*mine, *there} if mine.get(path) != there.get(path)]
     fresh = {path.split(".")[0] for path in differ if path in mine} & heads
-    left = {path.split(".")[0] for path in differ if path not in mine} & heads - fresh
+    left = {path.split(".")[0] for path in differ if path not in mine} & heads
     problems = []
     for path in sorted(path for path in differ if path.split(".")[0] not in heads):
         if path not in there:

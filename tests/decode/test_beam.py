@@ -35,7 +35,7 @@ def log_probabilities(run: Any, prompt: list[int], every: list[tuple[int, ...]])
 
 
 @pytest.mark.parametrize(("ends", "penalty"), [([], 1.0), ([], -0.5), ([END], 0.0)])
-def test_wide_beams_find_the_best(model: tuple[Any, Any], ends: list[int], penalty: float) -> None:
+def test_wide_beams_find_the_best_thirty(model: tuple[Any, Any], ends: list[int], penalty: float) -> None:
     """Every sequence of three of five tokens, and with an end, every shorter one that ends."""
     graph, params = model
     run = jax.jit(nnx.merge(graph, nnx.State(params)))
@@ -48,10 +48,9 @@ def test_wide_beams_find_the_best(model: tuple[Any, Any], ends: list[int], penal
         ]  # fmt: skip
         sums = log_probabilities(run, prompt, every)
         scores = {tokens: one / len(tokens) ** penalty for tokens, one in zip(every, sums, strict=True)}
-        best = max(scores, key=lambda tokens: scores[tokens])
-        assert beams[0][0] == [token for token in best if token not in ends]
-        assert beams[0][1] == pytest.approx(scores[best], abs=1e-4)
-        assert [score for _, score in beams] == sorted((score for _, score in beams), reverse=True)
+        best = sorted(scores, key=lambda tokens: -scores[tokens])[:30]
+        assert beams[0][0] == [token for token in best[0] if token not in ends]
+        np.testing.assert_allclose([score for _, score in beams], [scores[tokens] for tokens in best], atol=1e-4)
 
 
 def test_one_beam_is_greedy(model: tuple[Any, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from lmkit.config.data import TokenizerConfig
 from lmkit.data.tokenizer import ByteTokenizer, train_bpe
 from lmkit.decode import TextStream
 
@@ -65,7 +66,7 @@ def test_spaces_of_a_tokenizer_that_writes_them_between_words() -> None:
 
 def test_a_trained_tokenizer_piece_by_piece() -> None:
     text = "Grüße, 日本語! " * 5
-    tokenizer = train_bpe([text] * 20, 270, "<|endoftext|>")
+    tokenizer = train_bpe([text] * 20, TokenizerConfig(vocab_size=270))
     ids = tokenizer.encode_batch([text])[0].tolist()
     stream = TextStream(tokenizer.decode)
     assert "".join([*(stream.push(token) for token in ids), stream.finish()]) == text

@@ -15,6 +15,7 @@ from interop.test_gguf import write as write_gguf
 
 from helpers import params_of
 from lmkit.checkpoint import Checkpoints
+from lmkit.config.data import TokenizerConfig
 from lmkit.config.entry import run_verb
 from lmkit.config.families import BERTConfig, EncDecConfig, GPTConfig
 from lmkit.config.model import Norm, Position
@@ -141,7 +142,7 @@ def test_an_encoder_decoder_with_beams(tmp_path: Path, capsys: pytest.CaptureFix
 
 def make_folder(path: Path, **special: Any) -> tuple[GPTConfig, Any, Any]:
     """A Hugging Face folder with a tokenizer of its own."""
-    tokenizer = train_bpe(["some words and some more words, again"] * 50, 270, "<|endoftext|>")
+    tokenizer = train_bpe(["some words and some more words, again"] * 50, TokenizerConfig(vocab_size=270))
     tokenizer.save(path.parent / "tokenizer.json")
     config = GPTConfig(**TEXT, vocab_size=270, position=Position.learned, norm=Norm.layernorm, bias=True,
                        max_seq_len=32, mlp_dim=64, tie_embeddings=True)  # fmt: skip
@@ -169,7 +170,7 @@ def test_a_hugging_face_folder(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 
 
 def make_gguf(path: Path, model: str = "gpt2", pre: str = "gpt-2") -> Any:
-    tokenizer = train_bpe(["some words and some more words, again"] * 50, 270, "<|endoftext|>")
+    tokenizer = train_bpe(["some words and some more words, again"] * 50, TokenizerConfig(vocab_size=270))
     inner = json.loads(tokenizer.inner.to_str())
     names = sorted(tokenizer.inner.get_vocab(), key=tokenizer.inner.get_vocab().get)  # type: ignore[arg-type]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lmkit.train.chart import MOST_POINTS, Chart, Series, compact, exact, thin, ticks, with_mean, x_range, y_range
+from lmkit.train.pictures import charts_of, confusion_table
 from lmkit.train.report import write_report
 
 EVIL = "</pre></script><script>document.title='owned'</script><img src=x onerror='document.title=1'> https://a.bc"
@@ -297,3 +298,28 @@ def test_browser_runs_the_page_and_reads_values_out(tmp_path):
     assert len(re.findall(r'<i class="cross" style="visibility: visible; left: 59\.7', document)) == 3
     assert len(re.findall(r'<span class="at" style="visibility: visible; left: 59\.7.*?">34</span>', document)) == 3
     assert re.findall("(train|held-out) <b>(.+?)</b>", document)[:2] == [("train", "3.333"), ("held-out", "2.6")]
+
+
+def test_classes_are_a_table_shaded_by_share(tmp_path: Path) -> None:
+    (tmp_path / "confusion.json").write_text(json.dumps({"labels": ["ham", "<b>"], "confusion": [[9, 1], [0, 5]]}))
+    table = confusion_table(tmp_path / "confusion.json")
+    assert "&lt;b&gt;" in table
+    assert "<b>" not in table
+    cells = re.findall(r"<td([^>]*)>([^<]*)</td>", table)
+    assert [text for _, text in cells] == ["9", "1", "90.0%", "", "5", "100.0%"]
+    assert [bool(style) for style, _ in cells] == [True, True, False, False, True, False]
+    right, wrong = (float(re.findall(r",([\d.]+)\)", cells[n][0])[0]) for n in (0, 1))
+    assert right > wrong
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"labels": ["a"], "confusion": [[1, 2]]}', '{"labels": []}'])
+def test_a_broken_confusion_matrix_is_left_out(content: str, tmp_path: Path) -> None:
+    (tmp_path / "confusion.json").write_text(content)
+    assert confusion_table(tmp_path / "confusion.json") == ""
+    assert confusion_table(tmp_path / "none.json") == ""
+
+
+def test_figures_of_every_task_are_drawn() -> None:
+    names = {"eval/f1": "Held-out F1", "eval/mse": "Held-out errors", "eval/bleu": "Translation", "eval/wer": "Speech"}
+    for name, title in names.items():
+        assert [chart.title for chart in charts_of({name: ([1, 2], [0.5, 0.6])})] == [title]

@@ -17,6 +17,7 @@ import yaml
 
 from lmkit.checkpoint import load_params
 from lmkit.config.entry import compose, run_verb
+from lmkit.config.saved import read_model
 from lmkit.config.sections import MeshConfig, OptimConfig
 from lmkit.interop import save_folder
 from lmkit.parallel.mesh import build_mesh
@@ -96,6 +97,8 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert list((run / "tensorboard").iterdir())
     assert (run / "report.html").stat().st_size > 5000
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["20", "40"]
+    assert read_model(run).embed_dim == 64  # type: ignore[attr-defined]
+    assert (run / "tokenizer.json").is_file()
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:

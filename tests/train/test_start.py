@@ -15,16 +15,18 @@ from flax import nnx
 from helpers import leaves_equal, params_of, tiny_config, tiny_experiment, train_steps
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config import ConfigError
+from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.entry import run_verb
 from lmkit.config.families import BERTConfig, Pooling, ViTConfig
-from lmkit.config.model import Activation, Norm, Position
+from lmkit.config.model import Position
 from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections import CheckpointConfig
+from lmkit.data.tokenizer import train_bpe
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.nn.tree import flat, union
 from lmkit.tracker import read_rows
-from lmkit.train.start import fingerprint, load_model, load_start, model_shapes
+from lmkit.train.start import fingerprint, load_model, load_start, model_shapes, start_tokenizer
 from lmkit.train.state import evaluation_params
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
@@ -55,7 +57,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_its_model_and_tokenizer(base: Path) -> None:
-    model = read_model(base / "model.yaml")
+    model = read_model(base)
     assert (model.vocab_size, model.embed_dim, model.gated) == (264, 64, True)
     assert "lmkit-bytes" in (base / "tokenizer.json").read_text()
     assert not (base / "base.json").exists()
@@ -164,7 +166,7 @@ def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Pat
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
     checkpoints.save(3, state)
     checkpoints.close()
-    write_model(tmp_path / "model.yaml", blueprint.model_config)
+    write_model(tmp_path, blueprint.model_config)
     expected, got = flat(evaluation_params(blueprint, state)), flat(load_model(str(tmp_path))[1])
     assert set(got) == set(expected)
     for path, leaf in expected.items():
@@ -194,7 +196,7 @@ def written(kind: str, folder: Path, config: Any) -> tuple[str, Any]:
     checkpoints = Checkpoints(run / "checkpoints", CheckpointConfig())
     checkpoints.save(1, {"params": params})
     checkpoints.close()
-    write_model(run / "model.yaml", config)
+    write_model(run, config)
     return str(run), params
 
 
@@ -277,6 +279,31 @@ def test_a_fresh_head_must_train(tmp_path: Path) -> None:
     check_fresh(["classifier"], make_blueprint(mine, OptimConfig(), 10, mesh, LoraConfig(rank=2, train=["classifier"])))
 
 
+def test_the_tokenizer_of_a_folder_and_its_end_token(tmp_path: Path) -> None:
+    """The default end token where the vocabulary has it, else eos, else sep; one that was asked for stays."""
+    train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270, end_token="[SEP]")).save(
+        tmp_path / "tokenizer.json"
+    )
+    init, name = TokenizerConfig(kind=TokenizerKind.init), str(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({"eos_token": None, "sep_token": {"content": "[SEP]"}}))
+    got = start_tokenizer(init, name)
+    assert (got.kind, got.path, got.end_token) == (TokenizerKind.file, f"{tmp_path}/tokenizer.json", "[SEP]")
+    settings.write_text(json.dumps({"eos_token": "words", "sep_token": "[SEP]"}))
+    assert start_tokenizer(init, name).end_token == "[SEP]", "words is not one token here"
+    asked = TokenizerConfig(kind=TokenizerKind.init, end_token="some")
+    assert start_tokenizer(asked, name).end_token == "some"
+    train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270)).save(
+        tmp_path / "tokenizer.json"
+    )
+    assert start_tokenizer(init, name).end_token == "<|endoftext|>"
+    assert start_tokenizer(TokenizerConfig(), "nowhere") == TokenizerConfig()
+    for inside in ("checkpoints", "checkpoints/7"):
+        assert start_tokenizer(init, f"{name}/{inside}").path == f"{tmp_path}/tokenizer.json"
+    with pytest.raises(ConfigError, match=r"tokenizer=init: init_from=.*no tokenizer.json"):
+        start_tokenizer(init, f"{name}/other")  # not of the folder around it
+
+
 def test_the_fingerprint_is_of_contents(tmp_path: Path) -> None:
     source, _ = written("folder", tmp_path, tiny_config(gated=True))
     first = fingerprint(Path(source))
@@ -287,25 +314,3 @@ def test_the_fingerprint_is_of_contents(tmp_path: Path) -> None:
     content[-3] ^= 1
     weights.write_bytes(content)
     assert fingerprint(tmp_path / "copy") != first
-
-
-def test_a_model_survives_its_file(tmp_path: Path) -> None:
-    from models.families import KINDS
-
-    for kind in KINDS.values():
-        write_model(tmp_path / "model.yaml", kind.config)
-        assert read_model(tmp_path / "model.yaml") == kind.config
-    config = tiny_config(norm=Norm.layernorm, activation=Activation.relu2)
-    write_model(tmp_path / "model.yaml", config)
-    text = (tmp_path / "model.yaml").read_text()
-    assert text.startswith("family: gpt\n")
-    for old, new, words in (
-        ("num_layers", "num_layerz", "unknown key 'num_layerz'.*num_layers"),
-        ("family: gpt", "family: gpd", "family='gpd'; there are gpt"),
-        ("norm: layernorm", "norm: layernrm", "norm='layernrm'; there are rmsnorm"),
-    ):
-        (tmp_path / "model.yaml").write_text(text.replace(old, new))
-        with pytest.raises(ConfigError, match=words):
-            read_model(tmp_path / "model.yaml")
-    with pytest.raises(ConfigError, match="nothing.yaml"):
-        read_model(tmp_path / "nothing.yaml")

@@ -1,0 +1,76 @@
+"""What a report shows of a run's figures: charts over the steps, and which classes are taken for which."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from lmkit.train.chart import Chart, Series, escape, with_mean
+
+GIB = 2**30
+MOST_CLASSES = 40
+
+Columns = dict[str, tuple[list[int], list[float | None]]]  # metric: (steps, values)
+
+
+def charts_of(columns: Columns) -> list[Chart]:
+    """What there is to draw, in the order in which one looks at it."""
+
+    def line(name: str, label: str, color: int = 0, style: Any = "line", scale: float = 1.0) -> list[Series]:
+        steps, values = columns.get(name, ([], []))
+        return [Series(label, steps, [None if v is None else v * scale for v in values], color, style)] if steps else []
+
+    def train(name: str, scale: float = 1.0) -> list[Series]:
+        return [series for raw in line(f"train/{name}", "train", scale=scale) for series in with_mean(raw)]
+
+    def held_out(name: str, label: str = "held-out", color: int = 1, scale: float = 1.0) -> list[Series]:
+        return line(f"eval/{name}", label, color, "points", scale)
+
+    parts = sorted(part[1] for name in columns if (part := re.fullmatch("eval/(.+)/loss", name)))
+    by_part = [s for i, part in enumerate(parts) for s in held_out(f"{part}/loss", part, i)]
+    memory = [("host", 0), ("device", 2)]
+    memory = [s for where, color in memory for s in line(f"memory/{where}_bytes", where, color, scale=1 / GIB)]
+    charts = [
+        Chart("Loss", "nats", train("loss") + held_out("loss"), wide=True),
+        Chart("Held-out bits per byte", "bits", held_out("bits_per_byte")),
+        Chart("Held-out loss by part", "nats", by_part),
+        Chart("Accuracy", "%", train("accuracy", 100) + held_out("accuracy", scale=100)),
+        Chart("Held-out F1", "of the positive class, or the mean over classes", held_out("f1")),
+        Chart(
+            "Held-out errors", "in the target's units", held_out("mse", "squared", 1) + held_out("mae", "absolute", 2)
+        ),
+        Chart("Translation", "0 to 100", held_out("bleu", "BLEU", 1) + held_out("chrf", "chrF", 2)),
+        Chart("Speech", "% errors", held_out("wer", "words", 1, 100) + held_out("cer", "characters", 2, 100)),
+        Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
+        Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
+        Chart("Learning rate", "schedule", line("train/learning_rate", "train"), zero=True, robust=False),
+        Chart("Gradient norm", "before clipping", train("grad_norm"), zero=True),
+        Chart("Memory", "GiB", memory, zero=True, robust=False),
+    ]
+    return [chart for chart in charts if chart.series]
+
+
+def confusion_table(path: Path) -> str:
+    """The confusion matrix of a file as a table, shaded by the share of the true class; "" where there is none."""
+    try:
+        found = json.loads(path.read_text())
+        labels, rows = [str(label) for label in found["labels"]], [[int(n) for n in row] for row in found["confusion"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    if not rows or len(labels) > MOST_CLASSES or any(len(row) != len(labels) for row in rows):
+        return ""
+    head = "".join(f'<th scope="col">{escape(label)}</th>' for label in labels)
+    lines = []
+    for label, row in zip(labels, rows, strict=False):
+        total = max(sum(row), 1)
+        cells = "".join(_cell(count, count / total, other == label) for count, other in zip(row, labels, strict=True))
+        lines.append(f'<tr><th scope="row">{escape(label)}</th>{cells}<td>{row[len(lines)] / total:.1%}</td></tr>')
+    head = f'<tr><th>true \\ predicted</th>{head}<th scope="col">recall</th></tr>'
+    table = f'<table class="confusion"><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<h2>Classes</h2>\n<div class="sheet">{table}</div>'
+
+
+def _cell(count: int, share: float, right: bool) -> str:
+    tint = "23,119,68" if right else "190,60,40"
+    style = f' style="background:rgba({tint},{0.08 + 0.6 * share:.2f})"' if count else ""
+    return f"<td{style}>{count or ''}</td>"
