@@ -1,0 +1,23 @@
+"""What a translator that only copies is worth: the English text of each held-out verse, scored as its Spanish one.
+
+python experiments/en_es/copy_baseline.py PATH/TO/verses.jsonl
+"""
+
+import sys
+
+from lmkit import metrics
+from lmkit.config.data import DataConfig, Source
+from lmkit.data.record_store import RecordStore
+from lmkit.data.records import RecordSource
+
+
+def main(path: str) -> None:
+    config = DataConfig(source=Source.records, paths=[path])
+    records = RecordSource(config.source, config.paths, [], config).records()
+    held_out = [one.fields for one in records if RecordStore.held_out(one.name, config.holdout_every, config.fold)]
+    english, spanish = ([fields[language] for fields in held_out] for language in ("en", "es"))
+    print(len(held_out), "verses", metrics.translation(spanish, english))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
