@@ -14,6 +14,7 @@ class GenerateConfig(Section):
 
     prompt: str = key("", "text to continue; for an encoder-decoder, the source. Taken as it stands, commas and all")
     prompts_file: str = key("", "several prompts: a .jsonl with the field `prompt`, or else one a line")
+    audio: list[str] = key([], "sound files, for a model that listens; in place of prompts")
     max_new_tokens: int = key(128, "tokens made for each prompt at most", at_least=1)
     temperature: float = key(0.7, "what logits are divided by before a token is drawn; 0 = the likeliest", at_least=0.0)
     top_k: int = key(0, "draw from so many likeliest tokens only; 0 = all", at_least=0)
@@ -42,6 +43,8 @@ class GenerateConfig(Section):
                 f"generate.num_samples={self.num_samples} with generate.num_beams={self.num_beams}: there are not so "
                 f"many; set generate.num_samples={self.num_beams} or less"
             )
+        if self.audio and (self.prompt or self.prompts_file):
+            raise ConfigError(f"generate.audio={self.audio} with a prompt: a model either listens or reads; give one")
         if self.prompt and self.prompts_file:
             raise ConfigError(
                 f"generate.prompt={self.prompt[:20]!r} with generate.prompts_file={self.prompts_file}: give one of them"

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.families import EncDecConfig
 from lmkit.config.generation import GenerateConfig
 from lmkit.config.model import Position
+from lmkit.data.audio import log_mel, read_audio
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
-from lmkit.generate.place import Codec, find_model, load_model, read_codec, read_config
+from lmkit.generate.place import Codec, Form, find_model, load_model, read_codec, read_config
 from lmkit.generate.show import Screen
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import build_mesh
@@ -42,17 +43,19 @@ class Job(NamedTuple):
     config: Any
     settings: GenerateConfig
     seed: int
+    fixed_length: bool  # of sound: Whisper's own models always hear 30 seconds, silence and all
 
 
 def generate(experiment: Experiment) -> int:
     """Makes the text that `experiment.generate` asks for, shows it, and writes it where asked."""
     settings = experiment.generate
     place = find_model(experiment.init_from)
-    texts = read_prompts(settings)
+    texts = settings.audio or read_prompts(settings)
     config = read_config(place)
     codec = read_codec(place, config, experiment.tokenizer)
-    ids = [codec.encode(text) for text in texts]
-    check_lengths(config, ids, settings)
+    sources = read_sounds(config, settings) if getattr(config, "num_mels", 0) or settings.audio else []
+    ids = [] if sources else [codec.encode(text) for text in texts]
+    check_lengths(config, [len(frames) // 2 for frames in sources] or [len(one) for one in ids], settings)
     setup_jax(experiment.run)
     mesh = build_mesh(experiment.mesh)
     with _writer(settings.out) as write:
@@ -63,10 +66,10 @@ def generate(experiment: Experiment) -> int:
         decoder = Decoder(
             merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
         )  # fmt: skip
-        job = Job(decoder, params, codec, config, settings, experiment.run.seed)
+        job = Job(decoder, params, codec, config, settings, experiment.run.seed, place.form is Form.folder)
         each = settings.num_samples
         screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))
-        results = _searched(job, ids, screen) if settings.num_beams > 1 else _drawn(job, ids, screen)
+        results = (_searched if settings.num_beams > 1 else _drawn)(job, sources or ids, screen)
         made = 0
         for number, result in enumerate(results):
             made += result.tokens
@@ -92,19 +95,25 @@ def read_prompts(settings: GenerateConfig) -> list[str]:
     return prompts
 
 
-def check_lengths(config: Any, ids: list[list[int]], settings: GenerateConfig) -> None:
+def read_sounds(config: Any, settings: GenerateConfig) -> list[np.ndarray]:
+    """The log-mel frames [F, M] of each sound file, F even. Raises ConfigError where model and files do not fit."""
+    if not settings.audio:
+        raise ConfigError("the model listens to sound: set generate.audio=[FILE, ...]")
+    if not getattr(config, "num_mels", 0):
+        raise ConfigError(f"generate.audio={settings.audio}: the model reads text; set generate.prompt=")
+    frames = [log_mel(read_audio(path), config.num_mels) for path in settings.audio]
+    return [np.pad(one, ((0, len(one) % 2), (0, 0))) for one in frames]
+
+
+def check_lengths(config: Any, lengths: list[int], settings: GenerateConfig) -> None:
     """Raises ConfigError where a prompt has nothing in it, or needs more positions than the model has."""
-    longest, new = max(len(one) for one in ids), settings.max_new_tokens
-    if not min(len(one) for one in ids):
+    longest, new = max(lengths), settings.max_new_tokens
+    if not min(lengths):
         raise ConfigError("an empty prompt, and this tokenizer begins texts with no token: set generate.prompt=")
     if isinstance(config, EncDecConfig):
-        if config.num_mels:
-            raise ConfigError(
-                "the model listens to sound, and generate reads text: decode it from Python, docs/generate.md"
-            )
         if config.position is Position.learned and longest > config.source_len:
             raise ConfigError(
-                f"a source of {longest} tokens for {config.source_len} positions of the encoder: shorten it"
+                f"a source of {longest} places for {config.source_len} positions of the encoder: shorten it"
             )
         longest = 1
     limit = position_limit(config)
@@ -116,25 +125,29 @@ def check_lengths(config: Any, ids: list[list[int]], settings: GenerateConfig) -
         )
 
 
-def _batches(job: Job, ids: list[list[int]], texts_each: int) -> Iterator[Prompts]:
-    """The prompts, each `texts_each` times, in batches."""
-    rows, size = [one for one in ids for _ in range(texts_each)], job.settings.batch_size
+def _batches(job: Job, sources: Sequence[Any], texts_each: int) -> Iterator[Prompts]:
+    """The prompts (ids, or frames of sound), each `texts_each` times, in batches."""
+    rows, size = [one for one in sources for _ in range(texts_each)], job.settings.batch_size
     for first in range(0, len(rows), size):
         some = rows[first : first + size]
         if not isinstance(job.config, EncDecConfig):
             yield Prompts(some, first_row=first)
             continue
-        width = -(-max(len(one) for one in some) // _MULTIPLE) * _MULTIPLE
-        source, real = np.zeros((2, len(some), width), np.int32)
+        per_place = 2 if job.config.num_mels else 1  # frames
+        places = -(-max(len(one) for one in some) // (per_place * _MULTIPLE)) * _MULTIPLE
+        places = job.config.source_len if job.fixed_length and job.config.num_mels else places
+        shape = (len(some), per_place * places, job.config.num_mels)[: 1 + per_place]
+        source = np.zeros(shape, np.float32 if job.config.num_mels else np.int32)
+        real = np.full((len(some), places), int(job.fixed_length and bool(job.config.num_mels)), np.int32)
         for row, one in enumerate(some):
-            source[row, : len(one)], real[row, : len(one)] = one, 1
+            source[row, : len(one)], real[row, : len(one) // per_place] = one, 1
         yield Prompts([job.codec.start_ids] * len(some), source, real, first)
 
 
-def _drawn(job: Job, ids: list[list[int]], screen: Screen) -> Iterator[Text]:
+def _drawn(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
     """A token a step for all rows of a batch, shown as they come."""
     settings, ends = job.settings, job.decoder.end_ids
-    for batch in _batches(job, ids, settings.num_samples):
+    for batch in _batches(job, sources, settings.num_samples):
         context = [() if batch.source is not None else tokens for tokens in batch.tokens]
         streams = [TextStream(job.codec.decode, tokens, settings.stop) for tokens in context]
         texts, made, ended = [""] * len(streams), [0] * len(streams), [""] * len(streams)
@@ -161,14 +174,14 @@ def _drawn(job: Job, ids: list[list[int]], screen: Screen) -> Iterator[Text]:
         yield from (Text(*one) for one in zip(texts, made, ended, strict=True))
 
 
-def _searched(job: Job, ids: list[list[int]], screen: Screen) -> Iterator[Text]:
+def _searched(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
     """The best beams of each prompt."""
     settings = job.settings
     beams = BeamSearch(
         job.decoder, settings.num_beams, length_penalty=settings.length_penalty, early_stopping=settings.early_stopping
     )
     number = 0
-    for batch in _batches(job, ids, 1):
+    for batch in _batches(job, sources, 1):
         found = beams.search(job.params, batch, max_new_tokens=settings.max_new_tokens)
         for tokens, row in zip(batch.tokens, found, strict=True):
             for beam in range(settings.num_samples):

@@ -8,6 +8,7 @@ import gguf
 import jax
 import numpy as np
 import pytest
+import soundfile
 import yaml
 from flax import nnx
 from interop.test_gguf import CONFIG as GGUF_CONFIG
@@ -18,9 +19,10 @@ from lmkit.checkpoint import Checkpoints
 from lmkit.config.data import TokenizerConfig
 from lmkit.config.entry import run_verb
 from lmkit.config.families import BERTConfig, EncDecConfig, GPTConfig
-from lmkit.config.model import Norm, Position
+from lmkit.config.model import Norm, NormOrder, Position
 from lmkit.config.saved import write_model
 from lmkit.config.sections import CheckpointConfig, MeshConfig, OptimConfig
+from lmkit.data.audio import log_mel, read_audio
 from lmkit.data.tokenizer import ByteTokenizer, train_bpe
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.generate.__main__ import ABOUT, READS
@@ -222,7 +224,10 @@ def test_a_gguf_file_brings_its_tokenizer(tmp_path: Path, capsys: pytest.Capture
     (["init_from={folder}", "generate.prompt=" + "a b" * 40], ["32", "shorten it"]),
     (["init_from={bare}"], ["tokenizer.json", "tokenizer.path="]),
     (["init_from={bert}"], ["BERTConfig", "gpt or encdec"]),
-    (["init_from={audio}"], ["sound"]),
+    (["init_from={audio}"], ["set generate.audio="]),
+    (["init_from={audio}", "generate.audio=[none.wav]"], ["none.wav"]),
+    (["init_from={run}", "generate.audio=[none.wav]"], ["reads text"]),
+    (["init_from={run}", "generate.audio=[none.wav]", "generate.prompt=x"], ["listens or reads"]),
     (["init_from={gguf}"], ["'llama'", "tokenizer.path="]),
 ])  # fmt: skip
 def test_mistakes_get_one_line(
@@ -247,3 +252,30 @@ def test_mistakes_get_one_line(
     assert line.startswith("lmkit.generate: ")
     for part in parts:
         assert part in line, line
+
+
+def test_a_model_that_listens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Sounds of different lengths, together and alone: the same text, and that of the decoder."""
+    config = EncDecConfig(**TEXT, vocab_size=264, num_mels=8, norm_order=NormOrder.pre)
+    state = make_run(tmp_path / "run", config)
+    files = []
+    for number, length in enumerate((4000, 9000)):
+        files.append(tmp_path / f"{number}.wav")
+        soundfile.write(files[-1], 0.3 * np.sin(np.arange(length) * 0.03 * (number + 1)), 16000)
+    out = tmp_path / "out.jsonl"
+    common = [f"init_from={tmp_path}/run", *GREEDY, f"generate.out={out}"]
+    assert generate(*common, f"generate.audio=[{files[0]},{files[1]}]") == 0
+    together = [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    alone = []
+    for file in files:
+        assert generate(*common, f"generate.audio=[{file}]") == 0
+        alone += [json.loads(line)["text"] for line in out.read_text().splitlines()]
+    assert together == alone
+    frames = log_mel(read_audio(files[1]), 8)
+    frames = np.pad(frames, ((0, len(frames) % 2), (0, 0)))[None]
+    graph = params_of(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
+    decoder = Decoder(lambda p: nnx.merge(graph, nnx.State(p)), config, Sampling(), end_ids=[256], vocab_size=257)
+    prompts = Prompts([[256]], frames, np.ones((1, frames.shape[1] // 2), np.int32))
+    (ids,) = decoder.generate(state["params"], prompts, max_new_tokens=12)
+    assert ByteTokenizer().decode(ids) == alone[1]
+    capsys.readouterr()
