@@ -164,6 +164,7 @@ def _build(
 ) -> None:
     writer = RecordWriter(path, {name: column for part in parts for name, column in part.columns.items()})
     hasher, pending = hashlib.sha256(), []
+    count, size = sum(1 for _ in source.records()), max(source.num_bytes, 1)
 
     def flush() -> None:
         rows = zip(*(part.encode(pending) for part in parts), strict=True)
@@ -178,7 +179,7 @@ def _build(
         pending.append(record)
         if len(pending) == _TOGETHER:
             flush()
-            progress("reading the records", number, 0)
+            progress("reading the records", size * number // count, size)
     flush()
     meta = {"format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": hasher.hexdigest()}
     (path / "meta.json").write_text(json.dumps(meta | writer.close(), indent=1) + "\n")

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from lmkit.config.experiment import Experiment
+from lmkit.config.model import Position
 from lmkit.config.sections import HardwareConfig
 from lmkit.data.store import TRAIN
 from lmkit.nn.attend import choose_kernel
@@ -37,6 +38,7 @@ def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunD
     kernel = choose_kernel(
         model.attention, backend=jax.default_backend(), dtype=dtype, head_size=model.head_size,
         seq_len=task.source_len, softcap=model.attention_softcap,
+        bias=model.position is Position.relative,
     )  # fmt: skip
     env = environment()
     session = {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)}

@@ -12,6 +12,7 @@ from rich.table import Table
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.train.progress import console
+from lmkit.train.run_dir import RunDir
 
 _SHOWN = ("eval/", "best/")
 
@@ -31,10 +32,12 @@ def cross_validate(experiment: Experiment, train: Callable[[Experiment], int]) -
     summaries = []
     for fold in range(folds):
         place = folder / f"fold{fold}"
-        done = _summary(place)
+        one = _fold(experiment, fold, place)
+        with RunDir(one):  # raises where another experiment's folds are there
+            done = _summary(place)
         if done.get("status") != "finished":
             console.rule(f"fold {fold + 1} of {folds}")
-            status = train(_fold(experiment, fold, place))
+            status = train(one)
             if status:
                 return status
             done = _summary(place)

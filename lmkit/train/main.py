@@ -59,6 +59,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     task = prepare_task(dataclasses.replace(experiment, tokenizer=tokenizer), showing)
     showing.finish()
     blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
+    run.begin(experiment)
     write_model(run.path, blueprint.model_config)
     if task.tokenizer is not None:
         task.tokenizer.save(run.path / "tokenizer.json")

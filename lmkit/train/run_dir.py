@@ -1,5 +1,6 @@
 """The run directory: who owns it, what it was made with, and whether this run may continue it."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -47,6 +48,9 @@ class RunDir:
         except OSError as error:
             raise ConfigError(f"run.dir={self.path} is in use by another process; stop it or choose another") from error
         self.resumed = self._check_same(experiment)
+
+    def begin(self, experiment: Experiment) -> None:
+        """Makes it this experiment's: once its data are read, so that a mistake in them leaves nothing behind."""
         (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
         (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
 
@@ -92,6 +96,10 @@ class RunDir:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self.resumed and not (self.path / "config.yaml").exists():  # it never began
+            (self.path / ".lock").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
         self._lock.close()
 
 

@@ -219,6 +219,7 @@ def test_folds(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> N
     assert train(*words) == 0
     again = [(tmp_path / "run" / f"fold{n}" / "summary.json").stat().st_mtime_ns for n in range(3)]
     assert [a == b for a, b in zip(times, again, strict=True)] == [True, False, True], "only what is missing"
+    assert train(*words, "optim.learning_rate=0.5") == 2, "they are of another experiment"
     assert "3 folds" in capsys.readouterr().out
 
 
@@ -256,3 +257,18 @@ def test_shares_and_formats_are_checked() -> None:
         DataConfig(fold=20)
     with pytest.raises(ConfigError, match=r"message_format='hello' lacks \{content\}"):
         DataConfig(message_format="hello")
+
+
+@pytest.mark.parametrize(("rows", "more", "message"), [
+    ([{"text": "x"}] * 8, [], "has no 'label'"),
+    ([{"text": "x", "label": "a"}] * 8, ["data.labels=[a,b]"], "no training record has the class 'b'"),
+])  # fmt: skip
+def test_a_mistake_in_the_data_leaves_nothing(
+    rows: list[dict], more: list[str], message: str, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = words_of("classify", tmp_path, corpus, f"run.dir={tmp_path}/run", *more)
+    records(tmp_path, rows)
+    assert train(*words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "run").exists()
