@@ -29,7 +29,7 @@ text{{fill:var(--soft)}}.title{{fill:var(--text);font-weight:600;font-size:13px}
 path{{fill:none;stroke-width:1.8;stroke-linejoin:round;stroke-linecap:round}}.grid{{stroke:var(--line);stroke-width:1}}
 .faint{{stroke-width:1;opacity:.35}}.marks{{stroke-width:6}}.end{{text-anchor:end}}.middle{{text-anchor:middle}}
 </style>"""
-PANEL, PLOT_WIDTH, PLOT_HEIGHT, LEFT, TOP = 420, 265, 210, 50, 44  # pixels
+PLOT_WIDTH, PLOT_HEIGHT, LEFT, TOP, LETTER = 265, 210, 50, 44, 6.5  # pixels
 SHARES = ("accuracy", "f1", "wer")  # shown in per cent
 JUDGED_BY = ("bleu", "wer", "accuracy", "bits_per_byte", "perplexity", "mse")  # the first there is
 
@@ -58,9 +58,8 @@ def charts(runs: Sequence[Run]) -> list[Chart]:
     losses += runs[0].series("eval/loss", "held-out", 1, "points") if lone else []
     title = {"wer": "WER", "bleu": "BLEU", "mse": "squared error"}.get(judged, judged.replace("_", " "))
     unit = "%" if judged in SHARES else "nats" if judged == "loss" else ""
-    both = [Chart("Loss" if lone else "Training loss", "nats", losses, robust=False)]
-    both += [Chart(f"Held-out {title}", unit, held_out, robust=False)]
-    return [chart for chart in both if chart.series]
+    names = [("Loss" if lone else "Training loss", "nats", losses), (f"Held-out {title}", unit, held_out)]
+    return [Chart(*name, robust=False) for name in names if name[2]]
 
 
 def draw(chart: Chart, left: float, steps: tuple[float, float]) -> str:
@@ -107,7 +106,7 @@ def page(width: float, height: float, title: str, inside: str) -> str:
 
 def draw_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     """The confusion matrix as a heat map: each row is a true class, shaded by the share of its rows."""
-    cell, left = (34 if len(labels) > 5 else 60), 40 + 7 * max(map(len, labels))
+    cell, left = (34 if len(labels) > 5 else 60), 40 + LETTER * max(map(len, labels))
     side = cell * len(labels)
     out = ['<text class="title" x="14" y="24">Held-out rows by true and by predicted class</text>']
     for row, (label, counts) in enumerate(zip(labels, matrix, strict=True)):
@@ -129,8 +128,9 @@ def main(arguments: argparse.Namespace) -> None:
     runs = [Run(label or path.resolve().name, path, read_rows(path / "metrics.jsonl")) for label, path in places]
     if not (drawn := charts(runs)):
         raise SystemExit(f"figures: no metrics.jsonl with a loss in {', '.join(str(run.path) for run in runs)}")
-    panels = "".join(draw(chart, LEFT + n * PANEL, steps_of(drawn)) for n, chart in enumerate(drawn))
-    written = {"curve.svg": page(PANEL * len(drawn), TOP + PLOT_HEIGHT + 50, "Curves of the runs", panels)}
+    width = LEFT + PLOT_WIDTH + LETTER * (9 + max(len(series.label) for chart in drawn for series in chart.series))
+    panels = "".join(draw(chart, LEFT + n * width, steps_of(drawn)) for n, chart in enumerate(drawn))
+    written = {"curve.svg": page(width * len(drawn), TOP + PLOT_HEIGHT + 50, "Curves of the runs", panels)}
     for run in runs:
         if (path := run.path / "confusion.json").is_file():
             file = json.loads(path.read_text())
