@@ -131,9 +131,9 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
     per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if causal else {}
     target = batches.cutter.target_len if batches.cutter else 0
     predicted = batches.masker.places(length) if batches.masker else 0
-    model = fit_model(experiment.model, data.tokenizer, 0)
+    model, notes = without_idle_heads(fit_model(experiment.model, data.tokenizer, 0), experiment)
     return Task(objective.kind, model, data.tokenizer, batches, data.weights, [], length, target, predicted,
-                per_token, facts, [])  # fmt: skip
+                per_token, facts, notes)  # fmt: skip
 
 
 def _record_task(experiment: Experiment, data: RecordData) -> Task:
@@ -148,7 +148,8 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
             facts[name][split] = {"records": len(store.rows[split])}
         notes += _cut(name, store, config.seq_len, config.target_size, data.parts)
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
-    model = fit_model(experiment.model, data.tokenizer, classes)
+    model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
+    notes += idle
     source, target = config.seq_len, config.target_size if kind is ObjectiveKind.seq2seq else 0
     if isinstance(model, ViTConfig):
         source = model.num_patches
@@ -196,6 +197,23 @@ def fit_model(model: ModelConfig, tokenizer: Tokenizer | None, classes: int) -> 
             f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
         )
     return model if size else dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+
+
+def without_idle_heads(model: ModelConfig, experiment: Experiment) -> tuple[ModelConfig, list[str]]:
+    """A BERT without the heads that this objective does not train, and what to tell of that."""
+    if not isinstance(model, BERTConfig):
+        return model, []
+    masked = experiment.objective.kind is ObjectiveKind.masked_lm
+    pairs = masked and experiment.objective.next_sentence
+    trained = {
+        "lm_head": masked,
+        "next_sentence_head": pairs,
+        "pooler": pairs or (bool(model.num_classes) and not model.classify_tokens),
+        "num_classes": not masked,
+    }
+    idle = {name: type(getattr(model, name))(0) for name, used in trained.items() if getattr(model, name) and not used}
+    notes = [f"left out, as nothing trains it here: {', '.join(f'model.{name}' for name in idle)}"] if idle else []
+    return dataclasses.replace(model, **idle), notes
 
 
 def bits_per_byte(task: Task, part: str, nats: float) -> float:
