@@ -10,6 +10,7 @@ from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig
+from lmkit.config.saved import FAMILIES as MODELS
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.batches import Batches, Records, Windows
 from lmkit.data.examples import RecordData, check_records, prepare_records
@@ -60,10 +61,11 @@ def check_task(experiment: Experiment) -> None:
     families = FAMILIES[kind]
     if not isinstance(model, families):
         fitting = " or ".join(family.__name__ for family in families)
-        own = ", ".join(name.name for name, families in FAMILIES.items() if isinstance(model, families))
+        names = " or ".join(f"model={name}" for name, schema in MODELS.items() if schema in families)
+        own = " or ".join(f"objective={one.name}" for one, schemas in FAMILIES.items() if isinstance(model, schemas))
         raise ConfigError(
-            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set model= to a preset "
-            f"of that family, or objective= to one of {own}"
+            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set {names} (or one of "
+            f"its presets), or {own}"
         )
     if kind is ObjectiveKind.masked_lm:
         assert isinstance(model, BERTConfig)
