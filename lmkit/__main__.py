@@ -5,6 +5,7 @@ from lmkit.config.paths import options_of
 
 VERBS = {
     "train": "train a model; prepares its data when that is missing",
+    "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
 }

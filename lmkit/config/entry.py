@@ -156,7 +156,15 @@ def to_experiment(composed: "DictConfig") -> Experiment:
 
 
 def _unknown_key(full: str) -> str:
-    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [*GROUPS, "run", "train", "generate", "lora", "export"]
+    all_keys = [name for name, *_ in all_keys_of(Experiment)] + [
+        *GROUPS,
+        "run",
+        "train",
+        "generate",
+        "lora",
+        "export",
+        "verify",
+    ]
     for name, _, default, _ in all_keys_of(Experiment):
         if isinstance(default, dict) and full.startswith(f"{name}."):
             return f"{name} is a dictionary: give it whole, with a + before its name: '+{name}={{NAME: VALUE, ...}}'"

@@ -233,6 +233,15 @@ class TrackerConfig(Section):
 
 
 @dataclass
+class VerifyConfig(Section):
+    """One device against the mesh."""
+
+    section: ClassVar[str] = "verify"
+
+    real_devices: bool = key(False, "use the devices there are; false = pretend that the CPU is as many as are needed")
+
+
+@dataclass
 class HardwareConfig(Section):
     """What a device can do. Peaks are dense, per JAX device, from the makers' data sheets."""
 

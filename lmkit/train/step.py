@@ -14,13 +14,13 @@ from lmkit.train.state import Blueprint, State, evaluation_params, root_key
 Metrics = dict[str, jax.Array]
 
 
-def make_train_step(
+def make_gradients(
     blueprint: Blueprint, objective: Objective, *, accumulate: int, seed: int
-) -> Callable[[State, Batch], tuple[State, Metrics]]:
-    """step(state, batch) -> (state, metrics).
+) -> Callable[[State, Batch], tuple[Any, Sums, jax.Array]]:
+    """gradients(state, batch) -> (of the trained parameters, the sums, the weight that they are divided by).
 
-    The gradient is that of the mean loss per unit of weight over the whole global batch, whatever the number of
-    devices or micro-batches; sums over micro-batches are float32.
+    They are those of the mean loss per unit of weight over the whole global batch, whatever the number of devices or
+    micro-batches; sums over micro-batches are float32.
     """
     dropout_key = root_key(seed, "dropout")
 
@@ -28,7 +28,7 @@ def make_train_step(
         sums, _ = objective(blueprint.merge(params, frozen), batch, key if blueprint.model_config.has_dropout else None)
         return sums.loss, sums
 
-    def gradients(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+    def summed(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
         if accumulate == 1:
             return jax.grad(loss, has_aux=True)(params, frozen, batch, key)
 
@@ -40,25 +40,44 @@ def make_train_step(
         zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
         return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
 
-    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        params, number = state["params"], state["step"]
-        grads, sums = gradients(params, state.get("frozen", {}), batch, jax.random.fold_in(dropout_key, number))
+    def gradients(state: State, batch: Batch) -> tuple[Any, Sums, jax.Array]:
+        key = jax.random.fold_in(dropout_key, state["step"])
+        grads, sums = summed(state["params"], state.get("frozen", {}), batch, key)
         weight = jnp.maximum(sums.weight, 1.0)
-        grads = jax.tree.map(lambda g: g / weight, grads)
-        params, opt = _update(blueprint, grads, state["opt"], params)
-        new = {**state, "step": number + 1, "params": params, "opt": opt}
-        if blueprint.ema:
-            new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
-        return new, {
-            "loss": sums.loss / weight,
-            "nll": sums.nll / weight,
-            "accuracy": sums.correct / weight,
-            "weight": sums.weight,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(blueprint.optim.learning_rate(number)),
-        }
+        return jax.tree.map(lambda g: g / weight, grads), sums, weight
+
+    return gradients
+
+
+def make_train_step(
+    blueprint: Blueprint, objective: Objective, *, accumulate: int, seed: int
+) -> Callable[[State, Batch], tuple[State, Metrics]]:
+    """step(state, batch) -> (state, metrics), with the gradients of `make_gradients`."""
+    gradients = make_gradients(blueprint, objective, accumulate=accumulate, seed=seed)
+
+    def train_step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        return apply_gradients(blueprint, state, *gradients(state, batch))
 
     return train_step
+
+
+def apply_gradients(
+    blueprint: Blueprint, state: State, grads: Any, sums: Sums, weight: jax.Array
+) -> tuple[State, Metrics]:
+    """The state after an update with what `make_gradients` gave, and the step's metrics."""
+    number = state["step"]
+    params, opt = _update(blueprint, grads, state["opt"], state["params"])
+    new = {**state, "step": number + 1, "params": params, "opt": opt}
+    if blueprint.ema:
+        new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
+    return new, {
+        "loss": sums.loss / weight,
+        "nll": sums.nll / weight,
+        "accuracy": sums.correct / weight,
+        "weight": sums.weight,
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": jnp.asarray(blueprint.optim.learning_rate(number)),
+    }
 
 
 def split_batch(batch: Batch, parts: int) -> Batch:

@@ -10,6 +10,7 @@ from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig
+from lmkit.config.saved import FAMILIES as MODELS
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.batches import Batches, Records, Windows
 from lmkit.data.examples import RecordData, check_records, prepare_records
@@ -60,10 +61,11 @@ def check_task(experiment: Experiment) -> None:
     families = FAMILIES[kind]
     if not isinstance(model, families):
         fitting = " or ".join(family.__name__ for family in families)
-        own = ", ".join(name.name for name, families in FAMILIES.items() if isinstance(model, families))
+        names = " or ".join(f"model={name}" for name, schema in MODELS.items() if schema in families)
+        own = " or ".join(f"objective={one.name}" for one, schemas in FAMILIES.items() if isinstance(model, schemas))
         raise ConfigError(
-            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set model= to a preset "
-            f"of that family, or objective= to one of {own}"
+            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set {names} (or one of "
+            f"its presets), or {own}"
         )
     if kind is ObjectiveKind.masked_lm:
         assert isinstance(model, BERTConfig)
@@ -131,9 +133,9 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
     per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if causal else {}
     target = batches.cutter.target_len if batches.cutter else 0
     predicted = batches.masker.places(length) if batches.masker else 0
-    model = fit_model(experiment.model, data.tokenizer, 0)
+    model, notes = without_idle_heads(fit_model(experiment.model, data.tokenizer, 0), experiment)
     return Task(objective.kind, model, data.tokenizer, batches, data.weights, [], length, target, predicted,
-                per_token, facts, [])  # fmt: skip
+                per_token, facts, notes)  # fmt: skip
 
 
 def _record_task(experiment: Experiment, data: RecordData) -> Task:
@@ -148,7 +150,8 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
             facts[name][split] = {"records": len(store.rows[split])}
         notes += _cut(name, store, config.seq_len, config.target_size, data.parts)
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
-    model = fit_model(experiment.model, data.tokenizer, classes)
+    model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
+    notes += idle
     source, target = config.seq_len, config.target_size if kind is ObjectiveKind.seq2seq else 0
     if isinstance(model, ViTConfig):
         source = model.num_patches
@@ -196,6 +199,23 @@ def fit_model(model: ModelConfig, tokenizer: Tokenizer | None, classes: int) -> 
             f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
         )
     return model if size else dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+
+
+def without_idle_heads(model: ModelConfig, experiment: Experiment) -> tuple[ModelConfig, list[str]]:
+    """A BERT without the heads that this objective does not train, and what to tell of that."""
+    if not isinstance(model, BERTConfig):
+        return model, []
+    masked = experiment.objective.kind is ObjectiveKind.masked_lm
+    pairs = masked and experiment.objective.next_sentence
+    trained = {
+        "lm_head": masked,
+        "next_sentence_head": pairs,
+        "pooler": pairs or (bool(model.num_classes) and not model.classify_tokens),
+        "num_classes": not masked,
+    }
+    idle = {name: type(getattr(model, name))(0) for name, used in trained.items() if getattr(model, name) and not used}
+    notes = [f"left out, as nothing trains it here: {', '.join(f'model.{name}' for name in idle)}"] if idle else []
+    return dataclasses.replace(model, **idle), notes
 
 
 def bits_per_byte(task: Task, part: str, nats: float) -> float:

@@ -44,7 +44,7 @@ def test_merged_equals_unmerged(name: str) -> None:
     objective = build_objective(ObjectiveConfig(kind=kind.objective, chunk_tokens=64))
 
     def loss(graph, params) -> float:
-        return float(objective(nnx.merge(graph, nnx.State(params)), batch_of(kind.config), None).loss)
+        return float(objective(nnx.merge(graph, nnx.State(params)), batch_of(kind.config), None)[0].loss)
 
     base = loss(plain_graph, plain)
     assert loss(graph, params) == base, "B starts at zero"
@@ -95,7 +95,7 @@ def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
     objective = build_objective(ObjectiveConfig(kind=kind.objective, chunk_tokens=64))
 
     def loss(params, batch):
-        return objective(nnx.merge(graph, nnx.State(params)), batch, None).loss
+        return objective(nnx.merge(graph, nnx.State(params)), batch, None)[0].loss
 
     step = jax.jit(jax.value_and_grad(loss))
     expected = step(params, batch_of(kind.config))

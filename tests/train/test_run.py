@@ -290,9 +290,9 @@ def test_a_corrupt_checkpoint_falls_back_and_says_so(tmp_path: Path, capsys: pyt
 
 
 def test_a_signal_during_an_evaluation_saves_that_step(tmp_path: Path, monkeypatch) -> None:
-    def interrupted(*args) -> dict[str, float]:
+    def interrupted(*args) -> tuple[dict[str, float], None]:
         os.kill(os.getpid(), signal.SIGINT)
-        return {"eval/loss": 1.0, "eval/bits_per_byte": 1.0}
+        return {"eval/loss": 1.0, "eval/bits_per_byte": 1.0}, None
 
     monkeypatch.setattr("lmkit.train.main.evaluate", interrupted)
     cadence = ["train.eval_every_steps=7", "checkpoint.save_every_steps=0"]

@@ -74,11 +74,12 @@ def test_the_compiled_step_is_the_jitted_one_and_donates() -> None:
     experiment = tiny_experiment("run.compile_cache=")
     mesh = build_mesh(experiment.mesh, jax.devices()[:1])
     blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh)
-    programs = compile_programs(experiment, blueprint)
+    batch = jax.tree.map(lambda x: jax.device_put(x, blueprint.shardings["step"]), random_batch(0))
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
+    programs = compile_programs(experiment, blueprint, shapes)
     state = init_state(blueprint, 0)
     assert programs.memory_bytes > blueprint.state_bytes_per_device
     with jax.set_mesh(mesh):
-        batch = jax.tree.map(lambda x: jax.device_put(x, blueprint.shardings["step"]), random_batch(0))
         new, metrics = programs.train(state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state)), "the old state's memory is reused"
     losses, _, _ = train_steps(experiment, 1, num_devices=1)

@@ -12,6 +12,7 @@ from lmkit.config.data import DataConfig
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.sections import Best, CheckpointConfig
 from lmkit.data.loader import batch_shapes, train_batches
+from lmkit.data.tokenizer import ByteTokenizer
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
@@ -19,7 +20,7 @@ from lmkit.train.best import BestSoFar
 from lmkit.train.folds import spread
 from lmkit.train.state import init_state, make_blueprint
 from lmkit.train.step import make_train_step
-from lmkit.train.task import check_task, prepare_task
+from lmkit.train.task import check_task, fit_model, prepare_task, without_idle_heads
 
 COMMON = [
     "tokenizer=bytes",
@@ -230,7 +231,7 @@ def test_the_spread_of_folds() -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["model=vit", "objective=causal_lm"], "learns with GPTConfig; this is ViTConfig.*classify, regress"),
+    (["model=vit", "objective=causal_lm"], "learns with GPTConfig; this is ViTConfig.*model=gpt.*objective=classify or objective=regress"),
     (["model=bert", "objective=masked_lm", "model.lm_head=false", "data.seq_len=8"], "model.lm_head=true"),
     (["model=bert", "objective=classify", "data.augment.mixup=0.2", "data.seq_len=8"], "only images with classes"),
     (["model=bert", "objective=classify_tokens", "data.seq_len=8"], "model.classify_tokens=true"),
@@ -272,3 +273,18 @@ def test_a_mistake_in_the_data_leaves_nothing(
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("words", "heads"), [
+    (["objective=masked_lm"], (True, False, False, 0)),
+    (["objective=masked_lm", "objective.next_sentence=true", "model.next_sentence_head=true"], (True, True, True, 0)),
+    (["objective=classify"], (False, False, True, 2)),
+    (["objective=classify_tokens", "model.classify_tokens=true"], (False, False, False, 2)),
+])  # fmt: skip
+def test_heads_that_nothing_trains_are_left_out(words: list[str], heads: tuple) -> None:
+    experiment = compose(["run.name=x", "model=bert", "data.seq_len=8", *words])
+    classes = 2 if "classify" in words[0] else 0
+    fitted = fit_model(experiment.model, ByteTokenizer(mask=True), classes)
+    model, notes = without_idle_heads(fitted, experiment)
+    assert (model.lm_head, model.next_sentence_head, model.pooler, model.num_classes) == heads
+    assert bool(notes) == (model != fitted)

@@ -1,0 +1,105 @@
+"""`lmkit.verify`, top to bottom."""
+
+import dataclasses
+import math
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.config.sections import MeshConfig, ObjectiveKind
+from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
+from lmkit.train.state import make_blueprint
+from lmkit.train.task import check_task
+from lmkit.verify.collectives import count_collectives, least_bytes
+from lmkit.verify.compare import Row, compare, first_departing, run_step
+from lmkit.verify.inputs import make_inputs
+from lmkit.verify.shrink import shrink
+
+console = Console(highlight=False)
+_REST = 2  # devices that an axis of -1 takes where they are pretended
+
+
+def verify(experiment: Experiment) -> int:
+    """Runs the step on one device and on the mesh and prints how far they are apart. 0 where they agree, else 1."""
+    check_task(experiment)
+    sizes = choose_devices(experiment)
+    small = shrink(experiment, sizes)
+    model = fit_heads(small)
+    batch = make_inputs(small, model)
+    mesh = build_mesh(_mesh_of(experiment.mesh, sizes), jax.devices()[: math.prod(sizes.values())])
+    one = run_step(small, model, batch, build_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    many = run_step(small, model, batch, mesh)
+    rows = compare(one, many)
+    show(experiment, sizes, rows)
+    shapes = make_blueprint(model, small.optim, small.train.steps, mesh, small.lora).param_shapes
+    show_traffic(dataclasses.replace(small, model=model), many.program, shapes, sizes)
+    if all(row.equal for row in rows):
+        console.print("[bold green]equal[/]")
+        return 0
+    departing = first_departing(one, many)
+    console.print(f"[bold red]different[/]{f': the first to depart is {departing}' if departing else ''}")
+    return 1
+
+
+def choose_devices(experiment: Experiment) -> dict[str, int]:
+    """The sizes of the mesh: on the devices there are, or on as many CPU devices as it needs. Sets jax up."""
+    if experiment.verify.real_devices:
+        setup_jax(experiment.run)
+        return axis_sizes(experiment.mesh, len(jax.devices()))
+    asked = {axis: getattr(experiment.mesh, axis) * getattr(experiment.mesh.dcn, axis) for axis in AXES}
+    sizes = {axis: _REST if size < 0 else size for axis, size in asked.items()}
+    needed = math.prod(sizes.values())
+    if needed == 1:
+        raise ConfigError("this mesh has one device, with nothing to compare: set mesh.data, mesh.fsdp or mesh.tensor")
+    setup_jax(dataclasses.replace(experiment.run, cpu_devices=max(needed, experiment.run.cpu_devices)))
+    return sizes
+
+
+def _mesh_of(mesh: MeshConfig, sizes: dict[str, int]) -> MeshConfig:
+    return dataclasses.replace(mesh, **{axis: n // getattr(mesh.dcn, axis) for axis, n in sizes.items()})
+
+
+def fit_heads(experiment: Experiment):
+    """The model with the classes that labels need."""
+    model, kind = experiment.model, experiment.objective.kind
+    if kind is ObjectiveKind.regress:
+        return dataclasses.replace(model, num_classes=1)
+    if kind in (ObjectiveKind.classify, ObjectiveKind.classify_tokens) and not model.num_classes:  # type: ignore
+        return dataclasses.replace(model, num_classes=4)
+    return model
+
+
+def show(experiment: Experiment, sizes: dict[str, int], rows: list[Row]) -> None:
+    """The table of differences."""
+    axes = " x ".join(f"{axis}={n}" for axis, n in sizes.items() if n > 1)
+    table = Table(title=f"[bold]{experiment.run.name}: one device and {axes}", title_justify="left", box=None)
+    for name in ("largest relative difference", "found", "allowed", "verdict"):
+        table.add_column(name)
+    for row in rows:
+        verdict = "equal" if row.equal else "[bold red]DIFFERENT"
+        table.add_row(row.quantity, f"{row.difference:.1e}", f"{row.tolerance:.0e}", verdict)
+    console.print(table)
+    for row in rows:
+        where = f"; the worst is {row.where}" if row.where else ""
+        console.print(f"{row.quantity}: {row.reason}{where}", style="dim", soft_wrap=True)
+
+
+def show_traffic(experiment: Experiment, program: str, shapes, sizes: dict[str, int]) -> None:
+    """The collectives of the shrunk step, and the least that the mesh asks for."""
+    table = Table(title="[bold]collectives of this step, a device", title_justify="left", box=None)
+    for name in ("kind", "count", "KiB sent"):
+        table.add_column(name, justify="left" if name == "kind" else "right")
+    found = count_collectives(program)
+    for kind, traffic in found.items():
+        table.add_row(kind, str(traffic.count), f"{traffic.sent_bytes / 1024:,.1f}")
+    least = least_bytes(experiment, shapes, sizes)
+    parts = ", ".join(f"{axis} {value / 1024:,.1f}" for axis, value in least.items() if value)
+    total = sum(traffic.sent_bytes for traffic in found.values()) / 1024
+    table.add_row("together", str(sum(t.count for t in found.values())), f"{total:,.1f}")
+    table.add_row("at least", "", f"{sum(least.values()) / 1024:,.1f}")
+    console.print(table)
+    console.print(f"at least, by axis, in KiB: {parts}", style="dim")
