@@ -106,8 +106,8 @@ def page(width: float, height: float, title: str, inside: str) -> str:
 
 def draw_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> str:
     """The confusion matrix as a heat map: each row is a true class, shaded by the share of its rows."""
-    cell, left = (34 if len(labels) > 5 else 60), 40 + LETTER * max(map(len, labels))
-    side = cell * len(labels)
+    longest = LETTER * max(map(len, labels))
+    cell, left, side = max(34, longest + 12), longest + 40, max(34, longest + 12) * len(labels)
     out = ['<text class="title" x="14" y="24">Held-out rows by true and by predicted class</text>']
     for row, (label, counts) in enumerate(zip(labels, matrix, strict=True)):
         y = TOP + 20 + row * cell
@@ -117,10 +117,10 @@ def draw_confusion(labels: Sequence[str], matrix: Sequence[Sequence[int]]) -> st
             share, x = count / max(sum(counts), 1), left + column * cell
             box = f'x="{x + 1}" y="{y + 1}" width="{cell - 2}" height="{cell - 2}" rx="3"'
             out.append(f'<rect {box} fill="var(--heat)" fill-opacity="{0.04 + 0.96 * share**0.5:.3f}"/>')
-            tone = "light" if share > 0.15 else "dark"
+            tone = "light" if share > 0.3 else "dark"
             out.append(f'<text class="middle {tone}" x="{x + cell / 2}" y="{y + cell / 2 + 4}">{count}</text>')
     out.append(f'<text class="middle" x="{left + side / 2}" y="{TOP + side + 44}">predicted (rows: true)</text>')
-    return page(max(left + side + 16, 320), TOP + side + 60, "Confusion matrix", "".join(out))
+    return page(max(left + side + 16, 360), TOP + side + 60, "Confusion matrix", "".join(out))
 
 
 def main(arguments: argparse.Namespace) -> None:
