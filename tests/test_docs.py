@@ -48,7 +48,7 @@ def test_keys_that_are_named_exist(path) -> None:
     keys = {name for name, *_ in all_keys_of(Experiment)}
     sections = {name.split(".")[0] for name in keys if "." in name}
     for section, key in re.findall(r"`(\w+)\.([\w.]+)(?:=[^`]*)?`", path.read_text()):
-        if section in sections and not key.endswith(("json", "yaml")) and not is_code(section, key):
+        if section in sections and not key.endswith(("json", "jsonl", "yaml")) and not is_code(section, key):
             assert f"{section}.{key}" in keys or any(k.startswith(f"{section}.{key}.") for k in keys), (
                 f"{section}.{key}"
             )

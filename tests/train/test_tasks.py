@@ -231,7 +231,7 @@ def test_the_spread_of_folds() -> None:
 
 
 @pytest.mark.parametrize(("words", "message"), [
-    (["model=vit", "objective=causal_lm"], "learns with GPTConfig; this is ViTConfig.*model=gpt.*objective=classify or objective=regress"),
+    (["model=vit", "objective=causal_lm"], "this is ViTConfig.*model=gpt.*=classify or objective=regress"),
     (["model=bert", "objective=masked_lm", "model.lm_head=false", "data.seq_len=8"], "model.lm_head=true"),
     (["model=bert", "objective=classify", "data.augment.mixup=0.2", "data.seq_len=8"], "only images with classes"),
     (["model=bert", "objective=classify_tokens", "data.seq_len=8"], "model.classify_tokens=true"),
