@@ -24,7 +24,7 @@ FLOORS = [
         "lmkit.metrics",
         "lmkit.decode",
     },
-    {"lmkit.train.state", "lmkit.train.start"},
+    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
     {"lmkit.train.step"},
     {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.__main__"},
 ]
