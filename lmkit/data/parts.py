@@ -102,13 +102,16 @@ class Texts:
 
 
 def fit(pieces: list[np.ndarray], room: int) -> list[np.ndarray]:
-    """The pieces cut to `room` tokens in all, always at the end of the longest."""
-    lengths = [len(piece) for piece in pieces]
-    while sum(lengths) > max(room, 0):
-        longest = lengths.index(max(lengths))
-        others = max((n for i, n in enumerate(lengths) if i != longest), default=0)
-        lengths[longest] -= min(sum(lengths) - max(room, 0), max(lengths[longest] - others, 1))
-    return [piece[:n] for piece, n in zip(pieces, lengths, strict=True)]
+    """One or two pieces cut at their ends to `room` tokens in all: of two the longer one first."""
+    room = max(room, 0)
+    if len(pieces) == 1:
+        return [pieces[0][:room]]
+    first, second = pieces
+    half = room - room // 2
+    if len(first) <= half:
+        return [first, second[: room - len(first)]]
+    kept = max(half, room - len(second))
+    return [first[:kept], second[: room - min(kept, len(first))]]
 
 
 def encode_texts(tokenizer: Tokenizer, names: Sequence[str], texts: list[list[str]]) -> list[Batch]:

@@ -15,6 +15,7 @@ from lmkit.config.model import ModelConfig
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.batches import Records
 from lmkit.data.examples import RecordData, check_records, prepare_records
+from lmkit.data.parts import fit
 from lmkit.data.record_store import Column, RecordStore, RecordWriter
 from lmkit.data.store import HELDOUT, TRAIN
 
@@ -86,6 +87,16 @@ def test_a_second_text_is_the_other_segment(tmp_path: Path) -> None:
         assert decode(first) == "a" * 19, "the longer one is cut"
         assert len(decode(second)) == 2
         assert batch["segment_ids"][row].all()
+
+
+@pytest.mark.parametrize(("lengths", "room", "kept"), [
+    ([9], 5, [5]), ([3], 5, [3]), ([9, 9], 10, [5, 5]), ([9, 9], 11, [6, 5]), ([2, 9], 10, [2, 8]),
+    ([9, 2], 10, [8, 2]), ([3, 4], 10, [3, 4]), ([9, 9], 0, [0, 0]), ([9, 9], -2, [0, 0]), ([0, 9], 4, [0, 4]),
+])  # fmt: skip
+def test_the_longer_one_is_cut(lengths: list[int], room: int, kept: list[int]) -> None:
+    pieces = [np.arange(length) for length in lengths]
+    assert [len(piece) for piece in fit(pieces, room)] == kept
+    assert all((cut == piece[: len(cut)]).all() for cut, piece in zip(fit(pieces, room), pieces, strict=True))
 
 
 def test_words_have_a_class_each(tmp_path: Path) -> None:
