@@ -104,6 +104,9 @@ NAMES = ["masked_lm", "next_sentence", "span_corruption", "classify", "classify_
          "chat", "images", "mixup", "brightness"]  # fmt: skip
 
 
+QUICK = ("masked_lm", "classify", "seq2seq", "chat", "images")
+
+
 def words_of(name: str, folder: Path, corpus: Path, *more: str) -> list[str]:
     kind = KIND_OF.get(name, name)
     return [*COMMON, f"run.name={name}", f"objective={kind}", *overrides(name, folder, corpus), *more]
@@ -113,7 +116,9 @@ def train(*words: str) -> int:
     return run_verb("train", "lmkit.train.main:train", "about", list(words))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES
+])  # fmt: skip
 def test_a_whole_run_learns(name: str, tmp_path: Path, corpus: Path) -> None:
     run = tmp_path / "run"
     data_folder = tmp_path / "data"
@@ -135,9 +140,10 @@ def test_a_whole_run_learns(name: str, tmp_path: Path, corpus: Path) -> None:
     assert (run / "report.html").is_file()
 
 
-@pytest.mark.parametrize(
-    "name", ["masked_lm", "next_sentence", "span_corruption", "classify_tokens", "seq2seq", "mixup"]
-)
+@pytest.mark.parametrize("name", [
+    "next_sentence", "seq2seq", "mixup",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked_lm", "span_corruption", "classify_tokens")),
+])  # fmt: skip
 def test_sharded_equals_unsharded(name: str, tmp_path: Path, corpus: Path) -> None:
     losses = []
     for axes, devices in ((["mesh.data=1"], 1), (["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 8)):
