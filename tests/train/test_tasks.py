@@ -65,7 +65,7 @@ def pictures(folder: Path) -> list[dict]:
 
 def overrides(name: str, folder: Path, corpus: Path) -> list[str]:
     """What makes a tiny run of an objective."""
-    text, words = [f"data.paths=[{corpus}]"], ["red", "green", "blue"]
+    text, words = ["data=text_files", f"data.paths=[{corpus}]"], ["red", "green", "blue"]
     mails = [{"text": f"{words[n % 3]} {n}", "label": words[n % 3], "target": n % 3 + 0.5} for n in range(64)]
     bert = ["model=bert", "model.vocab_size=264", "model.lm_head=false", "model.max_seq_len=64"]
     encdec = ["model=encdec", "model.vocab_size=304", "model.norm_order=pre"]
