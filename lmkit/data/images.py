@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sampler import hash64
+from lmkit.data.sampler import uniform
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names for grey and colour
 
@@ -96,7 +96,7 @@ def augment(
     if images_BHWC.ndim != 4 or keys_B.shape != images_BHWC.shape[:1]:
         raise ValueError(f"images {images_BHWC.shape} and keys {keys_B.shape}: they must be [B, H, W, C] and [B]")
     out_BHWC = images_BHWC.astype(np.float32)
-    mirrored, down, right, turn, zoom = (_uniform(keys_B, number) for number in range(5))
+    mirrored, down, right, turn, zoom = (uniform(keys_B, number) for number in range(5))
     if flip:
         out_BHWC = np.where((mirrored < 0.5)[:, None, None, None], out_BHWC[:, :, ::-1], out_BHWC)
     if not (crop_pixels or rotate_degrees or scale):
@@ -115,8 +115,3 @@ def augment(
                 image_HWC[..., channel], matrix, offset, order=1, mode="grid-constant"
             )
     return out_BHWC
-
-
-def _uniform(keys_B: np.ndarray, number: int) -> np.ndarray:
-    """float64 [B] in [0, 1): the `number`-th draw of each key."""
-    return (hash64(keys_B, number) >> np.uint64(11)) / np.float64(2**53)

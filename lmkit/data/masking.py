@@ -6,16 +6,15 @@ of a run does not. B rows, T tokens, P predicted places, S source tokens.
 
 import numpy as np
 
-from lmkit.data.sampler import hash64
+from lmkit.data.sampler import uniform
 from lmkit.data.tokenizer import Tokenizer
 
 _KEPT, _RANDOM = 0.1, 0.1  # of the chosen: left as they are, replaced by any token (Devlin et al. 2019, section 3.1)
 
 
-def uniform(keys: np.ndarray, count: int, *use: int) -> np.ndarray:
+def draws(keys: np.ndarray, count: int, *use: int) -> np.ndarray:
     """float64 [B, count] in [0, 1): the numbers of a use of each row's key."""
-    bits = hash64(keys[:, None], np.arange(count), *use)
-    return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+    return uniform(keys[:, None], np.arange(count), *use)
 
 
 class Masker:
@@ -44,14 +43,14 @@ class Masker:
         rows, length = tokens.shape
         open_to = inside & ~np.isin(tokens, self.special)
         order = self._words(tokens) if self.continues is not None else np.arange(length)[None].repeat(rows, 0)
-        draw = np.take_along_axis(uniform(keys, length, 1), order, axis=1)  # one draw a word
+        draw = np.take_along_axis(draws(keys, length, 1), order, axis=1)  # one draw a word
         rank = np.where(open_to, draw + np.arange(length) * 1e-12, np.inf)
         places = np.argsort(rank, axis=1, kind="stable")[:, : self.places(length)]
         wanted = np.maximum(np.round(self.share * open_to.sum(1)), 1)
         chosen = np.take_along_axis(open_to, places, axis=1) & (np.arange(places.shape[1]) < wanted[:, None])
         targets = np.take_along_axis(tokens, places, axis=1)
-        fate = uniform(keys, places.shape[1], 2)
-        other = (uniform(keys, places.shape[1], 3) * self.tokenizer.vocab_size).astype(tokens.dtype)
+        fate = draws(keys, places.shape[1], 2)
+        other = (draws(keys, places.shape[1], 3) * self.tokenizer.vocab_size).astype(tokens.dtype)
         hidden = np.where(fate < _KEPT + _RANDOM, other, np.full_like(targets, self.mask_id))
         shown = np.where(fate < _KEPT, targets, hidden)
         inputs = tokens.copy()
@@ -103,8 +102,8 @@ class SpanCutter:
 
     def __call__(self, tokens: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
         """int tokens [B, raw] to source [B, S], and inputs, targets, weights [B, T]."""
-        lengths_noise = _divide(uniform(keys, self.noise - 1, 1), self.noise, self.spans)
-        lengths_kept = _divide(uniform(keys, self.raw - self.noise - 1, 2), self.raw - self.noise, self.spans)
+        lengths_noise = _divide(draws(keys, self.noise - 1, 1), self.noise, self.spans)
+        lengths_kept = _divide(draws(keys, self.raw - self.noise - 1, 2), self.raw - self.noise, self.spans)
         both = np.stack([lengths_kept, lengths_noise], axis=2).reshape(len(tokens), -1)  # kept, cut, kept, cut, ...
         ends = np.cumsum(both, axis=1)
         segment = np.sum(np.arange(self.raw)[None, :, None] >= ends[:, None, :], axis=2)  # [B, raw]
@@ -141,7 +140,7 @@ class Pairer:
     def __call__(self, tokens: np.ndarray, others: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
         """int tokens [B, T - 3] twice, to tokens, segment_ids, types [B, T] and next_sentence [B] (0: B follows A)."""
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
-        apart = uniform(keys, 2, 4)
+        apart = draws(keys, 2, 4)
         out = np.full((len(tokens), self.seq_len), end, np.int32)
         segments, types = np.zeros_like(out), np.zeros_like(out)
         for row, (own, other) in enumerate(zip(tokens, others, strict=True)):

@@ -16,19 +16,33 @@ from lmkit.data.tokenizer import Tokenizer
 ASSISTANT = "assistant"
 
 
-class SourceTexts:
+class _OneText:
+    """A part that is one text: the column it fills and the field it comes from."""
+
+    config: DataConfig
+    tokenizer: Tokenizer
+    column: str
+    key: str  # of DataConfig
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        return {self.column: Column("int32", None)}
+
+    def texts(self, record: Record) -> list[str]:
+        return [text_of(record, getattr(self.config, self.key), self.key)]
+
+    def encode(self, records: Sequence[Record]) -> list[Batch]:
+        return encode_texts(self.tokenizer, [self.column], [self.texts(record) for record in records])
+
+
+class SourceTexts(_OneText):
     """text end, as `source` and `source_segment_ids` [B, S]."""
+
+    column, key = "source", "text_key"
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
-        self.columns = {"source": Column("int32", None)}
         self.shapes: Shapes = dict.fromkeys(("source", "source_segment_ids"), ((length,), np.int32))
-
-    def texts(self, record: Record) -> list[str]:
-        return [text_of(record, self.config.text_key, "text_key")]
-
-    def encode(self, records: Sequence[Record]) -> list[Batch]:
-        return encode_texts(self.tokenizer, ["source"], [self.texts(record) for record in records])
 
     def collate(self, rows: Rows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
@@ -64,20 +78,15 @@ class Sounds:
         return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
 
 
-class Targets:
+class Targets(_OneText):
     """start text as `inputs`, text end as `targets`, `segment_ids` and `weights`, each [B, T]."""
+
+    column, key = "target", "target_key"
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.target_size
-        self.columns = {"target": Column("int32", None)}
         self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
-
-    def texts(self, record: Record) -> list[str]:
-        return [text_of(record, self.config.target_key, "target_key")]
-
-    def encode(self, records: Sequence[Record]) -> list[Batch]:
-        return encode_texts(self.tokenizer, ["target"], [self.texts(record) for record in records])
 
     def collate(self, rows: Rows) -> Batch:
         length, end = self.config.target_size, self.tokenizer.end_id
@@ -88,19 +97,14 @@ class Targets:
         return {"inputs": pad_rows(inputs, length, end), "targets": targets, "segment_ids": inside, "weights": weights}
 
 
-class Captions:
+class Captions(_OneText):
     """text end as `inputs` [B, T], with `last` [B], the place of its end."""
+
+    column, key = "caption", "text_key"
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer = config, tokenizer
-        self.columns = {"caption": Column("int32", None)}
         self.shapes: Shapes = {"inputs": ((config.seq_len,), np.int32), "last": ((), np.int32)}
-
-    def texts(self, record: Record) -> list[str]:
-        return [text_of(record, self.config.text_key, "text_key")]
-
-    def encode(self, records: Sequence[Record]) -> list[Batch]:
-        return encode_texts(self.tokenizer, ["caption"], [self.texts(record) for record in records])
 
     def collate(self, rows: Rows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id

@@ -33,8 +33,10 @@ class Rows(NamedTuple):
 class Part(Protocol):
     """One part of a record."""
 
-    columns: dict[str, Column]
     shapes: Shapes
+
+    @property
+    def columns(self) -> dict[str, Column]: ...
 
     def texts(self, record: Record) -> list[str]:
         """What a tokenizer is trained on."""

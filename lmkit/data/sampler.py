@@ -42,6 +42,11 @@ def hash64(*words: np.ndarray | int) -> np.ndarray:
     return np.asarray(state)
 
 
+def uniform(*words: np.ndarray | int) -> np.ndarray:
+    """float64 in [0, 1) of integers, element by element: the upper 53 bits of their hash."""
+    return (hash64(*words) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
 def permute(index: np.ndarray, size: np.ndarray | int, *key: np.ndarray | int) -> np.ndarray:
     """A keyed permutation of range(size) at the points `index`.
 
