@@ -12,10 +12,9 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.sections import MeshConfig, ObjectiveKind
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
-from lmkit.train.state import make_blueprint
 from lmkit.train.task import check_task
 from lmkit.verify.collectives import count_collectives, least_bytes
-from lmkit.verify.compare import Row, compare, first_departing, run_step
+from lmkit.verify.compare import Result, Row, compare, first_departing, run_step
 from lmkit.verify.inputs import make_inputs
 from lmkit.verify.shrink import shrink
 
@@ -35,8 +34,7 @@ def verify(experiment: Experiment) -> int:
     many = run_step(small, model, batch, mesh)
     rows = compare(one, many)
     show(experiment, sizes, rows)
-    shapes = make_blueprint(model, small.optim, small.train.steps, mesh, small.lora).param_shapes
-    show_traffic(dataclasses.replace(small, model=model), many.program, shapes, sizes)
+    show_traffic(dataclasses.replace(small, model=model), many, sizes)
     if all(row.equal for row in rows):
         console.print("[bold green]equal[/]")
         return 0
@@ -88,15 +86,15 @@ def show(experiment: Experiment, sizes: dict[str, int], rows: list[Row]) -> None
         console.print(f"{row.quantity}: {row.reason}{where}", style="dim", soft_wrap=True)
 
 
-def show_traffic(experiment: Experiment, program: str, shapes, sizes: dict[str, int]) -> None:
+def show_traffic(experiment: Experiment, result: Result, sizes: dict[str, int]) -> None:
     """The collectives of the shrunk step, and the least that the mesh asks for."""
     table = Table(title="[bold]collectives of this step, a device", title_justify="left", box=None)
     for name in ("kind", "count", "KiB sent"):
         table.add_column(name, justify="left" if name == "kind" else "right")
-    found = count_collectives(program)
+    found = count_collectives(result.program)
     for kind, traffic in found.items():
         table.add_row(kind, str(traffic.count), f"{traffic.sent_bytes / 1024:,.1f}")
-    least = least_bytes(experiment, shapes, sizes)
+    least = least_bytes(experiment, result.shapes, sizes)
     parts = ", ".join(f"{axis} {value / 1024:,.1f}" for axis, value in least.items() if value)
     total = sum(traffic.sent_bytes for traffic in found.values()) / 1024
     table.add_row("together", str(sum(t.count for t in found.values())), f"{total:,.1f}")
