@@ -15,18 +15,17 @@ from lmkit.parallel.rules import sharding_of
 DeviceBatch = dict[str, jax.Array]
 
 
-def array_dims(name: str, ndim: int) -> tuple[str | None, ...]:
-    """Dims of a batch's array: rows over the batch axes, of token arrays the sequence over its own."""
-    if ndim == 2 and name not in ("places",):
-        return ("batch", "seq")
-    return ("batch", *[None] * (ndim - 1))
+def array_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """How a batch's array lies: rows over the batch axes, of token arrays the sequence over its own, where it can."""
+    split = len(shape) == 2 and name not in ("places",) and shape[1] % mesh.shape["context"] == 0
+    return sharding_of(("batch", "seq" if split else None, *[None] * (len(shape) - 2))[: len(shape)], mesh, shape, name)
 
 
 def batch_shapes(batches: Batches, batch_size: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a global batch, with their shardings: for compiling before there is data."""
     return {
         name: jax.ShapeDtypeStruct(
-            (batch_size, *shape), dtype, sharding=sharding_of(array_dims(name, 1 + len(shape)), mesh)
+            (batch_size, *shape), dtype, sharding=array_sharding(name, (batch_size, *shape), mesh)
         )
         for name, (shape, dtype) in batches.shapes().items()
     }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, put_batch, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
 from lmkit.nn.cache import Cache, cache_specs, take_rows
-from lmkit.parallel.rules import current_spec, reshard
+from lmkit.parallel.rules import current_spec, on_each_device, reshard
 
 _NEVER = -1.0e9  # added to a score that must not win: larger than any, small enough to keep the order of ties
 
@@ -164,4 +164,4 @@ def _reordered(cache: Cache, rows_R: jax.Array, *, cross: bool) -> Cache:
     take = partial(take_rows, cross=cross)
     if (specs := cache_specs(cache)) is None:
         return take(cache, rows_R)
-    return jax.shard_map(take, in_specs=(specs, current_spec(("batch",))), out_specs=specs)(cache, rows_R)
+    return on_each_device(take, (specs, current_spec(("batch",))), specs)(cache, rows_R)

@@ -17,7 +17,7 @@ from lmkit.config.model import Position
 from lmkit.decode.sampling import Sampling, choose
 from lmkit.nn.cache import Cache
 from lmkit.parallel.mesh import batch_shards
-from lmkit.parallel.rules import GATHERED, current_spec, reshard, sharding_of
+from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
 
 NOTHING = -1  # what a row that has ended says
 _MULTIPLE = 16  # prompts are padded to one, so that few lengths are compiled
@@ -64,7 +64,7 @@ def begin(model: Any, batch: Mapping[str, jax.Array], length: int) -> tuple[jax.
         first = {"empty": True}
     hidden_BTD, cache = model.extend(tokens_BT, num_B, cache, **first)
     last_BT = jnp.arange(tokens_BT.shape[1]) == num_B[:, None] - 1
-    hidden_BTD = jnp.where(last_BT[:, :, None], reshard(hidden_BTD, GATHERED), 0)
+    hidden_BTD = jnp.where(last_BT[:, :, None], reshard(hidden_BTD, WHOLE), 0)
     return logits_of(model, jnp.sum(hidden_BTD, axis=1, keepdims=True)), cache
 
 
@@ -85,7 +85,7 @@ def rows_only(function: Callable, out: Any, *arguments: Any) -> Any:
         return spec if x.ndim else PartitionSpec()
 
     specs = jax.tree.map(layout, arguments)
-    return jax.shard_map(function, in_specs=specs, out_specs=jax.tree.map(lambda _: spec, out))(*arguments)
+    return on_each_device(function, specs, jax.tree.map(lambda _: spec, out))(*arguments)
 
 
 def put_batch(prompts: Prompts, mesh: Mesh | None, limit: int) -> dict[str, jax.Array]:

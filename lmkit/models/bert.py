@@ -18,7 +18,7 @@ from lmkit.nn.mlp import ACTIVATIONS
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import GATHERED, reshard, residual_dims
+from lmkit.parallel.rules import WHOLE, gathered_dims, reshard, residual_dims
 
 
 class BERT(nnx.Module):
@@ -84,20 +84,21 @@ class BERT(nnx.Module):
     def pool(self, hidden_BTD: jax.Array) -> jax.Array:
         """What stands for the whole row, [B, D]: a dense layer with tanh on its first token."""
         assert self.pooler is not None, "model.pooler=false"
-        first_B1D = reshard(hidden_BTD, GATHERED)[:, :1]
-        return jnp.tanh(self.pooler(first_B1D, out=GATHERED))[:, 0]
+        first_B1D = reshard(hidden_BTD, WHOLE)[:, :1]
+        return jnp.tanh(self.pooler(first_B1D, out=WHOLE))[:, 0]
 
     def next_sentence_logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 [B, 2]: does the second sentence follow the first (0), or not (1)?"""
         assert self.next_sentence is not None, "model.next_sentence_head=false"
-        return self.next_sentence(self.pool(hidden_BTD)[:, None], out=GATHERED)[:, 0].astype(jnp.float32)
+        return self.next_sentence(self.pool(hidden_BTD)[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
 
     def class_logits(self, hidden_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What `encode` gave to float32 [B, classes], or [B, T, classes] with classify_tokens. key: dropout on."""
         assert self.classifier is not None, "model.num_classes=0"
         config = self.config
-        x_BTD = reshard(hidden_BTD, GATHERED) if config.classify_tokens else self.pool(hidden_BTD)[:, None]
-        logits = self.classifier(dropout(x_BTD, config.dropout, key, GATHERED), out=GATHERED).astype(jnp.float32)
+        dims = gathered_dims(hidden_BTD.shape[1]) if config.classify_tokens else WHOLE
+        x_BTD = reshard(hidden_BTD, dims) if config.classify_tokens else self.pool(hidden_BTD)[:, None]
+        logits = self.classifier(dropout(x_BTD, config.dropout, key, dims), out=dims).astype(jnp.float32)
         return logits if config.classify_tokens else logits[:, 0]
 
     def hidden(
@@ -135,5 +136,5 @@ class MaskedHead(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        y_BTD = self.dense(reshard(x_BTD, GATHERED), out=residual_dims(x_BTD.shape[1]))
+        y_BTD = self.dense(reshard(x_BTD, gathered_dims(x_BTD.shape[1])), out=residual_dims(x_BTD.shape[1]))
         return self.norm(ACTIVATIONS[self.activation](y_BTD))

@@ -19,7 +19,7 @@ from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.position import RelativeBias
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import GATHERED, reshard, residual_dims
+from lmkit.parallel.rules import gathered_dims, reshard, residual_dims
 
 
 class Memory(NamedTuple):
@@ -61,7 +61,7 @@ class EncDec(nnx.Module):
         else:
             x_BSD = self.embed(source, dtype, out=residual_dims(source.shape[1]))
         hidden_BSD = self.encoder(x_BSD, Memory(x_BSD, segment_ids_BS), segment_ids_BS, None, key)
-        return Memory(reshard(hidden_BSD, GATHERED), segment_ids_BS)
+        return Memory(reshard(hidden_BSD, gathered_dims(hidden_BSD.shape[1])), segment_ids_BS)
 
     def decode(
         self,

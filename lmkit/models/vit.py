@@ -19,7 +19,7 @@ from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.position import grid_sinusoids
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import GATHERED, current_spec, reshard, residual_dims
+from lmkit.parallel.rules import WHOLE, current_spec, reshard, residual_dims
 
 
 class ViT(nnx.Module):
@@ -57,7 +57,7 @@ class ViT(nnx.Module):
             x_BPD += grid_sinusoids(config.image_size // config.patch_size, config.embed_dim).astype(x_BPD.dtype)
         if self.class_token is not None:
             token_D = self.class_token[...].astype(x_BPD.dtype)
-            shape, spec = (x_BPD.shape[0], 1, config.embed_dim), current_spec(GATHERED)
+            shape, spec = (x_BPD.shape[0], 1, config.embed_dim), current_spec(WHOLE)
             x_BPD = jnp.concatenate([jnp.broadcast_to(token_D, shape, out_sharding=spec), x_BPD], axis=1)
         x_BPD = self.input(reshard(x_BPD, residual_dims(x_BPD.shape[1])), key=keys[0])
         places = make_places(config, default_positions(x_BPD, None), None)
@@ -65,14 +65,14 @@ class ViT(nnx.Module):
 
     def pool(self, hidden_BPD: jax.Array) -> jax.Array:
         """What stands for the image, [B, D]: the class token, or the mean over the patches."""
-        hidden_BPD = reshard(hidden_BPD, GATHERED)
+        hidden_BPD = reshard(hidden_BPD, WHOLE)
         return jnp.mean(hidden_BPD, axis=1) if self.class_token is None else hidden_BPD[:, 0]
 
     def __call__(self, images_BHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C] to float32 logits [B, classes]."""
         assert self.head is not None, "model.num_classes=0"
         pooled_BD = self.pool(self.hidden(images_BHWC, key))
-        return self.head(pooled_BD[:, None], out=GATHERED)[:, 0].astype(jnp.float32)
+        return self.head(pooled_BD[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
 
 
 class CLIP(nnx.Module):
@@ -93,15 +93,15 @@ class CLIP(nnx.Module):
 
     def embed_text(self, tokens_BT: jax.Array, last_B: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """int tokens [B, T], and the place of each row's end token, to unit vectors float32 [B, projection_dim]."""
-        hidden_BTD = reshard(self.text.hidden(tokens_BT, key=key), GATHERED)
+        hidden_BTD = reshard(self.text.hidden(tokens_BT, key=key), WHOLE)
         chosen_BT = jnp.arange(tokens_BT.shape[1]) == last_B[:, None]  # a product instead of a gather: it shards
         pooled_BD = jnp.sum(jnp.where(chosen_BT[..., None], hidden_BTD, jnp.zeros_like(hidden_BTD)), axis=1)
-        return _unit(self.text_projection(pooled_BD[:, None], out=GATHERED)[:, 0])
+        return _unit(self.text_projection(pooled_BD[:, None], out=WHOLE)[:, 0])
 
     def embed_image(self, images_BHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C] to unit vectors float32 [B, projection_dim]."""
         pooled_BD = self.vision.pool(self.vision.hidden(images_BHWC, key))
-        return _unit(self.vision_projection(pooled_BD[:, None], out=GATHERED)[:, 0])
+        return _unit(self.vision_projection(pooled_BD[:, None], out=WHOLE)[:, 0])
 
     def __call__(self, tokens_BT, last_B, images_BHWC, key: jax.Array | None = None) -> jax.Array:
         """float32 [B texts, B images]: scaled cosine similarities."""

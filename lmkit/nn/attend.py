@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from lmkit.config.base import ConfigError
 from lmkit.config.model import Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
-from lmkit.parallel.rules import current_spec
+from lmkit.parallel.rules import current_spec, on_each_device
 
 
 def choose_kernel(
@@ -108,11 +108,11 @@ def attend(
 
 def _per_device(local, q, k, v, segments):
     """Runs a kernel that XLA cannot partition on each device's own batch rows and heads."""
-    if (spec := current_spec(("batch", "seq", "heads", "head"))) is None:
+    if (spec := current_spec(("batch", None, "heads", "head"))) is None:
         return local(q, k, v, segments)
     rows = PartitionSpec(*spec[:2])
     specs = (spec, spec, spec, None if segments is None else (rows, rows))
-    return jax.shard_map(local, in_specs=specs, out_specs=spec, check_vma=False)(q, k, v, segments)
+    return on_each_device(local, specs, spec, check=False)(q, k, v, segments)
 
 
 def _cudnn(q, k, v, segments, *, causal, window, scale):

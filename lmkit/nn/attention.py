@@ -12,7 +12,7 @@ from lmkit.nn.cache import Past, attend_cached
 from lmkit.nn.linear import Linear
 from lmkit.nn.norm import RMSNorm
 from lmkit.nn.position import Table, apply_rope, rope_table
-from lmkit.parallel.rules import residual_dims
+from lmkit.parallel.rules import residual_dims, seq_dim
 
 
 class Places(NamedTuple):
@@ -67,12 +67,12 @@ class Attention(nnx.Module):
 
     def _project(self, x_BTD: jax.Array, memory_BSD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTNH = self._queries(x_BTD)
-        k_BSKH = self.k(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
-        v_BSKH = self.v(memory_BSD, out=("batch", "seq", "kv_heads", "head"))
+        out = ("batch", seq_dim(memory_BSD.shape[1]), "kv_heads", "head")
+        k_BSKH, v_BSKH = self.k(memory_BSD, out=out), self.v(memory_BSD, out=out)
         return q_BTNH, k_BSKH if self.k_norm is None else self.k_norm(k_BSKH), v_BSKH
 
     def _queries(self, x_BTD: jax.Array) -> jax.Array:
-        q_BTNH = self.q(x_BTD, out=("batch", "seq", "heads", "head"))
+        q_BTNH = self.q(x_BTD, out=("batch", seq_dim(x_BTD.shape[1]), "heads", "head"))
         return q_BTNH if self.q_norm is None else self.q_norm(q_BTNH)
 
     def _mix(self, q: jax.Array, k: jax.Array, v: jax.Array, places: Places, windowed: bool) -> jax.Array:

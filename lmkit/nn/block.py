@@ -14,7 +14,7 @@ from lmkit.nn.dropout import dropout
 from lmkit.nn.mlp import MLP
 from lmkit.nn.moe import MoE
 from lmkit.nn.norm import stream_norm
-from lmkit.parallel.rules import GATHERED, reshard, residual_dims
+from lmkit.parallel.rules import gathered_dims, reshard, residual_dims
 
 
 class Join(nnx.Module):
@@ -29,7 +29,7 @@ class Join(nnx.Module):
         """[B, T, D] to [B, T, D] in the stream's layout; `name` is what remat policies know f's result by."""
         late = self.order is NormOrder.post
         y_BTD = x_BTD if late or self.norm is None else self.norm(x_BTD)
-        y_BTD = checkpoint_name(f(reshard(y_BTD, GATHERED)), name)
+        y_BTD = checkpoint_name(f(reshard(y_BTD, gathered_dims(x_BTD.shape[1]))), name)
         y_BTD = y_BTD if self.post_norm is None else self.post_norm(y_BTD)
         x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, residual_dims(x_BTD.shape[1]))
         return self.norm(x_BTD) if late and self.norm is not None else x_BTD

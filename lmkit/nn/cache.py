@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 from lmkit.config.model import TransformerConfig
 from lmkit.nn.param import compute_dtype
-from lmkit.parallel.rules import Dims, current_spec, reshard
+from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
-_SLOTS: Dims = ("layers", "batch", None, "kv_heads", "head")
+_SLOTS: Dims = (None, "batch", None, "kv_heads", "head")  # of every layer
 _ROWS: Dims = ("batch", None)
 Kept = dict[str, tuple[jax.Array, jax.Array]]  # what a layer hands out: {"self" or "cross": (keys, values)}
 
@@ -158,8 +158,8 @@ def extended(
 
     if (kv := current_spec(_SLOTS)) is not None:
         rows = current_spec(_ROWS)
-        write = jax.shard_map(write, in_specs=(kv, kv, rows, kv, kv, rows, rows), out_specs=(kv, kv, rows))
-    new_k, new_v = kept["self"]
+        write = on_each_device(write, (kv, kv, rows, kv, kv, rows, rows), (kv, kv, rows))
+    new_k, new_v = (reshard(x, _SLOTS) for x in kept["self"])
     k, v, ids_BS = write(cache.k_LBSKH, cache.v_LBSKH, cache.segment_ids_BS, new_k, new_v, step.segment_ids_BT, slot_BT)
     last_BT = jnp.where(left_BT == 1, step.positions_BT + 1, 0)
     position_B = jnp.where(num_new_B > 0, jnp.sum(last_BT, axis=1), cache.position_B)

@@ -13,7 +13,16 @@ from lmkit.nn.dropout import dropout
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import param
 from lmkit.nn.position import sinusoids
-from lmkit.parallel.rules import GATHERED, Dims, current_spec, reshard, residual_dims
+from lmkit.parallel.rules import (
+    Dims,
+    current_spec,
+    gathered_dims,
+    on_each_device,
+    reshard,
+    residual_dims,
+    seq_dim,
+    split_axes,
+)
 
 
 class Embed(nnx.Module):
@@ -40,13 +49,13 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
     own rows; an all-to-all brings each token's columns together, a sum over `tensor` its rows. The gradient of the
     table takes the same way back, so it, too, is never gathered or reduced whole over fsdp.
     """
-    sizes = jax.sharding.get_abstract_mesh().shape
-    fsdp, split_rows = sizes.get("fsdp", 1) > 1, dim == "vocab" and sizes.get("tensor", 1) > 1
+    axes, seq = split_axes(), seq_dim(ids.shape[1])
+    fsdp, split_rows = "fsdp" in axes, dim == "vocab" and "tensor" in axes
     scatter = scatter and split_rows
-    out = ("batch", "seq_norm" if scatter else "seq", "width")
-    specs = [current_spec(dims) for dims in ((dim, "embed"), ("batch", "seq"), out)]
+    out = ("batch", "seq_norm" if scatter else seq, "width")
+    specs = [current_spec(dims) for dims in ((dim, "embed"), ("batch", seq), out)]
 
-    @partial(jax.shard_map, in_specs=(specs[0], specs[1]), out_specs=specs[2])
+    @partial(on_each_device, in_specs=(specs[0], specs[1]), out_specs=specs[2])
     def look_up(table, ids):
         if fsdp:
             ids = lax.all_gather(ids, "fsdp", axis=0, tiled=True)
@@ -134,10 +143,11 @@ def vocabulary_logits(
     x_BTD: jax.Array, head_VD: jax.Array, bias_V: jax.Array | None = None, softcap: float = 0.0
 ) -> jax.Array:
     """float32 [B, T, V] of the residual stream. Training never holds them all: see objectives/cross_entropy.py."""
-    x_BTD = reshard(x_BTD, GATHERED)
+    dims = gathered_dims(x_BTD.shape[1])
+    x_BTD = reshard(x_BTD, dims)
     logits_BTV = jnp.einsum(
         "BTD,VD->BTV", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32,
-        out_sharding=current_spec(("batch", "seq", "vocab")),
+        out_sharding=current_spec((*dims[:2], "vocab")),
     )  # fmt: skip
     logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
     return softcap * jnp.tanh(logits_BTV / softcap) if softcap else logits_BTV

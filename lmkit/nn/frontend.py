@@ -6,7 +6,7 @@ from flax import nnx
 
 from lmkit.config.families import EncDecConfig, ViTConfig
 from lmkit.nn.linear import Linear
-from lmkit.parallel.rules import GATHERED, current_spec
+from lmkit.parallel.rules import WHOLE, current_spec
 
 _TAPS = 3
 
@@ -34,8 +34,8 @@ class Patches(nnx.Module):
         sizes = (batch, rows, patch, rows, patch, channels)
         x = jax.lax.reshape(images_BHWC, sizes, out_sharding=current_spec(("batch", *whole)))
         sizes = (batch, rows * rows, patch * patch * channels)
-        x_BPf = jax.lax.reshape(x.transpose(0, 1, 3, 2, 4, 5), sizes, out_sharding=current_spec(GATHERED))
-        return self.project(x_BPf, out=GATHERED)
+        x_BPf = jax.lax.reshape(x.transpose(0, 1, 3, 2, 4, 5), sizes, out_sharding=current_spec(WHOLE))
+        return self.project(x_BPf, out=WHOLE)
 
 
 class AudioFrontend(nnx.Module):
@@ -48,8 +48,8 @@ class AudioFrontend(nnx.Module):
 
     def __call__(self, frames_BFM: jax.Array) -> jax.Array:
         """Log-mel frames [B, F, M] to [B, ceil(F / 2), D]."""
-        x_BFD = jax.nn.gelu(self.first(_taps(frames_BFM, 1), out=GATHERED), approximate=False)
-        return jax.nn.gelu(self.second(_taps(x_BFD, 2), out=GATHERED), approximate=False)
+        x_BFD = jax.nn.gelu(self.first(_taps(frames_BFM, 1), out=WHOLE), approximate=False)
+        return jax.nn.gelu(self.second(_taps(x_BFD, 2), out=WHOLE), approximate=False)
 
 
 def _taps(x_BFC: jax.Array, stride: int) -> jax.Array:

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lmkit.config.model import Activation, TransformerConfig
 from lmkit.nn.linear import Linear
-from lmkit.parallel.rules import residual_dims
+from lmkit.parallel.rules import gathered_dims, residual_dims
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
     Activation.gelu: partial(jax.nn.gelu, approximate=False),
@@ -35,9 +35,10 @@ class MLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout."""
         activate = ACTIVATIONS[self.activation]
-        up_BTF = self.up(x_BTD, out=("batch", "seq", "mlp"))
+        inner = (*gathered_dims(x_BTD.shape[1])[:2], "mlp")
+        up_BTF = self.up(x_BTD, out=inner)
         if self.gate is None:
             hidden_BTF = activate(up_BTF)
         else:
-            hidden_BTF = activate(self.gate(x_BTD, out=("batch", "seq", "mlp"))) * up_BTF
+            hidden_BTF = activate(self.gate(x_BTD, out=inner)) * up_BTF
         return self.down(hidden_BTF, out=residual_dims(x_BTD.shape[1]))

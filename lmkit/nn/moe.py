@@ -13,7 +13,7 @@ from lmkit.config.sections import ParamKind
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import ACTIVATIONS
 from lmkit.nn.param import param
-from lmkit.parallel.rules import GATHERED, current_spec, residual_dims
+from lmkit.parallel.rules import current_spec, gathered_dims, on_each_device, residual_dims, split_axes
 
 
 class MoE(nnx.Module):
@@ -40,7 +40,7 @@ class MoE(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout."""
         config, dtype = self.config, x_BTD.dtype
-        logits_BTE = self.router(x_BTD.astype(jnp.float32), out=("batch", "seq", None))
+        logits_BTE = self.router(x_BTD.astype(jnp.float32), out=(*gathered_dims(x_BTD.shape[1])[:2], None))
         weights, experts = lax.top_k(jax.nn.softmax(logits_BTE, axis=-1), config.experts_per_token)
         if config.renormalize_experts:
             weights = weights / jnp.sum(weights, axis=-1, keepdims=True)
@@ -51,14 +51,14 @@ class MoE(nnx.Module):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty:
             return local(*args)
-        sizes, out = mesh.shape, residual_dims(x_BTD.shape[1])  # a mesh of one device too: ragged_dot wants no types
-        rows = current_spec(GATHERED) or PartitionSpec()
+        axes, out = split_axes(), residual_dims(x_BTD.shape[1])  # a mesh of one device too: ragged_dot wants no types
+        rows = current_spec(gathered_dims(x_BTD.shape[1])) or PartitionSpec()
         inner = current_spec(("expert", "embed", "mlp")) or PartitionSpec()
         outer = current_spec(("expert", "mlp", "embed")) or PartitionSpec()
-        tensor = sizes.get("tensor", 1) > 1
-        local = partial(local, fsdp=sizes.get("fsdp", 1) > 1, tensor=tensor, scatter=tensor and "seq_norm" in out)
+        tensor = "tensor" in axes
+        local = partial(local, fsdp="fsdp" in axes, tensor=tensor, scatter=tensor and "seq_norm" in out)
         specs = (rows, rows, rows, inner, None if self.gate is None else inner, outer)
-        return jax.shard_map(local, in_specs=specs, out_specs=current_spec(out) or PartitionSpec())(*args)
+        return on_each_device(local, specs, current_spec(out) or PartitionSpec())(*args)
 
 
 def _run_experts(activate, x_BTD, weights_BTk, experts_BTk, up, gate, down, *, fsdp=False, tensor=False, scatter=False):

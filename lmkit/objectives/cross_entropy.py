@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.parallel.mesh import BATCH_AXES
-from lmkit.parallel.rules import current_spec, residual_dims
+from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
 
-_HEAD, _BIAS, _TOKENS = ("vocab", "embed"), ("vocab",), ("batch", "seq")
+_HEAD, _BIAS = ("vocab", "embed"), ("vocab",)
 
 
 class _Options(NamedTuple):
@@ -26,7 +25,7 @@ class _Options(NamedTuple):
     label_smoothing: float
     softcap: float
     vocab_size: int
-    batch: tuple[str, ...]  # mesh axes of size > 1 that split the batch
+    tokens: tuple[str, ...]  # mesh axes of size > 1 that split the tokens: rows, and places in them
     fsdp: bool
     tensor: bool
     split_seq: bool  # the hidden states' sequence is split over `tensor`
@@ -57,14 +56,14 @@ def cross_entropy(
 
     Only the loss is differentiable, with respect to hidden_BTD, head_VD and bias_V.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    sizes = {} if mesh.empty else mesh.shape
-    batch = tuple(axis for axis in BATCH_AXES if sizes.get(axis, 1) > 1)
-    tensor = sizes.get("tensor", 1) > 1
+    axes, seq_len = split_axes(), hidden_BTD.shape[1]
+    splitting = BATCH_AXES + (RULES["seq"] if seq_dim(seq_len) else ())
+    tokens = tuple(axis for axis in splitting if axis in axes)
+    tensor = "tensor" in axes
     options = _Options(
-        chunk_tokens, z_loss, label_smoothing, softcap, head_VD.shape[0], batch, "fsdp" in batch,
+        chunk_tokens, z_loss, label_smoothing, softcap, head_VD.shape[0], tokens, "fsdp" in axes,
         tensor,
-        tensor and "seq_norm" in residual_dims(hidden_BTD.shape[1]),
+        tensor and "seq_norm" in residual_dims(seq_len),
     )  # fmt: skip
     return _cross_entropy(options, hidden_BTD, head_VD, bias_V, targets_BT, weights_BT)
 
@@ -95,10 +94,11 @@ def _sharded(options: _Options, gradients: bool, *arrays):
     hidden = current_spec(residual_dims(arrays[0].shape[1]))
     if hidden is None:
         return local(*arrays)
-    head, tokens, scalar = current_spec(_HEAD), current_spec(_TOKENS), PartitionSpec()
+    tokens = current_spec(("batch", seq_dim(arrays[0].shape[1])))
+    head, scalar = current_spec(_HEAD), PartitionSpec()
     bias = None if arrays[2] is None else current_spec(_BIAS)
     specs, out = (hidden, head, bias, tokens, tokens), ((scalar,) * 3, (hidden, head, bias) if gradients else ())
-    return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
+    return on_each_device(local, specs, out, check=False)(*arrays)
 
 
 def _local(options: _Options, gradients: bool, hidden, head, bias, targets, weights):
@@ -124,8 +124,8 @@ def _local(options: _Options, gradients: bool, hidden, head, bias, targets, weig
         (sums, d_weights), d_hidden = step(zeros, jax.tree.map(lambda x: x[0], xs))
     else:
         (sums, d_weights), d_hidden = lax.scan(step, zeros, xs)
-    if options.batch:
-        sums = lax.psum(sums, options.batch)
+    if options.tokens:
+        sums = lax.psum(sums, options.tokens)
     if not gradients:
         return tuple(sums), ()
     d_hidden = d_hidden.reshape(-1, shape[-1])[:tokens].reshape(shape)
@@ -134,12 +134,12 @@ def _local(options: _Options, gradients: bool, hidden, head, bias, targets, weig
         d_hidden = lax.psum_scatter(d_hidden, "tensor", scatter_dimension=1, tiled=True)
     elif options.tensor:
         d_hidden = lax.psum(d_hidden, "tensor")
-    if options.batch and d_bias is not None:
-        d_bias = lax.psum(d_bias, options.batch)
+    if options.tokens and d_bias is not None:
+        d_bias = lax.psum(d_bias, options.tokens)
     if options.fsdp:
         d_head = lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
-    if "data" in options.batch:
-        d_head = lax.psum(d_head, "data")
+    if others := tuple(axis for axis in options.tokens if axis != "fsdp"):
+        d_head = lax.psum(d_head, others)
     return tuple(sums), (d_hidden, d_head, d_bias)
 
 

@@ -29,9 +29,6 @@ def classify(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.Arr
     """
     logits, weights = row_outputs(model, batch, key), batch.get("weights")
     predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    if logits.ndim == 3:
-        logits, labels = logits.reshape(-1, logits.shape[-1]), batch["labels"].reshape(-1)
-        return label_sums(config, logits, labels, weights if weights is None else weights.reshape(-1)), predicted
     if "share" not in batch:
         return label_sums(config, logits, batch["labels"], weights), predicted
     weights = jnp.ones(logits.shape[:1]) if weights is None else weights
@@ -67,13 +64,12 @@ def contrastive(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.
     return Sums((of_images + of_texts) / 2, jnp.float32(logits_BB.shape[0]), of_images, correct), None
 
 
-def label_sums(config: ObjectiveConfig, logits_BC, labels_B, weights_B=None) -> Sums:
-    """Sums over rows of the cross-entropy of float32 logits [B, C] with int labels [B], smoothed as configured."""
-    weights_B = jnp.ones(labels_B.shape) if weights_B is None else weights_B
-    log_B = jax.nn.logsumexp(logits_BC, axis=1)
-    hit_BC = labels_B[:, None] == jnp.arange(logits_BC.shape[1])
-    picked_B = jnp.sum(jnp.where(hit_BC, logits_BC, 0.0), axis=1)
-    nll_B = log_B - picked_B
-    loss_B = nll_B + config.label_smoothing * (picked_B - jnp.mean(logits_BC, axis=1))
-    correct_B = (picked_B >= jnp.max(logits_BC, axis=1)).astype(jnp.float32)
-    return Sums(*(jnp.sum(weights_B * x) for x in (loss_B, jnp.ones_like(nll_B), nll_B, correct_B)))
+def label_sums(config: ObjectiveConfig, logits, labels, weights=None) -> Sums:
+    """Sums over rows (or words) of the cross-entropy of float32 logits [..., C] with int labels [...], smoothed."""
+    weights = jnp.ones_like(logits[..., 0]) if weights is None else weights
+    hit = labels[..., None] == jnp.arange(logits.shape[-1])
+    picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+    nll = jax.nn.logsumexp(logits, axis=-1) - picked
+    loss = nll + config.label_smoothing * (picked - jnp.mean(logits, axis=-1))
+    correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)
+    return Sums(*(jnp.sum(weights * x) for x in (loss, jnp.ones_like(nll), nll, correct)))

@@ -9,7 +9,7 @@ from lmkit.config.sections import ObjectiveConfig
 from lmkit.objectives.cross_entropy import cross_entropy
 from lmkit.objectives.labels import label_sums
 from lmkit.objectives.sums import Sums
-from lmkit.parallel.rules import GATHERED, current_spec, reshard, residual_dims
+from lmkit.parallel.rules import current_spec, gathered_dims, reshard, residual_dims
 
 Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
 
@@ -43,8 +43,10 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
 
 def _pick(hidden_BTD: jax.Array, places_BP: jax.Array) -> jax.Array:
     """The hidden states at some places: [B, P, D]. A product instead of a gather: it shards, as does its gradient."""
-    hidden_BTD = reshard(hidden_BTD, GATHERED)
-    chosen_BPT = (places_BP[..., None] == jnp.arange(hidden_BTD.shape[1])).astype(hidden_BTD.dtype)
+    dims = gathered_dims(hidden_BTD.shape[1])
+    hidden_BTD = reshard(hidden_BTD, dims)
+    places_T = reshard(jnp.arange(hidden_BTD.shape[1]), dims[1:2])
+    chosen_BPT = (places_BP[..., None] == places_T).astype(hidden_BTD.dtype)
     dims = residual_dims(places_BP.shape[1])
     return jnp.einsum("BPT,BTD->BPD", chosen_BPT, hidden_BTD, out_sharding=current_spec(dims))
 

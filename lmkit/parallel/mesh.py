@@ -11,10 +11,10 @@ from jax.sharding import AxisType, Mesh
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections import MeshConfig
+from lmkit.parallel.rules import BATCH_AXES
 
 # Outermost first: neighbours on the last axes are closest on the network, and `tensor` talks most.
 AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
-BATCH_AXES = ("data", "fsdp")  # what splits the batch
 
 
 def axis_sizes(config: MeshConfig, num_devices: int) -> dict[str, int]:

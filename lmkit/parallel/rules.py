@@ -5,16 +5,18 @@ axes split them. Axes of size 1 are dropped, so on one device every spec is empt
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.base import ConfigError
 
 RULES: Mapping[str, tuple[str, ...]] = {
     # activations
-    "batch": ("data", "fsdp"),
+    # Outside its pipeline the stages, and outside their layers the experts, have their share of the rows, too.
+    "batch": ("stage", "data", "fsdp", "expert"),
     "seq": ("context",),
     "seq_norm": ("context", "tensor"),  # the residual stream and its norms: sequence parallelism
     "width": (),  # the residual stream's embed dim
@@ -32,8 +34,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "lora": (),  # the rank of an adapter
     "layers": ("stage",),
 }
+BATCH_AXES = RULES["batch"]
 Dims = Sequence[str | None]
-GATHERED: Dims = ("batch", "seq", "width")  # the stream inside a sub-layer, where heads or mlp are split instead
+WHOLE: Dims = ("batch", None, "width")  # each device has its rows whole
 
 
 def spec_of(dims: Dims, sizes: Mapping[str, int]) -> PartitionSpec:
@@ -60,15 +63,37 @@ def spec_of(dims: Dims, sizes: Mapping[str, int]) -> PartitionSpec:
 
 def current_spec(dims: Dims) -> PartitionSpec | None:
     """The spec on the mesh of the context (`jax.set_mesh`); None where there is no mesh or nothing is split."""
+    sizes = split_axes()
+    return spec_of(dims, sizes) if sizes else None
+
+
+def split_axes() -> dict[str, int]:
+    """Axes of the context's mesh that split something here, with their sizes: those above 1 that are not Manual."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
-        return None
-    spec = spec_of(dims, mesh.shape)
-    return spec if any(entry is not None for entry in spec) or _splits(mesh.shape) else None
+        return {}
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {axis: size for axis, size, kind in kinds if size > 1 and kind is not AxisType.Manual}
 
 
-def _splits(sizes: Mapping[str, int]) -> bool:
-    return any(n > 1 for n in sizes.values())
+def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = True) -> Callable:
+    """shard_map over the axes that are not Manual already: inside a pipeline, over those of a stage."""
+    mesh = jax.sharding.get_abstract_mesh()
+    free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
+    return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check)
+
+
+def seq_dim(seq_len: int) -> str | None:
+    """The dim of so many places inside a sub-layer: "seq", or None where `context` does not divide them.
+
+    None is for what is short anyway: a pooled token, the picked places. Whole sequences are checked beforehand.
+    """
+    return None if seq_len % math.prod(split_axes().get(axis, 1) for axis in RULES["seq"]) else "seq"
+
+
+def gathered_dims(seq_len: int) -> Dims:
+    """Dims of the stream [B, T, D] inside a sub-layer, where heads or mlp are split over `tensor` instead."""
+    return ("batch", seq_dim(seq_len), "width")
 
 
 def residual_dims(seq_len: int) -> Dims:
@@ -77,9 +102,8 @@ def residual_dims(seq_len: int) -> Dims:
     Its sequence is split over `tensor` too (sequence parallelism, Korthikanti et al. 2022, section 4.2.2) where that
     divides its length; an odd length, such as patches and a class token, stays whole on each device of `tensor`.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    parts = 1 if mesh.empty else math.prod(mesh.shape.get(axis, 1) for axis in RULES["seq_norm"])
-    return GATHERED if seq_len % parts else ("batch", "seq_norm", "width")
+    parts = math.prod(split_axes().get(axis, 1) for axis in RULES["seq_norm"])
+    return gathered_dims(seq_len) if seq_len % parts else ("batch", "seq_norm", "width")
 
 
 def reshard(x: jax.Array, dims: Dims) -> jax.Array:

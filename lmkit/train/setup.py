@@ -14,7 +14,8 @@ from lmkit.config.patterns import covers
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
-from lmkit.parallel.mesh import BATCH_AXES, axis_sizes, batch_shards, build_mesh
+from lmkit.parallel.mesh import axis_sizes, batch_shards, build_mesh
+from lmkit.parallel.rules import BATCH_AXES
 from lmkit.train.start import load_base, load_start, record_base
 from lmkit.train.state import Blueprint, State, init_state
 from lmkit.train.step import make_eval_step, make_train_step

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmkit.config.experiment import Experiment
-from lmkit.data.loader import array_dims
+from lmkit.data.loader import array_sharding
 from lmkit.nn.tree import flat
 from lmkit.objectives.build import build_objective
-from lmkit.parallel.rules import sharding_of
 from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 from lmkit.train.step import apply_gradients, make_gradients
 from lmkit.verify.inputs import Arrays
@@ -54,7 +53,7 @@ def run_step(experiment: Experiment, model: Any, batch: Arrays, mesh: jax.shardi
     options = {"accumulate": experiment.train.accumulate_steps, "seed": experiment.run.seed}
     objective = build_objective(experiment.objective)
     state = init_state(blueprint, experiment.run.seed)
-    arrays = {name: jax.device_put(x, sharding_of(array_dims(name, x.ndim), mesh)) for name, x in batch.items()}
+    arrays = {name: jax.device_put(x, array_sharding(name, x.shape, mesh)) for name, x in batch.items()}
     gradients = make_gradients(blueprint, objective, **options)
 
     def step(state: State, batch: Any) -> Any:
