@@ -9,7 +9,7 @@ from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
-from lmkit.config.model import ModelConfig, Position, TransformerConfig
+from lmkit.config.model import ContextAttention, Kernel, ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
     HardwareConfig,
@@ -92,6 +92,9 @@ class Experiment:
 
     def _check_mesh(self) -> None:
         """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""
+        context = self.mesh.context * self.mesh.dcn.context
+        if context > 1:
+            self._check_context(context)
         tensor = self.mesh.tensor * self.mesh.dcn.tensor
         if tensor <= 1:
             return
@@ -105,6 +108,32 @@ class Experiment:
                 check_divides(name, size, "mesh.tensor", tensor)
             if part.vocab_size:
                 check_divides(f"{prefix}.vocab_size", part.vocab_size, "mesh.tensor", tensor)
+
+    def _check_context(self, context: int) -> None:
+        """Sequences that `context` splits must be split evenly, and their attention must be one that can be."""
+        tensor = max(self.mesh.tensor * self.mesh.dcn.tensor, 1)
+        for prefix, part in self.model.parts().items():
+            if isinstance(part, ViTConfig):
+                check_divides(f"{prefix}: an image's places", part.num_places, "mesh.context", context)
+                continue
+            check_divides("data.seq_len", self.data.seq_len, "mesh.context", context)
+            if isinstance(part, EncDecConfig):
+                check_divides("data.target_len", self.data.target_size, "mesh.context", context)
+        for prefix, part in self.model.parts().items():
+            if part.context_attention is ContextAttention.ring:
+                if part.attention in (Kernel.cudnn, Kernel.splash):
+                    raise ConfigError(
+                        f"{prefix}.attention={part.attention.name} with mesh.context={context}: the ring runs in xla; "
+                        f"set {prefix}.context_attention=all_to_all, or {prefix}.attention=auto"
+                    )
+                continue
+            check_divides(f"{prefix}.num_heads / mesh.tensor", part.num_heads // tensor, "mesh.context", context)
+            keys = max(part.kv_heads // tensor, 1)
+            if keys % context and context % keys:
+                raise ConfigError(
+                    f"{prefix}.context_attention=all_to_all: {keys} key heads a device of mesh.tensor cannot be dealt "
+                    f"out to mesh.context={context}: one must divide the other; set {prefix}.context_attention=ring"
+                )
 
 
 def check_divides(name: str, size: int, axis: str, parts: int) -> None:

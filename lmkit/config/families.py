@@ -177,6 +177,11 @@ class ViTConfig(TransformerConfig):
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def num_places(self) -> int:
+        """The length of the sequence that an image is: its patches, and a class token."""
+        return self.num_patches + (self.pooling is Pooling.first)
+
 
 @dataclass
 class CLIPConfig(ModelConfig):

@@ -79,6 +79,13 @@ class Kernel(Enum):
     splash = 3
 
 
+class ContextAttention(Enum):
+    """Attention where mesh.context splits the sequence."""
+
+    ring = 0  # keys and values go round
+    all_to_all = 1  # heads are dealt out instead of places; with any kernel
+
+
 class DType(Enum):
     """Compute dtype; parameters are always float32. `auto`: bfloat16 on accelerators, float32 on CPU."""
 
@@ -120,6 +127,7 @@ class TransformerConfig(ModelConfig):
     remat: Remat = key(Remat.none, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
     attention: Kernel = key(Kernel.auto, "attention kernel")
+    context_attention: ContextAttention = key(ContextAttention.ring, "attention over a sequence split by mesh.context")
     dropout: float = key(0.0, "dropout of embeddings and of each sub-layer's output", at_least=0.0, at_most=0.99)
     init_std: float = key(0.02, "standard deviation of initial weights; 0 = 1/sqrt(fan_in)", at_least=0.0)
     residual_init: ResidualInit = key(ResidualInit.scaled, "initial scale of projections into the residual stream")

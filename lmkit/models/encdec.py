@@ -19,7 +19,7 @@ from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.position import RelativeBias
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import gathered_dims, reshard, residual_dims
+from lmkit.parallel.rules import gathered_dims, reshard, residual_dims, seq_dim
 
 
 class Memory(NamedTuple):
@@ -189,9 +189,10 @@ class Half(nnx.Module):
 
 def _places_in_segments(ids_BT: jax.Array) -> jax.Array:
     """int [B, T]: how far each token is from the first of its segment, so that packed pairs begin at 0 like others."""
-    places = jnp.arange(ids_BT.shape[1])
+    dims = ("batch", seq_dim(ids_BT.shape[1]))
+    ids_BT, places = reshard(ids_BT, ("batch", None)), jnp.arange(ids_BT.shape[1])
     first = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
-    return places - jax.lax.cummax(jnp.where(first, places, 0), axis=1)
+    return reshard(places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), dims)
 
 
 def _encoder_config(config: EncDecConfig) -> EncDecConfig:

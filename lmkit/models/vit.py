@@ -37,7 +37,7 @@ class ViT(nnx.Module):
         with_class = config.pooling is Pooling.first
         token = config.init_std * jax.random.normal(rngs.params(), (config.embed_dim,), jnp.float32)
         self.class_token = param(token, ("norm",), ParamKind.vector) if with_class else None
-        length = config.num_patches + with_class if config.position is Position.learned else 0
+        length = config.num_places if config.position is Position.learned else 0
         self.input = StreamInput(config, length=length, normed=config.embed_norm, rngs=rngs)
         make_block = load_block(config)
         self.stack = Stack(

@@ -5,6 +5,8 @@
 | xla | everywhere | nothing; see blockwise.py |
 | cudnn | NVIDIA GPUs | bfloat16 or float16, head size a multiple of 8 up to 256, no softcap |
 | splash | TPUs | T a multiple of 128 |
+
+Where the sequence is split over the mesh axis `context`, see ring.py.
 """
 
 import math
@@ -16,9 +18,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import Kernel
+from lmkit.config.model import ContextAttention, Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
-from lmkit.parallel.rules import current_spec, on_each_device
+from lmkit.nn.ring import exchange_heads, ring_attention
+from lmkit.parallel.rules import current_spec, on_each_device, reshard, seq_dim, split_axes
+
+_HEADS = ("batch", None, "heads", "head")
 
 
 def choose_kernel(
@@ -74,6 +79,7 @@ def attend(
     softcap: float = 0.0,
     scale: float = 0.0,
     kernel: Kernel = Kernel.auto,
+    context: ContextAttention = ContextAttention.ring,
 ) -> jax.Array:
     """softmax(scale q k^T + bias + mask) v (Vaswani et al. 2017, equation 1); K key heads serve N / K query heads each.
 
@@ -84,60 +90,72 @@ def attend(
             each side. 0 for all.
         softcap: cap * tanh(scores / cap) before the mask; 0 for none.
         scale: 0 for 1/sqrt(H).
+        context: what is done where the mesh splits the sequences; a ring has no other kernel than xla.
 
     Returns:
         [B, T, N, H] in q's dtype. Scores and softmax are float32.
     """
     if softcap and bias_NTS is not None:
         raise ValueError(f"softcap={softcap} with a bias of the scores: no model has both")
-    scale = scale or q_BTNH.shape[-1] ** -0.5
+    options = Options(causal, window, softcap, scale or q_BTNH.shape[-1] ** -0.5)
+    axes, seq_len, num_keys = split_axes(), q_BTNH.shape[1], k_BSKH.shape[1]
+    split = "context" in axes and seq_dim(seq_len) is not None and seq_dim(num_keys) is not None
+    ring = split and context is ContextAttention.ring
+    if bias_NTS is not None:
+        bias_NTS = reshard(bias_NTS, ("heads", "seq" if ring else None, None))
+    args = (q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS)
+    if ring:
+        return ring_attention(*args, options)
     kernel = choose_kernel(
         kernel, backend=jax.default_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
-        seq_len=math.gcd(q_BTNH.shape[1], k_BSKH.shape[1]), softcap=softcap, bias=bias_NTS is not None,
+        seq_len=math.gcd(seq_len, num_keys), softcap=softcap, bias=bias_NTS is not None,
         two_sided=bool(window) and not causal,
     )  # fmt: skip
-    options = {"causal": causal, "window": window, "scale": scale}
-    if kernel is Kernel.xla:
-        return blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, Options(softcap=softcap, **options))
-    if kernel is Kernel.cudnn:
-        local = partial(_cudnn, **options)
-    else:
-        local = partial(_splash, softcap=softcap, **options)
-    return _per_device(local, q_BTNH, k_BSKH, v_BSKH, segments)
+    local = partial({Kernel.xla: _xla, Kernel.cudnn: _cudnn, Kernel.splash: _splash}[kernel], options)
+    if split:
+        return exchange_heads(local, *args)
+    if "context" in axes:  # single tokens against many, while decoding
+        args = (*(reshard(x, _HEADS) for x in args[:3]), segments, bias_NTS)
+    return local(*args) if kernel is Kernel.xla else _per_device(local, *args)
 
 
-def _per_device(local, q, k, v, segments):
+def _per_device(local, q, k, v, segments, bias):
     """Runs a kernel that XLA cannot partition on each device's own batch rows and heads."""
-    if (spec := current_spec(("batch", None, "heads", "head"))) is None:
-        return local(q, k, v, segments)
+    assert bias is None
+    if (spec := current_spec(_HEADS)) is None:
+        return local(q, k, v, segments, None)
     rows = PartitionSpec(*spec[:2])
-    specs = (spec, spec, spec, None if segments is None else (rows, rows))
-    return on_each_device(local, specs, spec, check=False)(q, k, v, segments)
+    specs = (spec, spec, spec, None if segments is None else (rows, rows), None)
+    return on_each_device(local, specs, spec, check=False)(q, k, v, segments, None)
 
 
-def _cudnn(q, k, v, segments, *, causal, window, scale):
+def _xla(options: Options, q, k, v, segments, bias):
+    return blockwise_attention(q, k, v, segments, bias, options)
+
+
+def _cudnn(options: Options, q, k, v, segments, _bias):
     mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
     return jax.nn.dot_product_attention(
-        q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn",
-        local_window_size=(window - 1, 0) if window else None,
+        q, k, v, mask=mask, scale=options.scale, is_causal=options.causal, implementation="cudnn",
+        local_window_size=(options.window - 1, 0) if options.window else None,
     )  # fmt: skip
 
 
-def _splash(q, k, v, segments, *, causal, window, softcap, scale):
+def _splash(options: Options, q, k, v, segments, _bias):
     """The TPU kernel, one call a key head with its group of query heads; interpreted where there is no TPU."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     seq, keys, groups = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    if window:
-        mask = masks.LocalMask((seq, keys), reach(Options(causal, window, softcap, scale)), offset=0)
+    if options.window:
+        mask = masks.LocalMask((seq, keys), reach(options), offset=0)
     else:
-        mask = masks.CausalMask((seq, keys)) if causal else masks.FullMask((seq, keys))
+        mask = masks.CausalMask((seq, keys)) if options.causal else masks.FullMask((seq, keys))
     kernel = splash.make_splash_mqa_single_device(
-        masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=softcap or None,
+        masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=options.softcap or None,
         interpret=jax.default_backend() != "tpu",
     )  # fmt: skip
-    grouped = (q * scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
+    grouped = (q * options.scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     ids = None if segments is None else splash.SegmentIds(*segments)
     heads = jax.vmap(kernel, in_axes=(0, 0, 0, None))

@@ -116,7 +116,7 @@ class Attention(nnx.Module):
         return attend(
             q, k, v, segments=None if ids is None else (ids, ids), bias_NTS=places.bias_NTS, causal=self.causal,
             scale=config.attention_scale, window=config.sliding_window if windowed else 0,
-            softcap=config.attention_softcap, kernel=config.attention,
+            softcap=config.attention_softcap, kernel=config.attention, context=config.context_attention,
         )  # fmt: skip
 
 
@@ -140,6 +140,7 @@ class CrossAttention(Attention):
         y_BTNH = attend(
             q_BTNH, k_BSKH, v_BSKH, segments=None if ids is None or memory_ids is None else (ids, memory_ids),
             causal=False, scale=config.attention_scale, softcap=config.attention_softcap, kernel=kernel,
+            context=config.context_attention,
         )  # fmt: skip
         return self.out(y_BTNH, out=residual_dims(x_BTD.shape[1]))
 

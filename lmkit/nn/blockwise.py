@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives a mean, not NaN
+_MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives 0, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
+_MAX_SCORES = 2**22  # of a head, beyond which queries that see everything are cut, too
 Segments = tuple[jax.Array, jax.Array]  # int [B, T] of the queries, int [B, S] of the keys
 
 
@@ -35,10 +36,11 @@ class _Block(NamedTuple):
     last: int
 
 
-def _blocks(num_queries: int, num_keys: int, options: Options) -> Iterator[_Block]:
-    bounded = options.causal or options.window
-    size = max(-(-num_queries // _MAX_BLOCKS), _MIN_BLOCK) if bounded else num_queries
-    before, after = reach(options)
+def _blocks(num_queries: int, num_keys: int, options: Options, anywhere: bool) -> Iterator[_Block]:
+    """The blocks of a product; `anywhere`: what the keys' distance is will only be known when it runs."""
+    before, after = (None, None) if anywhere else reach(options)
+    cut = options.causal or options.window or num_queries * num_keys > _MAX_SCORES
+    size = max(-(-num_queries // _MAX_BLOCKS), _MIN_BLOCK) if cut else num_queries
     for start in range(0, num_queries, size):
         stop = min(start + size, num_queries)
         first = 0 if before is None else max(start - before, 0)
@@ -52,12 +54,13 @@ def reach(options: Any) -> tuple[int | None, int | None]:
     return (options.window // 2,) * 2 if options.window else (None, None)
 
 
-def _mask(block: _Block, segments: Segments | None, options: Options) -> jax.Array | None:
+def _mask(block: _Block, segments: Segments | None, options: Options, offset: Any) -> jax.Array | None:
     """bool [B or 1, 1, 1, queries, keys], True where a query sees a key; None where all see all."""
     mask = None
     before, after = reach(options)
     if before is not None or after is not None:
         distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first, block.last)[None, :]
+        distance = distance if offset is None else distance + offset
         mask = jnp.ones(distance.shape, bool) if after is None else distance >= -after
         mask = (mask if before is None else mask & (distance <= before))[None, None, None]
     if segments is not None:
@@ -68,7 +71,7 @@ def _mask(block: _Block, segments: Segments | None, options: Options) -> jax.Arr
 
 
 def _scores(
-    block: _Block, q_BKGTH, k_BKSH, segments, bias_NTS, options: Options
+    block: _Block, q_BKGTH, k_BKSH, segments, bias_NTS, options: Options, offset: Any
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
     """Masked float32 scores [B, K, G, t, s] of a block, the mask, and tanh(scores / softcap) where there is one."""
     q = q_BKGTH[:, :, :, block.start : block.stop]
@@ -83,16 +86,18 @@ def _scores(
     if bias_NTS is not None:
         heads = bias_NTS.reshape(k.shape[1], -1, *bias_NTS.shape[1:])
         scores += heads[:, :, block.start : block.stop, block.first : block.last]
-    mask = _mask(block, segments, options)
+    mask = _mask(block, segments, options, offset)
     return (scores if mask is None else jnp.where(mask, scores, _MASKED)), mask, capped
 
 
-def _group(q_BTNH: jax.Array, num_keys: int, scale: float) -> jax.Array:
+def group(q_BTNH: jax.Array, num_keys: int, scale: float) -> jax.Array:
+    """[B, T, N, H], times `scale`, to [B, K, G, T, H]: the query heads of each key head."""
     batch, seq, heads, size = q_BTNH.shape
     return (q_BTNH * scale).reshape(batch, seq, num_keys, heads // num_keys, size).transpose(0, 2, 3, 1, 4)
 
 
-def _ungroup(x_BKGTH: jax.Array) -> jax.Array:
+def ungroup(x_BKGTH: jax.Array) -> jax.Array:
+    """[B, K, G, T, H] to [B, T, N, H]."""
     batch, keys, groups, seq, size = x_BKGTH.shape
     return x_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, seq, keys * groups, size)
 
@@ -104,42 +109,62 @@ def blockwise_attention(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options: Opt
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options: Options):
-    q = _group(q_BTNH, k_BSKH.shape[2], options.scale)
+    q = group(q_BTNH, k_BSKH.shape[2], options.scale)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    out, log_sum = forward(q, k, v, segments, bias_NTS, options)
+    out = out.astype(q.dtype)
+    return ungroup(out), (q, k, v, segments, bias_NTS, out, log_sum)
+
+
+def forward(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options: Options, offset: Any = None):
+    """Grouped and scaled queries to float32 (attention [B, K, G, T, H], log of the weights' sum [B, K, G, T, 1]).
+
+    offset: how far the first query is behind the first key, where that is not 0: an int32 scalar.
+    """
     outs, log_sums = [], []
-    for block in _blocks(q.shape[3], k.shape[2], options):
-        scores, _, _ = _scores(block, q, k, segments, bias_NTS, options)
+    for block in _blocks(q_BKGTH.shape[3], k_BKSH.shape[2], options, offset is not None):
+        scores, mask, _ = _scores(block, q_BKGTH, k_BKSH, segments, bias_NTS, options, offset)
         top = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(v.dtype)
-        out = jnp.einsum("BKts,BKsH->BKtH", flat, v[:, :, block.first : block.last], preferred_element_type=jnp.float32)
-        outs.append((out.reshape(*weights.shape[:4], -1) / total).astype(q.dtype))
+        flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(v_BKSH.dtype)
+        values = v_BKSH[:, :, block.first : block.last]
+        out = jnp.einsum("BKts,BKsH->BKtH", flat, values, preferred_element_type=jnp.float32)
+        out = out.reshape(*weights.shape[:4], -1) / total
+        outs.append(out if mask is None else jnp.where(top > _MASKED, out, 0.0))
         log_sums.append(top + jnp.log(total))
-    out, log_sum = jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
-    return _ungroup(out), (q, k, v, segments, bias_NTS, out, log_sum)
+    return jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
 
 
 def _backward(options: Options, saved, d_out_BTNH):
     q, k, v, segments, bias_NTS, out, log_sum = saved
-    d_out = _group(d_out_BTNH, k.shape[1], 1.0)
-    # sum over keys of weight * d_weight (FlashAttention, equation 4)
-    shared = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_out = group(d_out_BTNH, k.shape[1], 1.0)
+    d_q, d_k, d_v, d_bias = backward(q, k, v, segments, bias_NTS, d_out, shared_part(d_out, out), log_sum, options)
+    back = [x.astype(q.dtype).transpose(0, 2, 1, 3) for x in (d_k, d_v)]
+    return ungroup(d_q.astype(q.dtype)), *back, None, d_bias
+
+
+def shared_part(d_out: jax.Array, out: jax.Array) -> jax.Array:
+    """float32 [B, K, G, T, 1]: the sum over keys of weight * d_weight (FlashAttention, equation 4)."""
+    return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def backward(q, k, v, segments, bias_NTS, d_out, shared, log_sum, options: Options, offset: Any = None):
+    """float32 gradients of q (before it was scaled), k, v and the bias; arguments as in `forward`."""
     product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_qs, d_k, d_v = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     d_bias = None if bias_NTS is None else jnp.zeros_like(bias_NTS)
-    for block in _blocks(q.shape[3], k.shape[2], options):
+    for block in _blocks(q.shape[3], k.shape[2], options, offset is not None):
         rows, keys = slice(block.start, block.stop), slice(block.first, block.last)
-        scores, mask, capped = _scores(block, q, k, segments, bias_NTS, options)
+        scores, mask, capped = _scores(block, q, k, segments, bias_NTS, options, offset)
         weights = jnp.exp(scores - log_sum[:, :, :, rows])
+        weights = weights if mask is None else jnp.where(mask, weights, 0.0)  # of a row that sees nothing, too
         d_rows = d_out[:, :, :, rows]
         flat_rows = d_rows.reshape(*d_rows.shape[:2], -1, d_rows.shape[-1])
         d_weights = product("BKtH,BKsH->BKts", flat_rows, v[:, :, keys]).reshape(weights.shape)
         d_scores = weights * (d_weights - shared[:, :, :, rows])
         if capped is not None:
             d_scores *= 1.0 - jnp.square(capped)
-        if mask is not None:  # a row that sees nothing has weights, but they move nothing
-            d_scores = jnp.where(mask, d_scores, 0.0)
         if d_bias is not None:
             outside = ((0, 0), (block.start, q.shape[3] - block.stop), (block.first, k.shape[2] - block.last))
             d_bias += jnp.pad(jnp.sum(d_scores, axis=0).reshape(-1, *d_scores.shape[3:]), outside)
@@ -148,12 +173,11 @@ def _backward(options: Options, saved, d_out_BTNH):
         own = q[:, :, :, rows]
         own = own.reshape(*own.shape[:2], -1, own.shape[-1])
         d_q = product("BKts,BKsH->BKtH", flat, k[:, :, keys]) * options.scale
-        d_qs.append(d_q.reshape(d_rows.shape).astype(q.dtype))
+        d_qs.append(d_q.reshape(d_rows.shape))
         around = ((0, 0), (0, 0), (block.first, k.shape[2] - block.last), (0, 0))
         d_k += jnp.pad(product("BKts,BKtH->BKsH", flat, own), around)
         d_v += jnp.pad(product("BKts,BKtH->BKsH", flat_weights, flat_rows), around)
-    back = [x.astype(q.dtype).transpose(0, 2, 1, 3) for x in (d_k, d_v)]
-    return _ungroup(jnp.concatenate(d_qs, axis=3)), *back, None, d_bias
+    return jnp.concatenate(d_qs, axis=3), d_k, d_v, d_bias
 
 
 blockwise_attention.defvjp(_forward, _backward)

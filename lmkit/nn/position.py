@@ -10,7 +10,7 @@ from lmkit.config.families import EncDecConfig
 from lmkit.config.model import RopeScaling, TransformerConfig
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
-from lmkit.parallel.rules import current_spec
+from lmkit.parallel.rules import current_spec, seq_dim
 
 Table = tuple[jax.Array, jax.Array]  # sines and cosines
 
@@ -84,7 +84,7 @@ class RelativeBias(nnx.Module):
     def __call__(self, num_queries: int, num_keys: int) -> jax.Array:
         """float32 [N, T, S] to add to the scores."""
         distance_TS = jnp.arange(num_keys)[None, :] - jnp.arange(num_queries)[:, None]
-        spec = current_spec((None, None, "heads"))
+        spec = current_spec((seq_dim(num_queries), None, "heads"))
         bias_TSN = self.table[...].at[self._bucket(distance_TS)].get(out_sharding=spec)
         return bias_TSN.transpose(2, 0, 1)
 

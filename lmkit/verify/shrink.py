@@ -6,7 +6,7 @@ from typing import Any
 
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
-from lmkit.config.model import DType, ModelConfig, TransformerConfig
+from lmkit.config.model import ContextAttention, DType, ModelConfig, TransformerConfig
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 
@@ -18,7 +18,7 @@ def shrink(experiment: Experiment, sizes: Mapping[str, int]) -> Experiment:
     """
     tensor = sizes.get("tensor", 1)
     shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
-    seq_len = 16 * max(tensor * sizes.get("context", 1), 2)
+    seq_len = 16 * max(tensor * sizes.get("context", 1), 2)  # of which zig-zag takes two chunks a device
     accumulate = min(experiment.train.accumulate_steps, 2)
     return dataclasses.replace(
         experiment,
@@ -41,6 +41,8 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
     kv_heads = tensor if model.kv_heads % tensor == 0 and model.kv_heads >= tensor else model.kv_heads
     kv_heads = max(kv_heads, min(model.kv_heads, 2))
     heads = kv_heads * min(group, 2)
+    if model.context_attention is ContextAttention.all_to_all and heads % (tensor * sizes.get("context", 1)):
+        heads, kv_heads = (n * sizes.get("context", 1) for n in (heads, kv_heads))  # they are dealt out
     changes: dict[str, Any] = {
         "num_layers": _layers(model),
         "num_heads": heads,
