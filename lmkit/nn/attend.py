@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from lmkit.config.base import ConfigError
 from lmkit.config.model import Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
+from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import current_spec
 
 
@@ -92,7 +93,7 @@ def attend(
         raise ValueError(f"softcap={softcap} with a bias of the scores: no model has both")
     scale = scale or q_BTNH.shape[-1] ** -0.5
     kernel = choose_kernel(
-        kernel, backend=jax.default_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
+        kernel, backend=platform(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
         seq_len=math.gcd(q_BTNH.shape[1], k_BSKH.shape[1]), softcap=softcap, bias=bias_NTS is not None,
         two_sided=bool(window) and not causal,
     )  # fmt: skip
@@ -135,7 +136,7 @@ def _splash(q, k, v, segments, *, causal, window, softcap, scale):
         mask = masks.CausalMask((seq, keys)) if causal else masks.FullMask((seq, keys))
     kernel = splash.make_splash_mqa_single_device(
         masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=softcap or None,
-        interpret=jax.default_backend() != "tpu",
+        interpret=platform() != "tpu",
     )  # fmt: skip
     grouped = (q * scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

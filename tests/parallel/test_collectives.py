@@ -161,9 +161,7 @@ def test_fusions_of_a_tpu() -> None:
   %all-gather.2 = f32[64,8]{1,0} all-gather(%i), replica_groups={{0,2,4,6}}, frontend_attributes={chain_id="0"}
 }
 """
-    scatter = (
-        "%f = (bf16[16,8]{1,0:T(8,128)}, bf16[16,8]{1,0}) fusion(%p, %p), kind=kCustom, calls=%all-reduce-scatter.3"
-    )
+    scatter = "%f = (bf16[16,8]{1,0:T(8,128)}, bf16[16,8]{1,0}) fusion(%p, %p), calls=%all-reduce-scatter.3"
     found = only(program(scatter, more=more))
     assert (found.kind, found.dtype, found.sent_bytes) == ("reduce-scatter", "bf16", 2 * 16 * 8 * 2 * 3)
     gather = [f"%f.{n} = f32[64,8]{{1,0}} fusion(%p), calls=%{name}" for n, name in enumerate(["begin", "go_on"])]
