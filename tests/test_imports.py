@@ -25,7 +25,8 @@ FLOORS = [
         "lmkit.decode",
     },
     {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
-    {"lmkit.train.step"},
+    {"lmkit.train.step", "lmkit.train.flops"},
+    {"lmkit.train.setup", "lmkit.train.traffic"},
     {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))

@@ -5,6 +5,7 @@ stdin N steps and a line {"chunk_s": seconds a step}; "end" ends with a summary 
 """
 
 import argparse
+import dataclasses
 import json
 import resource
 import sys
@@ -18,6 +19,7 @@ from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.process import prefer_huge_pages
 from lmkit.parallel import build_mesh, sharding_of
+from lmkit.parallel.devices import setup_jax
 from lmkit.train.setup import compile_programs
 from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 
@@ -91,8 +93,10 @@ def main() -> None:
     args = parser.parse_args()
     began = time.time()
     experiment = experiment_of(args.config, {"fp32": "float32", "bf16": "bfloat16"}[args.dtype], args.overrides)
+    setup_jax(dataclasses.replace(experiment.run, compile_cache=""))
     blueprint = make_blueprint(experiment.model, experiment.optim, 1000, build_mesh(experiment.mesh))
-    _, _, _, vocab, seq, batch = SHAPES[args.config]
+    _, _, _, vocab, seq, _ = SHAPES[args.config]
+    batch = experiment.train.batch_size
     sharding = sharding_of(("batch", "seq"), blueprint.mesh)
     dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
     shapes = {name: jax.ShapeDtypeStruct((batch, seq), dtype, sharding=sharding) for name, dtype in dtypes.items()}

@@ -237,6 +237,9 @@ class VerifyConfig(Section):
     section: ClassVar[str] = "verify"
 
     real_devices: bool = key(False, "use the devices there are; false = pretend that the CPU is as many as are needed")
+    topology: str = key(
+        "", "a TPU slice, such as v5e:16x16: compile the full step for it and show what it sends, running nothing"
+    )
 
 
 @dataclass

@@ -46,7 +46,7 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
     """Rows of a table split over `tensor` (rows) and `fsdp` (columns), for ids [B, T] split over the batch.
 
     The table never moves: the ids of an fsdp group go to each of its devices, which looks up its own columns of its
-    own rows; an all-to-all brings each token's columns together, a sum over `tensor` its rows. The gradient of the
+    own rows; a sum over `tensor` brings each token's rows together, an all-to-all its columns. The gradient of the
     table takes the same way back, so it, too, is never gathered or reduced whole over fsdp.
     """
     axes, seq = split_axes(), seq_dim(ids.shape[1])
@@ -65,11 +65,11 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
         else:
             rows = table[ids]
         rows = rows.astype(dtype)
-        if fsdp:
-            rows = lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True)
-        if scatter:
-            return lax.psum_scatter(rows, "tensor", scatter_dimension=1, tiled=True)
-        return lax.psum(rows, "tensor") if split_rows else rows
+        if scatter:  # first: the all-to-all then moves 1 / tensor of the bytes
+            rows = lax.psum_scatter(rows, "tensor", scatter_dimension=1, tiled=True)
+        elif split_rows:
+            rows = lax.psum(rows, "tensor")
+        return lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True) if fsdp else rows
 
     return look_up(table, ids)
 

@@ -9,6 +9,7 @@ from flax import nnx, traverse_util
 
 from lmkit.config.model import DType
 from lmkit.config.sections import ParamKind
+from lmkit.parallel.devices import platform
 
 
 def param(value: jax.Array, dims: Sequence[str], kind: ParamKind, num_in: int = 0) -> nnx.Param:
@@ -24,7 +25,7 @@ def param(value: jax.Array, dims: Sequence[str], kind: ParamKind, num_in: int = 
 def compute_dtype(dtype: DType) -> jnp.dtype:
     """bfloat16 on accelerators and float32 on CPU, unless asked."""
     if dtype is DType.auto:
-        return jnp.dtype(jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)
+        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
     return jnp.dtype(dtype.name)
 
 

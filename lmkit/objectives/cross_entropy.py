@@ -136,11 +136,21 @@ def _local(options: _Options, gradients: bool, hidden, head, bias, targets, weig
         d_hidden = lax.psum(d_hidden, "tensor")
     if options.tokens and d_bias is not None:
         d_bias = lax.psum(d_bias, options.tokens)
+    return tuple(sums), (d_hidden, _summed(options, d_head, head.dtype), d_bias)
+
+
+def _summed(options: _Options, d_head: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The head's gradient over all tokens, each device's own columns. It travels in the compute dtype, as others do."""
+    if not options.tokens:
+        return d_head
+    d_head = d_head.astype(dtype)
     if options.fsdp:
-        d_head = lax.psum_scatter(d_head, "fsdp", scatter_dimension=1, tiled=True)
-    if others := tuple(axis for axis in options.tokens if axis != "fsdp"):
-        d_head = lax.psum(d_head, others)
-    return tuple(sums), (d_hidden, d_head, d_bias)
+        # The parts as a dim of their own: of the plain form XLA makes an all-reduce of the whole on a TPU wherever the
+        # slice of the vocabulary is not a multiple of 128.
+        d_head = d_head.reshape(d_head.shape[0], lax.axis_size("fsdp"), -1)
+        d_head = lax.psum_scatter(d_head, "fsdp", scatter_dimension=1)
+    others = tuple(axis for axis in options.tokens if axis != "fsdp")
+    return (lax.psum(d_head, others) if others else d_head).astype(jnp.float32)
 
 
 def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):

@@ -16,3 +16,10 @@ def setup_jax(run: RunConfig) -> None:
         folder = cache_dir() / "xla" if run.compile_cache == "auto" else run.compile_cache
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def platform() -> str:
+    """cpu, gpu or tpu: of the mesh in the context, whose devices may be far away, else of the devices here."""
+    mesh = jax.sharding.get_abstract_mesh()
+    name = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+    return "gpu" if name in ("cuda", "rocm") else name

@@ -37,7 +37,7 @@ def _work(model: ModelConfig, name: str, spec: ParamSpec) -> float:
     """The parameter's elements that a token meets in a product."""
     size = float(math.prod(spec.shape))
     if name.endswith("table"):  # a look-up costs nothing; the head's product does
-        return size if _is_head(model, name) else 0.0
+        return size if is_head(model, name) else 0.0
     if spec.num_in == 0:
         return 0.0
     if "expert" in spec.dims[: spec.stacked]:
@@ -46,7 +46,7 @@ def _work(model: ModelConfig, name: str, spec: ParamSpec) -> float:
     return size
 
 
-def _is_head(model: ModelConfig, name: str) -> bool:
+def is_head(model: ModelConfig, name: str) -> bool:
     """Whether a table turns hidden states into logits."""
     if name == "head.table":
         return True

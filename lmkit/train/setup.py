@@ -1,6 +1,7 @@
 """From a configuration to everything the loop needs, in the order in which mistakes are cheapest."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,9 +30,10 @@ class Programs(NamedTuple):
     memory_bytes: int  # peak on one device, arguments included
 
 
-def setup_mesh(experiment: Experiment) -> Mesh:
-    """The mesh, checked against the batch and the model."""
-    sizes = axis_sizes(experiment.mesh, len(jax.devices()))
+def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over `devices` (default: all), checked against the batch and the model."""
+    devices = jax.devices() if devices is None else devices
+    sizes = axis_sizes(experiment.mesh, len(devices))
     parts, train = batch_shards(sizes), experiment.train
     check_divides(
         "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
@@ -41,22 +43,28 @@ def setup_mesh(experiment: Experiment) -> Mesh:
         experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()}
     )
     dataclasses.replace(experiment, mesh=resolved)  # checks the sizes that were -1
-    return build_mesh(experiment.mesh)
+    return build_mesh(experiment.mesh, devices)
+
+
+def lower_step(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Any:
+    """The train step, traced from the shapes of a batch, ready to compile; its devices need not be here."""
+    objective, accumulate = build_objective(experiment.objective), experiment.train.accumulate_steps
+    step = make_train_step(blueprint, objective, accumulate=accumulate, seed=experiment.run.seed)
+    with jax.set_mesh(blueprint.mesh):
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
+        return jitted.lower(blueprint.shapes, shapes)
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:
     """Compiles the train step, once, from the shapes of a batch. The evaluation step compiles at its first use."""
-    objective, train = build_objective(experiment.objective), experiment.train
-    step = make_train_step(blueprint, objective, accumulate=train.accumulate_steps, seed=experiment.run.seed)
-    with jax.set_mesh(blueprint.mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
-        compiled = jitted.lower(blueprint.shapes, shapes).compile()
+    compiled = lower_step(experiment, blueprint, shapes).compile()
     analysis = compiled.memory_analysis()
     memory = 0
     if analysis is not None:
         memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
         memory = max(memory - analysis.alias_size_in_bytes, getattr(analysis, "peak_memory_in_bytes", 0))
-    return Programs(compiled, jax.jit(make_eval_step(blueprint, objective)), memory)
+    evaluate = jax.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
+    return Programs(compiled, evaluate, memory)
 
 
 def starting_state(

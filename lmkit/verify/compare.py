@@ -30,7 +30,7 @@ class Result(NamedTuple):
     gradients: dict[str, np.ndarray]
     updates: dict[str, np.ndarray]
     program: str  # the compiled step
-    shapes: Any  # ShapeDtypeStructs of the parameters, as they lie on the mesh
+    blueprint: Blueprint
 
 
 class Row(NamedTuple):
@@ -65,9 +65,7 @@ def run_step(experiment: Experiment, model: Any, batch: Arrays, mesh: jax.shardi
         places = (blueprint.shardings, blueprint.shardings["params"], None)
         compiled = jax.jit(step, out_shardings=places).lower(state, arrays).compile()
         new, grads, loss = compiled(state, arrays)
-    return Result(
-        float(loss), _host(grads), _moved(blueprint, state, new), compiled.as_text() or "", blueprint.param_shapes
-    )
+    return Result(float(loss), _host(grads), _moved(blueprint, state, new), compiled.as_text() or "", blueprint)
 
 
 def _moved(blueprint: Blueprint, old: Any, new: Any) -> dict[str, np.ndarray]:

@@ -10,13 +10,15 @@ from rich.table import Table
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections import MeshConfig, ObjectiveKind
+from lmkit.parallel.collectives import collectives
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
 from lmkit.train.task import check_task
-from lmkit.verify.collectives import count_collectives, least_bytes
-from lmkit.verify.compare import Result, Row, compare, first_departing, run_step
+from lmkit.train.traffic import least_traffic
+from lmkit.verify.compare import Row, compare, first_departing, run_step
 from lmkit.verify.inputs import make_inputs
 from lmkit.verify.shrink import shrink
+from lmkit.verify.traffic import show_topology, show_traffic
 
 console = Console(highlight=False)
 _REST = 2  # devices that an axis of -1 takes where they are pretended
@@ -25,6 +27,8 @@ _REST = 2  # devices that an axis of -1 takes where they are pretended
 def verify(experiment: Experiment) -> int:
     """Runs the step on one device and on the mesh and prints how far they are apart. 0 where they agree, else 1."""
     check_task(experiment)
+    if experiment.verify.topology:
+        return show_topology(console, experiment)
     sizes = choose_devices(experiment)
     small = shrink(experiment, sizes)
     model = fit_heads(small)
@@ -34,7 +38,8 @@ def verify(experiment: Experiment) -> int:
     many = run_step(small, model, batch, mesh)
     rows = compare(one, many)
     show(experiment, sizes, rows)
-    show_traffic(dataclasses.replace(small, model=model), many, sizes)
+    least = least_traffic(dataclasses.replace(small, model=model), many.blueprint)
+    show_traffic(console, "collectives of this step, a device", collectives(many.program, mesh.shape), least, "KiB")
     if all(row.equal for row in rows):
         console.print("[bold green]equal[/]")
         return 0
@@ -84,20 +89,3 @@ def show(experiment: Experiment, sizes: dict[str, int], rows: list[Row]) -> None
     for row in rows:
         where = f"; the worst is {row.where}" if row.where else ""
         console.print(f"{row.quantity}: {row.reason}{where}", style="dim", soft_wrap=True)
-
-
-def show_traffic(experiment: Experiment, result: Result, sizes: dict[str, int]) -> None:
-    """The collectives of the shrunk step, and the least that the mesh asks for."""
-    table = Table(title="[bold]collectives of this step, a device", title_justify="left", box=None)
-    for name in ("kind", "count", "KiB sent"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
-    found = count_collectives(result.program)
-    for kind, traffic in found.items():
-        table.add_row(kind, str(traffic.count), f"{traffic.sent_bytes / 1024:,.1f}")
-    least = least_bytes(experiment, result.shapes, sizes)
-    parts = ", ".join(f"{axis} {value / 1024:,.1f}" for axis, value in least.items() if value)
-    total = sum(traffic.sent_bytes for traffic in found.values()) / 1024
-    table.add_row("together", str(sum(t.count for t in found.values())), f"{total:,.1f}")
-    table.add_row("at least", "", f"{sum(least.values()) / 1024:,.1f}")
-    console.print(table)
-    console.print(f"at least, by axis, in KiB: {parts}", style="dim")
