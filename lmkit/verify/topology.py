@@ -7,11 +7,10 @@ import jax
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.data.loader import array_dims
+from lmkit.data.loader import array_sharding
 from lmkit.objectives.build import Batch
 from lmkit.parallel.collectives import Collective, collectives
 from lmkit.parallel.devices import setup_jax
-from lmkit.parallel.rules import sharding_of
 from lmkit.parallel.topology import COUNTABLE, topology_devices
 from lmkit.train.setup import lower_step, setup_mesh
 from lmkit.train.state import Blueprint, make_blueprint
@@ -33,10 +32,9 @@ def _shapes(experiment: Experiment, mesh: jax.sharding.Mesh) -> Batch:
     small = dataclasses.replace(experiment.train, batch_size=2, accumulate_steps=1)
     arrays = make_inputs(dataclasses.replace(experiment, train=small), experiment.model)
     return {
-        name: jax.ShapeDtypeStruct(
-            (experiment.train.batch_size, *x.shape[1:]), x.dtype, sharding=sharding_of(array_dims(name, x.ndim), mesh)
-        )
+        name: jax.ShapeDtypeStruct(shape, x.dtype, sharding=array_sharding(name, shape, mesh))
         for name, x in arrays.items()
+        for shape in [(experiment.train.batch_size, *x.shape[1:])]
     }
 
 
