@@ -92,6 +92,7 @@ class Experiment:
 
     def _check_mesh(self) -> None:
         """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""
+        self._check_experts()
         tensor = self.mesh.tensor * self.mesh.dcn.tensor
         if tensor <= 1:
             return
@@ -105,6 +106,18 @@ class Experiment:
                 check_divides(name, size, "mesh.tensor", tensor)
             if part.vocab_size:
                 check_divides(f"{prefix}.vocab_size", part.vocab_size, "mesh.tensor", tensor)
+
+    def _check_experts(self) -> None:
+        """The axis `expert` is for mixtures."""
+        size = self.mesh.expert * self.mesh.dcn.expert
+        mixtures = {prefix: n for prefix, part in self.model.parts().items() if (n := part.num_experts)}
+        if size != 1 and not mixtures:
+            raise ConfigError(
+                f"mesh.expert={self.mesh.expert} with a model without experts: set mesh.expert=1 and give the devices "
+                f"to mesh.data or mesh.fsdp, or set model.num_experts"
+            )
+        for prefix, experts in mixtures.items() if size > 1 else ():
+            check_divides(f"{prefix}.num_experts", experts, "mesh.expert", size)
 
 
 def check_divides(name: str, size: int, axis: str, parts: int) -> None:

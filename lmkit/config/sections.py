@@ -180,7 +180,7 @@ class MeshConfig(Section):
     fsdp: int = key(1, "shards of every parameter, each with its share of the batch", at_least=-1)
     tensor: int = key(1, "shards of heads, MLP and vocabulary; norms are sharded over the sequence", at_least=-1)
     context: int = key(1, "shards of the sequence (reserved)", at_least=-1)
-    expert: int = key(1, "shards of the experts (reserved)", at_least=-1)
+    expert: int = key(1, "shards of the experts, each with its share of the batch", at_least=-1)
     stage: int = key(1, "pipeline stages (reserved)", at_least=-1)
     dcn: AxesConfig = key(AxesConfig(), "how much of each axis spans slices; the rest is inside a slice")
 
@@ -193,10 +193,11 @@ class MeshConfig(Section):
             )
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
-        for axis in ("context", "expert", "stage"):
+        for axis in ("context", "stage"):
             if sizes[axis] != 1 or getattr(self.dcn, axis) != 1:
                 raise ConfigError(
-                    f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp and tensor; set mesh.{axis}=1"
+                    f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp, expert and tensor; "
+                    f"set mesh.{axis}=1"
                 )
 
 

@@ -9,7 +9,9 @@ import jax
 
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import EncDecConfig, ViTConfig
+from lmkit.nn.moe import capacity_of
 from lmkit.nn.tree import flat
+from lmkit.parallel.mesh import batch_shards
 
 _KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
 _BYTES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
@@ -65,24 +67,30 @@ def least_bytes(experiment: Experiment, shapes: Any, sizes: Mapping[str, int]) -
     data: each shard of the gradient summed once. fsdp: the parameters gathered once, their gradients scattered once
     (Rajbhandari et al. 2020, section 7.2, without gathering again for the backward pass). tensor: the stream gathered
     before and scattered after each of the two sub-layers, forward and backward (Korthikanti et al. 2022, section
-    4.2.2), counted for a stack of blocks; embedding, head and loss come on top.
+    4.2.2), counted for a stack of blocks; embedding, head and loss come on top. expert: the gradient of all but the
+    experts summed as over data, and each layer's tokens sent and brought back, forward and backward: by a gather and
+    a scatter of the stream, or by an exchange of slots.
     """
-    data, fsdp, tensor = (sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
-    leaves = flat(shapes).values()
-    local = sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
-    split = sum(
-        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in leaves
-        if "fsdp" in jax.tree.leaves(tuple(leaf.sharding.spec))
-    )
-    rows = experiment.train.batch_size / (data * fsdp)
-    stream = 0.0
+    data, fsdp, tensor, expert = (sizes.get(axis, 1) for axis in ("data", "fsdp", "tensor", "expert"))
+    local = split = common = 0.0  # bytes on a device: of all parameters, of those over fsdp, of those not over expert
+    for leaf in flat(shapes).values():
+        size = leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
+        axes = jax.tree.leaves(tuple(leaf.sharding.spec))
+        local, split = local + size, split + size * ("fsdp" in axes)
+        common += size * ("expert" not in axes)
+    rows = experiment.train.batch_size / batch_shards(sizes)
+    stream = travel = 0.0
     for part in experiment.model.parts().values():
         tokens = part.num_patches if isinstance(part, ViTConfig) else experiment.data.seq_len
-        joins = 2 * part.num_layers + (3 * part.decoder_layers if isinstance(part, EncDecConfig) else 0)
+        decoder = part.decoder_layers if isinstance(part, EncDecConfig) else 0
+        joins = 2 * part.num_layers + 3 * decoder
         stream += 4 * joins * rows * tokens * part.embed_dim * 4
+        slots = capacity_of(part, tokens) * part.num_experts if part.num_experts else 0
+        each = slots / expert if slots else tokens  # places of a row that travel to each other device of the axis
+        travel += 4 * (part.num_layers + decoder) * bool(part.num_experts) * rows * each * part.embed_dim * 4
     return {
         "data": 2 * local * (data - 1) / data,
         "fsdp": 2 * split * (fsdp - 1),
         "tensor": stream * (tensor - 1) / tensor,
+        "expert": travel * (expert - 1) + 2 * common * (expert - 1) / expert,
     }
