@@ -95,6 +95,7 @@ class Experiment:
         context = self.mesh.context * self.mesh.dcn.context
         if context > 1:
             self._check_context(context)
+        self._check_experts()
         tensor = self.mesh.tensor * self.mesh.dcn.tensor
         if tensor <= 1:
             return
@@ -134,6 +135,18 @@ class Experiment:
                     f"{prefix}.context_attention=all_to_all: {keys} key heads a device of mesh.tensor cannot be dealt "
                     f"out to mesh.context={context}: one must divide the other; set {prefix}.context_attention=ring"
                 )
+
+    def _check_experts(self) -> None:
+        """The axis `expert` is for mixtures."""
+        size = self.mesh.expert * self.mesh.dcn.expert
+        mixtures = {prefix: n for prefix, part in self.model.parts().items() if (n := part.num_experts)}
+        if size != 1 and not mixtures:
+            raise ConfigError(
+                f"mesh.expert={self.mesh.expert} with a model without experts: set mesh.expert=1 and give the devices "
+                f"to mesh.data or mesh.fsdp, or set model.num_experts"
+            )
+        for prefix, experts in mixtures.items() if size > 1 else ():
+            check_divides(f"{prefix}.num_experts", experts, "mesh.expert", size)
 
 
 def check_divides(name: str, size: int, axis: str, parts: int) -> None:

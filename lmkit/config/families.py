@@ -192,6 +192,16 @@ class CLIPConfig(ModelConfig):
     projection_dim: int = key(512, "size of the space both project to", at_least=1)
     logit_scale_init: float = key(2.6592, "initial log of the scale of the similarities: ln(1 / 0.07)")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("balance_loss", "router_z_loss"):
+            text, vision = getattr(self.text, name), getattr(self.vision, name)
+            if text != vision and self.text.num_experts and self.vision.num_experts:
+                raise ConfigError(
+                    f"model.text.{name}={text} and model.vision.{name}={vision}: both towers have experts, and one "
+                    f"weight; set the same"
+                )
+
     def parts(self) -> dict[str, TransformerConfig]:
         return {"model.text": self.text, "model.vision": self.vision}
 

@@ -165,6 +165,20 @@ class TransformerConfig(ModelConfig):
     num_experts: int = key(0, "experts of the mixture in place of the MLP; 0 = a plain MLP", at_least=0)
     experts_per_token: int = key(2, "experts that each token goes to, the best by the router", at_least=1)
     renormalize_experts: bool = key(True, "their weights sum to one (Mixtral), instead of their share of all")
+    shared_experts: int = key(
+        0, "beside them an MLP of so many experts' width, which every token meets (DeepSeekMoE)", at_least=0
+    )
+    capacity_factor: float = key(
+        0.0, "room of an expert in each row over an even share of it; later tokens are dropped; 0 = none is dropped",
+        at_least=0.0,
+    )  # fmt: skip
+    balance_loss: float = key(
+        0.0, "weight of the loss that evens out the experts' load (Switch: 0.01); 0 where experts are trained already",
+        at_least=0.0,
+    )  # fmt: skip
+    router_z_loss: float = key(
+        0.0, "weight of log(Z)^2 of the router, keeps its logits small (ST-MoE: 0.001)", at_least=0.0
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,6 +199,12 @@ class TransformerConfig(ModelConfig):
                 f"model.experts_per_token={self.experts_per_token} of model.num_experts={self.num_experts}: "
                 f"set experts_per_token={self.num_experts} or less"
             )
+        for name in ("shared_experts", "capacity_factor", "balance_loss", "router_z_loss"):
+            if getattr(self, name) and not self.num_experts:
+                raise ConfigError(
+                    f"model.{name}={getattr(self, name)} with model.num_experts=0: there is no mixture; set "
+                    f"model.num_experts, or model.{name}=0"
+                )
         if self.num_experts and self.bias:
             raise ConfigError("model.bias=true with model.num_experts: experts have no biases; set model.bias=false")
 

@@ -25,6 +25,7 @@ class Places(NamedTuple):
     memory_BSD: jax.Array | None = None  # what cross-attention looks at
     memory_ids_BS: jax.Array | None = None  # its segments
     past: Past | None = None  # while decoding: the layer's share of the cache
+    kept: dict[str, jax.Array] | None = None  # sums over tokens, filled by the layer while it is traced
 
 
 class Attention(nnx.Module):

@@ -55,7 +55,11 @@ class Block(nnx.Module):
         """[B, T, D] to [B, T, D]. `windowed`: this layer has the window. `key` switches dropout on."""
         keys = (None, None) if key is None else jax.random.split(key)
         x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
-        return self.mlp_join(x_BTD, self.mlp, "mlp", keys[1])
+        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1])
+
+    def _mlp(self, places: Places) -> Callable[[jax.Array], jax.Array]:
+        mlp = self.mlp
+        return (lambda y: mlp(y, places)) if isinstance(mlp, MoE) else mlp
 
 
 class CrossBlock(Block):
@@ -73,7 +77,7 @@ class CrossBlock(Block):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
         x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, places), "cross", keys[2])
-        return self.mlp_join(x_BTD, self.mlp, "mlp", keys[1])
+        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1])
 
 
 def load_block(config: TransformerConfig) -> Callable[..., nnx.Module]:

@@ -10,6 +10,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.model import Remat
 from lmkit.nn.attention import Places
 from lmkit.nn.cache import Cache, Kept
+from lmkit.nn.kept import Sums, hand_out
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
@@ -42,6 +43,9 @@ class Stack(nnx.Module):
     def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
         """x through block(x, *shared, flag, layer_key) of each layer in turn.
 
+        What layers put into `kept` of a `Places` in `shared` (a mixture's sums over tokens) is handed out, stacked
+        over layers, to `lmkit.nn.kept.collecting`.
+
         Args:
             flags: one bool for all layers, or bool [L] with each layer's own.
             key: switches dropout on; each layer folds in its number.
@@ -53,18 +57,26 @@ class Stack(nnx.Module):
             params, flag, index = xs
             block = nnx.merge(graph, nnx.State(params))
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(x, *shared, flags if flag is None else flag, layer_key), None
+            kept: Sums = {}
+            mine = [one._replace(kept=kept) if isinstance(one, Places) else one for one in shared]
+            return block(x, *mine, flags if flag is None else flag, layer_key), kept
 
         if self.remat is not Remat.none:
             layer = jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not self.scan)
         each = None if isinstance(flags, bool) else flags
         if self.scan:
-            return jax.lax.scan(layer, x, (params, each, jnp.arange(self.num_layers)))[0]
+            x, kept = jax.lax.scan(layer, x, (params, each, jnp.arange(self.num_layers)))
+            hand_out(kept)
+            return x
         leaves, tree = jax.tree.flatten(params)
         unstacked = [jnp.unstack(leaf) for leaf in leaves]  # its transpose stacks; slicing's would add full arrays
+        sums = []
         for index in range(self.num_layers):
             one = tree.unflatten([layers[index] for layers in unstacked])
-            x, _ = layer(x, (one, None if each is None else each[index], index))
+            x, kept = layer(x, (one, None if each is None else each[index], index))
+            sums.append(kept)
+        if sums:
+            hand_out(jax.tree.map(lambda *layers: jnp.stack(layers), *sums))
         return x
 
     def extend(

@@ -1,13 +1,14 @@
 """What an objective is, and the one that a configuration asks for."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 
 from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
+from lmkit.nn.kept import collecting
 from lmkit.objectives.labels import classify, contrastive, regress
+from lmkit.objectives.router import add_router
 from lmkit.objectives.sums import Sums
 from lmkit.objectives.tokens import Batch, causal_lm, masked_lm, seq2seq
 
@@ -28,5 +29,11 @@ OBJECTIVES = {
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
-    """The objective of a configuration."""
-    return partial(OBJECTIVES[config.kind], config)
+    """The objective of a configuration, with what a model's routers add to its loss."""
+
+    def objective(model: Any, batch: Batch, key: jax.Array | None) -> tuple[Sums, Any]:
+        with collecting() as kept:
+            sums, predicted = OBJECTIVES[config.kind](config, model, batch, key)
+        return add_router(model.config, sums, kept), predicted
+
+    return objective

@@ -72,4 +72,4 @@ def label_sums(config: ObjectiveConfig, logits, labels, weights=None) -> Sums:
     nll = jax.nn.logsumexp(logits, axis=-1) - picked
     loss = nll + config.label_smoothing * (picked - jnp.mean(logits, axis=-1))
     correct = (picked >= jnp.max(logits, axis=-1)).astype(jnp.float32)
-    return Sums(*(jnp.sum(weights * x) for x in (loss, jnp.ones_like(nll), nll, correct)))
+    return Sums(*[jnp.sum(weights * x) for x in (loss, jnp.ones_like(nll), nll, correct)], router={})

@@ -55,8 +55,7 @@ def evaluate(
 
 
 def _means(task: Task, part: str, results: list[Sums]) -> dict[str, float]:
-    sums = [sum(float(x) for x in column) for column in zip(*jax.device_get(results), strict=True)]
-    total = Sums(*sums)  # type: ignore[arg-type]
+    total = jax.tree.map(lambda *column: sum(map(float, column)), *jax.device_get(results))
     nats = float(total.nll / total.weight)
     means = {"loss": nats}
     if task.kind is ObjectiveKind.causal_lm:

@@ -41,6 +41,8 @@ def charts_of(columns: Columns) -> list[Chart]:
         ),
         Chart("Translation", "0 to 100", held_out("bleu", "BLEU", 1) + held_out("chrf", "chrF", 2)),
         Chart("Speech", "% errors", held_out("wer", "words", 1, 100) + held_out("cer", "characters", 2, 100)),
+        Chart("Experts: load", "the most chosen one's over an even one", line("train/router_max_load", "train")),
+        Chart("Experts: dropped", "% of choices", line("train/router_dropped", "train", scale=100)),
         Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
         Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
         Chart("Learning rate", "schedule", line("train/learning_rate", "train"), zero=True, robust=False),

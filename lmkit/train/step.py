@@ -37,8 +37,10 @@ def make_gradients(
             one = jax.grad(loss, has_aux=True)(params, frozen, micro, jax.random.fold_in(key, index))
             return jax.tree.map(jnp.add, carry, one), None
 
-        zeros = (jax.tree.map(jnp.zeros_like, params), Sums(*[jnp.zeros(()) for _ in Sums._fields]))
-        return jax.lax.scan(add, zeros, (split_batch(batch, accumulate), jnp.arange(accumulate)))[0]
+        micros = split_batch(batch, accumulate)
+        one = jax.eval_shape(lambda: loss(params, frozen, jax.tree.map(lambda x: x[0], micros), key)[1])
+        zeros = (jax.tree.map(jnp.zeros_like, params), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), one))
+        return jax.lax.scan(add, zeros, (micros, jnp.arange(accumulate)))[0]
 
     def gradients(state: State, batch: Batch) -> tuple[Any, Sums, jax.Array]:
         key = jax.random.fold_in(dropout_key, state["step"])
@@ -77,6 +79,7 @@ def apply_gradients(
         "weight": sums.weight,
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": jnp.asarray(blueprint.optim.learning_rate(number)),
+        **{f"router_{name}": value / weight for name, value in sums.router.items()},
     }
 
 

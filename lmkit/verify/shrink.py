@@ -7,6 +7,7 @@ from typing import Any
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.model import ContextAttention, DType, ModelConfig, TransformerConfig
+from lmkit.parallel.mesh import batch_shards
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 
@@ -14,10 +15,11 @@ _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 def shrink(experiment: Experiment, sizes: Mapping[str, int]) -> Experiment:
     """The experiment with a model of a few thousand parameters that a mesh of these sizes divides, in float32.
 
-    Whether key heads are shared, experts, windows, biases, norms, positions, ties and dropout stay as they are.
+    Whether key heads are shared, experts and their routing, windows, biases, norms, positions, ties and dropout stay
+    as they are.
     """
     tensor = sizes.get("tensor", 1)
-    shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    shards = batch_shards(sizes)
     seq_len = 16 * max(tensor * sizes.get("context", 1), 2)  # of which zig-zag takes two chunks a device
     accumulate = min(experiment.train.accumulate_steps, 2)
     return dataclasses.replace(
@@ -55,7 +57,7 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         "dtype": DType.float32,
         "scan_layers": False,  # so that each layer's collectives can be counted; the numbers are the same
         "sliding_window": min(model.sliding_window, seq_len // 4),
-        "num_experts": min(model.num_experts, max(4, model.experts_per_token)),
+        "num_experts": _experts(model, sizes.get("expert", 1)),
     }
     if isinstance(model, ViTConfig):
         patch = min(model.patch_size, 4)
@@ -66,6 +68,12 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
     if hasattr(model, "num_classes") and not isinstance(model, ViTConfig):
         changes["num_classes"] = min(model.num_classes, 8)  # type: ignore[attr-defined]
     return dataclasses.replace(model, **changes)
+
+
+def _experts(model: TransformerConfig, axis: int) -> int:
+    """As many as a token goes to, four, and two on each device, at least; the axis divides them."""
+    few = max(4, model.experts_per_token, 2 * axis)
+    return min(model.num_experts, -(-few // axis) * axis)
 
 
 def _layers(model: TransformerConfig) -> int:

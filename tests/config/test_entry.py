@@ -45,6 +45,10 @@ NAME = "run.name=test"
         (["model=t5_small", "model.relative_max_distance=8"], ["relative_buckets=32", "relative_max_distance=8"]),
         (["model=modernbert_base", "model.block=a:B"], ["model.block=a:B", "norm_order=pre", "norm_order=post"]),
         (["objective.kind=contrastive", "train.accumulate_steps=2"], ["accumulate_steps=2", "contrastive"]),
+        (["mesh.expert=2"], ["mesh.expert=2", "without experts", "mesh.data or mesh.fsdp"]),
+        (["mesh.expert=-1", "mesh.data=1"], ["mesh.expert=-1", "without experts"]),
+        (["model=mixtral_8x7b", "mesh.expert=3"], ["model.num_experts=8", "mesh.expert=3", "6 and 9", "mesh.expert=2"]),
+        (["model=mixtral_8x7b", "model.num_experts=0"], ["model.balance_loss=0.04", "model.num_experts=0"]),
         (["model=mixtral_8x7b", "model.bias=true"], ["model.bias=true", "num_experts", "model.bias=false"]),
     ],
 )  # fmt: skip

@@ -30,7 +30,13 @@ KINDS: dict[str, Kind] = {
         GPTConfig(**TEXT, gated=True, num_kv_heads=2, rope_scaling=RopeScaling.llama3, rope_factor=8.0),
         ObjectiveKind.causal_lm,
     ),
-    "moe": Kind(GPTConfig(**TEXT, gated=True, num_experts=4), ObjectiveKind.causal_lm),
+    "moe": Kind(
+        GPTConfig(**TEXT, gated=True, num_experts=4, shared_experts=1, balance_loss=0.1, router_z_loss=0.1),
+        ObjectiveKind.causal_lm,
+    ),
+    "moe_capacity": Kind(
+        GPTConfig(**TEXT, gated=True, num_experts=4, capacity_factor=0.8, balance_loss=0.1), ObjectiveKind.causal_lm
+    ),
     "bert": Kind(BERTConfig(**TEXT, next_sentence_head=True), ObjectiveKind.masked_lm),
     "modernbert": Kind(
         BERTConfig(

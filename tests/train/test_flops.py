@@ -34,6 +34,11 @@ def test_experts_count_as_those_that_a_token_meets() -> None:
     assert flops(two, 8) - flops(one, 8) == 8 * 6 * (2 + one.gated) * one.embed_dim * one.mlp_size
 
 
+def test_shared_experts_count_for_every_token() -> None:
+    none, two = (tiny_config(num_experts=4, shared_experts=n, num_layers=1) for n in (0, 2))
+    assert flops(two, 8) - flops(none, 8) == 8 * 6 * 2 * none.embed_dim * 2 * none.mlp_size
+
+
 def test_an_encoder_sees_both_sides_and_predicts_few() -> None:
     config = BERTConfig(
         vocab_size=100, num_layers=1, num_heads=1, embed_dim=8, mlp_dim=16, max_seq_len=32, pooler=False

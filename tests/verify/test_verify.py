@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from lmkit.nn import block, embed
 from lmkit.nn.dropout import dropout as true_dropout
 from lmkit.objectives import cross_entropy as ce
 from lmkit.objectives.sums import Sums
+from lmkit.parallel import expert
 from lmkit.verify import compare as compare_module
 from lmkit.verify.main import verify
 from lmkit.verify.shrink import shrink
@@ -69,6 +71,42 @@ def test_dropout_accumulation_and_lora_pass(capsys: pytest.CaptureFixture) -> No
 
 
 GPT = [*COMMON, *ALL, "model=gpt2_124m", "model.vocab_size=0"]
+
+
+MIXTURE = [*COMMON, "model=mixtral_8x7b", "run.cpu_devices=8", "model.shared_experts=1", "model.balance_loss=0.5",
+           "model.router_z_loss=0.3"]  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "words"), [
+    (0.6, "mesh.data=2 mesh.expert=2 mesh.tensor=2 train.accumulate_steps=2"),
+    *(
+        pytest.param(factor, words, marks=pytest.mark.slow)
+        for factor in (0.0, 0.6)
+        for words in (
+            "mesh.data=1 mesh.expert=2", "mesh.data=1 mesh.expert=2 mesh.fsdp=2", "mesh.data=1 mesh.fsdp=2 mesh.expert=4",
+            "mesh.data=1 mesh.expert=2 mesh.tensor=2", "mesh.data=2 mesh.expert=2 mesh.tensor=2",
+        )
+    ),
+])  # fmt: skip
+def test_experts_pass_over_their_axis(factor: float, words: str, capsys: pytest.CaptureFixture) -> None:
+    experiment = compose([*MIXTURE, f"model.capacity_factor={factor}", *words.split()])
+    assert verify(experiment) == 0, capsys.readouterr().out
+    assert ("all-to-all" in capsys.readouterr().out) == (factor > 0)
+
+
+@pytest.mark.slow
+def test_experts_of_other_devices_left_out_are_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Each device keeps what its own experts made of its own tokens."""
+
+    def own(x: jax.Array, axis: str, *, scatter_dimension: int, tiled: bool) -> jax.Array:
+        size = x.shape[scatter_dimension] // jax.lax.axis_size(axis)
+        return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axis) * size, size, scatter_dimension)
+
+    monkeypatch.setattr(expert, "lax", SimpleNamespace(**{**vars(jax.lax), "psum_scatter": own}))
+    assert verify(compose([*MIXTURE, "mesh.data=1", "mesh.expert=2"])) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
 
 
 def test_a_missing_sum_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
