@@ -119,6 +119,11 @@ class TransformerConfig(ModelConfig):
     dtype: DType = key(DType.auto, "compute dtype; parameters stay float32")
     remat: Remat = key(Remat.none, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
+    microbatches: int = key(
+        0, "with mesh.stage: micro-batches in the pipeline; 0 = four a stage, or the most below that fit", at_least=0
+    )
+    rounds: int = key(1, "with mesh.stage: times a micro-batch goes round the stages; 1 = GPipe, more = circular",
+                      at_least=1)  # fmt: skip
     attention: Kernel = key(Kernel.auto, "attention kernel")
     dropout: float = key(0.0, "dropout of embeddings and of each sub-layer's output", at_least=0.0, at_most=0.99)
     init_std: float = key(0.02, "standard deviation of initial weights; 0 = 1/sqrt(fan_in)", at_least=0.0)

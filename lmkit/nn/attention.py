@@ -25,6 +25,7 @@ class Places(NamedTuple):
     memory_BSD: jax.Array | None = None  # what cross-attention looks at
     memory_ids_BS: jax.Array | None = None  # its segments
     past: Past | None = None  # while decoding: the layer's share of the cache
+    rows_B: jax.Array | None = None  # their numbers in the batch, where they are only some of it
 
 
 class Attention(nnx.Module):

@@ -1,15 +1,19 @@
 """A stack of equal blocks: parameters stacked over layers, one scan, a remat policy."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import Remat
+from lmkit.config.model import Remat, TransformerConfig
+from lmkit.config.pipeline import STAGE
 from lmkit.nn.attention import Places
 from lmkit.nn.cache import Cache, Kept
+from lmkit.nn.pipeline import pipelined
+from lmkit.parallel.rules import reshard, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
@@ -27,45 +31,60 @@ POLICIES: dict[Remat, Callable | None] = {
 
 
 class Stack(nnx.Module):
-    """`num_layers` blocks made by `make_block(rngs)`.
+    """As many blocks as `config.num_layers` says (or `num_layers`), made by `make_block(rngs)`.
 
-    Every parameter of the block gains a leading "layers" dim. `scan` decides how the layers run, not how they
-    are stored, so a checkpoint fits either way.
+    Every parameter of the block gains a leading "layers" dim. `remat`, `scan_layers`, `microbatches` and `rounds` of
+    the configuration decide how the layers run, not how they are stored, so a checkpoint fits any of them.
     """
 
     def __init__(
-        self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs
-    ):
-        self.num_layers, self.remat, self.scan = num_layers, remat, scan
-        self.blocks = stacked(make_block, num_layers, rngs)
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], config: TransformerConfig, *, num_layers: int = 0,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.num_layers, self.remat, self.scan = num_layers or config.num_layers, config.remat, config.scan_layers
+        self.microbatches, self.rounds = config.microbatches, config.rounds
+        self.blocks = stacked(make_block, self.num_layers, rngs)
 
-    def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """x through block(x, *shared, flag, layer_key) of each layer in turn.
+    def __call__(
+        self, x_BTD: jax.Array, places: Places, *, flags: bool | jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """x through block(x, places, flag, layer_key) of each layer in turn; over the stages of the mesh, if any.
 
         Args:
             flags: one bool for all layers, or bool [L] with each layer's own.
             key: switches dropout on; each layer folds in its number.
         """
         graph, state = nnx.split(self.blocks)
-        params = nnx.to_pure_dict(state)
+        each = None if isinstance(flags, bool) else flags
+        run = partial(self._run, graph, flags)
+        layers = (nnx.to_pure_dict(state), each, jnp.arange(self.num_layers))
+        if STAGE not in split_axes() or self.num_layers == 1:
+            return run(layers, places, x_BTD, key)[0]
+        if key is not None:
+            places = places._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
+        options = {"microbatches": self.microbatches, "rounds": self.rounds}
+        return pipelined(run, layers, x_BTD, places, key, **options)[0]
 
-        def layer(x, xs):
+    def _run(self, graph, flags, layers, places: Places, x_BTD: jax.Array, key: jax.Array | None):
+        """Some layers, each leaf [l, ...] of (parameters, flags, numbers): the stream, and what they hand out."""
+
+        def layer(x_BTD, xs):
             params, flag, index = xs
             block = nnx.merge(graph, nnx.State(params))
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            return block(x, *shared, flags if flag is None else flag, layer_key), None
+            return block(x_BTD, places, flags if flag is None else flag, layer_key), {}
 
         if self.remat is not Remat.none:
             layer = jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not self.scan)
-        each = None if isinstance(flags, bool) else flags
         if self.scan:
-            return jax.lax.scan(layer, x, (params, each, jnp.arange(self.num_layers)))[0]
-        leaves, tree = jax.tree.flatten(params)
+            return jax.lax.scan(layer, x_BTD, layers)
+        leaves, tree = jax.tree.flatten(layers)
         unstacked = [jnp.unstack(leaf) for leaf in leaves]  # its transpose stacks; slicing's would add full arrays
-        for index in range(self.num_layers):
-            one = tree.unflatten([layers[index] for layers in unstacked])
-            x, _ = layer(x, (one, None if each is None else each[index], index))
-        return x
+        every = []
+        for one in zip(*unstacked, strict=True):
+            x_BTD, kept = layer(x_BTD, tree.unflatten(one))
+            every.append(kept)
+        return x_BTD, jax.tree.map(lambda *each: jnp.stack(each), *every)
 
     def extend(
         self, x_BTD: jax.Array, places: Places, cache: Cache, *, flags: bool | jax.Array
@@ -95,7 +114,8 @@ class Stack(nnx.Module):
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`num_layers` modules as one, whose parameters have a leading "layers" dim."""
-    metadata = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
+    """`num_layers` modules as one, whose parameters have a leading dim: "layers", or "layer" where it is only one."""
+    dim = "layers" if num_layers > 1 else "layer"
+    metadata = {nnx.PARTITION_NAME: dim, "logical_axes": dim}
     each = nnx.vmap(lambda key: make(nnx.Rngs(key)), transform_metadata=metadata)
     return each(jax.random.split(rngs.params(), num_layers))
