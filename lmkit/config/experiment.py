@@ -1,6 +1,7 @@
 """The whole tree: one `Experiment` is what every verb gets. Checks that need two sections live here."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
+from lmkit.config.pipeline import ROW_AXES, fits
 from lmkit.config.sections import (
     CheckpointConfig,
     HardwareConfig,
@@ -92,6 +94,7 @@ class Experiment:
 
     def _check_mesh(self) -> None:
         """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""
+        self._check_stages()
         tensor = self.mesh.tensor * self.mesh.dcn.tensor
         if tensor <= 1:
             return
@@ -105,6 +108,33 @@ class Experiment:
                 check_divides(name, size, "mesh.tensor", tensor)
             if part.vocab_size:
                 check_divides(f"{prefix}.vocab_size", part.vocab_size, "mesh.tensor", tensor)
+
+    def _check_stages(self) -> None:
+        """Every stage has as many layers, and every micro-batch as many rows on each device."""
+        mesh, train = self.mesh, self.train
+        stages = mesh.stage * mesh.dcn.stage
+        if stages <= 1:
+            return
+        shards = [getattr(mesh, axis) * getattr(mesh.dcn, axis) for axis in ROW_AXES]
+        for prefix, part in self.model.parts().items():
+            axis = "mesh.stage" if part.rounds == 1 else f"{prefix}.rounds x mesh.stage"
+            for name, layers in part.stacks().items():
+                check_divides(f"{prefix}.{name}", layers, axis, part.rounds * stages)
+            asked = part.microbatches
+            if part.rounds > 1 and 0 < asked < stages:
+                raise ConfigError(
+                    f"{prefix}.microbatches={asked} with {prefix}.rounds={part.rounds}: a second round begins when the "
+                    f"first has filled mesh.stage={stages}; set {prefix}.microbatches={stages} or more, or rounds=1"
+                )
+            rows = train.batch_size // train.accumulate_steps // math.prod(shards)
+            if asked and min(shards) > 0 and rows % stages == 0 and not fits(asked, rows, stages):
+                near = [n for n in range(1, rows + 1) if fits(n, rows, stages)]
+                below, above = max(n for n in near if n < asked), [n for n in near if n > asked][:1]
+                raise ConfigError(
+                    f"{prefix}.microbatches={asked} with mesh.stage={stages}: the {rows} rows of a batch that a device "
+                    f"of each stage has do not divide into them; the nearest that fit are "
+                    f"{' and '.join(map(str, [below, *above]))}, and 0 chooses"
+                )
 
 
 def check_divides(name: str, size: int, axis: str, parts: int) -> None:

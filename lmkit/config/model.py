@@ -188,6 +188,10 @@ class TransformerConfig(ModelConfig):
     def parts(self) -> "dict[str, TransformerConfig]":
         return {"model": self}
 
+    def stacks(self) -> dict[str, int]:
+        """The layers of each stack that mesh.stage cuts, by what says how many."""
+        return {"num_layers": self.num_layers}
+
     @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads

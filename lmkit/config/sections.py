@@ -195,9 +195,7 @@ class MeshConfig(Section):
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
         for axis in ("context", "expert"):
             if sizes[axis] != 1 or getattr(self.dcn, axis) != 1:
-                raise ConfigError(
-                    f"mesh.{axis}={sizes[axis]}: this version shards over data, fsdp, tensor and stage; set mesh.{axis}=1"
-                )
+                raise ConfigError(f"mesh.{axis}={sizes[axis]}: this version has no shards of it; set mesh.{axis}=1")
 
 
 class Best(Enum):

@@ -17,7 +17,8 @@ BLOCKS = "stack.blocks."
 WORKED_OUT = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size",
               "num_decoder_layers": "decoder_layers", "max_source_len": "source_len"}  # fmt: skip
 # Ours only: how a model is run and started, not what it computes.
-RUN_KEYS = {"dtype", "remat", "scan_layers", "attention", "dropout", "init_std", "residual_init", "logit_scale_init"}
+RUN_KEYS = {"dtype", "remat", "scan_layers", "microbatches", "rounds", "attention", "dropout", "init_std",
+            "residual_init", "logit_scale_init"}  # fmt: skip
 
 
 class Layout(Enum):

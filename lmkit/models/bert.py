@@ -41,10 +41,8 @@ class BERT(nnx.Module):
             normed=True, rngs=rngs,
         )  # fmt: skip
         make_block, pre = load_block(config), config.norm_order is not NormOrder.post
-        self.first = None
-        if pre:
-            make_first = partial(make_block, config, causal=False, normed=False)
-            self.first = Stack(lambda rngs: make_first(rngs=rngs), config, num_layers=1, rngs=rngs)
+        make_first = partial(make_block, config, causal=False, normed=False)
+        self.first = Stack(lambda rngs: make_first(rngs=rngs), config, num_layers=1, rngs=rngs) if pre else None
         rest = config.num_layers - int(pre)
         self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), config, num_layers=rest, rngs=rngs)
         self.norm = stream_norm(config) if pre else None

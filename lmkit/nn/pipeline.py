@@ -19,9 +19,9 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.config.pipeline import STAGE, fitting_microbatches
+from lmkit.config.pipeline import ROW_AXES, STAGE, choose_microbatches
 from lmkit.nn.attention import Places
-from lmkit.parallel.rules import BATCH_AXES, split_axes
+from lmkit.parallel.rules import split_axes
 
 _WHOLE = ("bias_NTS",)  # the places without rows
 # (parameters, flags, numbers) of some layers, the places of some rows, their stream, the dropout key -> (the stream,
@@ -40,8 +40,8 @@ def pipelined(
         microbatches: 0 for four a stage; where the rows do not divide, the most below that fit.
     """
     axes = split_axes()
-    stages, shards = axes[STAGE], math.prod(axes.get(axis, 1) for axis in BATCH_AXES if axis != STAGE)
-    microbatches = fitting_microbatches(microbatches, x_BTD.shape[0] // shards, stages)
+    stages, shards = axes[STAGE], math.prod(axes.get(axis, 1) for axis in ROW_AXES)
+    microbatches = choose_microbatches(microbatches, x_BTD.shape[0] // shards, stages)
     params, *rest = layers
     own, whole = PartitionSpec(STAGE), PartitionSpec()
     body = partial(_stage, run, stages, microbatches, rounds)
@@ -179,3 +179,19 @@ def _deal(stages: int, rounds: int, x: jax.Array) -> jax.Array:
     x = jnp.take(x, jnp.asarray(send)[stage], axis=0).reshape(stages, most, *x.shape[1:])
     x = jnp.take(_exchange(x).reshape(stages * most, *x.shape[2:]), jnp.asarray(take)[stage], axis=0)
     return x.reshape(-1, *x.shape[2:])
+
+
+def one_layer(params: Any, index: jax.Array) -> Any:
+    """A layer of parameters [L, ...] that lie over `stage`, on all stages."""
+
+    def local(params: Any, index: jax.Array) -> Any:
+        def pick(x: jax.Array) -> jax.Array:
+            mine = index // x.shape[0] == lax.axis_index(STAGE)
+            return lax.psum(jnp.where(mine, _at(x, index % x.shape[0]), 0), STAGE)
+
+        return jax.tree.map(pick, params)
+
+    whole = PartitionSpec()
+    return jax.shard_map(local, axis_names={STAGE}, in_specs=(PartitionSpec(STAGE), whole), out_specs=whole)(
+        params, index
+    )

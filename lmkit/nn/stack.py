@@ -12,7 +12,7 @@ from lmkit.config.model import Remat, TransformerConfig
 from lmkit.config.pipeline import STAGE
 from lmkit.nn.attention import Places
 from lmkit.nn.cache import Cache, Kept
-from lmkit.nn.pipeline import pipelined
+from lmkit.nn.pipeline import one_layer, pipelined
 from lmkit.parallel.rules import reshard, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
@@ -58,7 +58,7 @@ class Stack(nnx.Module):
         each = None if isinstance(flags, bool) else flags
         run = partial(self._run, graph, flags)
         layers = (nnx.to_pure_dict(state), each, jnp.arange(self.num_layers))
-        if STAGE not in split_axes() or self.num_layers == 1:
+        if not self._staged:
             return run(layers, places, x_BTD, key)[0]
         if key is not None:
             places = places._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
@@ -92,7 +92,7 @@ class Stack(nnx.Module):
         """New tokens after those of the cache: their stream, and their keys and values in each layer [L, ...].
 
         A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
-        step would copy it.
+        step would copy it. Over stages there is no pipeline: each has its rows, and the layers come by one at a time.
         """
         graph, state = nnx.split(self.blocks)
         past = places.past
@@ -102,15 +102,20 @@ class Stack(nnx.Module):
         def layer(x_BTD, xs):
             params, flag, (k_BSKH, v_BSKH, cross) = xs
             mine = past._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, kept={})
-            block = nnx.merge(graph, nnx.State(params))
+            block = nnx.merge(graph, nnx.State(one_layer(every, params) if staged else params))
             x_BTD = block(x_BTD, places._replace(past=mine), flags if flag is None else flag, None)
             if not mine.kept:
                 raise ConfigError(f"{type(block).__name__} cannot decode: it does not go through lmkit.nn.attention")
             return x_BTD, mine.kept
 
-        each = None if isinstance(flags, bool) else flags
-        xs = (nnx.to_pure_dict(state), each, (cache.k_LBSKH, cache.v_LBSKH, cross))
+        each, staged, every = None if isinstance(flags, bool) else flags, self._staged, nnx.to_pure_dict(state)
+        xs = (jnp.arange(self.num_layers) if staged else every, each, (cache.k_LBSKH, cache.v_LBSKH, cross))
         return jax.lax.scan(layer, x_BTD, xs, unroll=1 if self.scan else self.num_layers)
+
+    @property
+    def _staged(self) -> bool:
+        """Whether its layers lie over the stages of the mesh: those of a stack of one do not."""
+        return STAGE in split_axes() and self.num_layers > 1
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -7,6 +7,8 @@ from typing import Any
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.model import DType, ModelConfig, TransformerConfig
+from lmkit.config.pipeline import choose_microbatches
+from lmkit.parallel.mesh import batch_shards
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 
@@ -17,7 +19,7 @@ def shrink(experiment: Experiment, sizes: Mapping[str, int]) -> Experiment:
     Whether key heads are shared, experts, windows, biases, norms, positions, ties and dropout stay as they are.
     """
     tensor = sizes.get("tensor", 1)
-    shards = sizes.get("data", 1) * sizes.get("fsdp", 1)
+    shards = batch_shards(sizes)
     seq_len = 16 * max(tensor * sizes.get("context", 1), 2)
     accumulate = min(experiment.train.accumulate_steps, 2)
     return dataclasses.replace(
@@ -36,13 +38,19 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         towers = {name: _shrink_model(getattr(model, name), sizes, seq_len) for name in ("text", "vision")}
         return dataclasses.replace(model, projection_dim=8, **towers)
     assert isinstance(model, TransformerConfig)
-    tensor, fsdp = sizes.get("tensor", 1), sizes.get("fsdp", 1)
+    tensor, fsdp, stages = (sizes.get(axis, 1) for axis in ("tensor", "fsdp", "stage"))
+    rounds = min(model.rounds, 2) if stages > 1 else 1
+    chunks = rounds * stages
+    first = int("num_layers - 1" in model.stacks())  # a stack of its own
+    layers = -(-(_layers(model) - first) // chunks) * chunks + first
     group = model.num_heads // model.kv_heads
     kv_heads = tensor if model.kv_heads % tensor == 0 and model.kv_heads >= tensor else model.kv_heads
     kv_heads = max(kv_heads, min(model.kv_heads, 2))
     heads = kv_heads * min(group, 2)
     changes: dict[str, Any] = {
-        "num_layers": _layers(model),
+        "num_layers": layers,
+        "rounds": rounds,
+        "microbatches": model.microbatches and choose_microbatches(model.microbatches, _ROWS * stages, stages),
         "num_heads": heads,
         "num_kv_heads": 0 if heads == kv_heads else kv_heads,
         "head_dim": _HEAD,
@@ -59,7 +67,7 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         patch = min(model.patch_size, 4)
         changes |= {"patch_size": patch, "image_size": 4 * patch, "num_classes": min(model.num_classes, 8)}
     if isinstance(model, EncDecConfig):
-        changes |= {"num_decoder_layers": min(model.decoder_layers, 2), "num_mels": min(model.num_mels, 8)}
+        changes |= {"num_decoder_layers": max(min(model.decoder_layers, 2), chunks), "num_mels": min(model.num_mels, 8)}
         changes |= {"max_source_len": 0}
     if hasattr(model, "num_classes") and not isinstance(model, ViTConfig):
         changes["num_classes"] = min(model.num_classes, 8)  # type: ignore[attr-defined]
