@@ -44,16 +44,16 @@ def pipelined(
     microbatches = choose_microbatches(microbatches, x_BTD.shape[0] // shards, stages)
     params, *rest = layers
     own, whole = PartitionSpec(STAGE), PartitionSpec()
-    body = partial(_stage, run, stages, microbatches, rounds)
-    body = jax.shard_map(
-        body, axis_names={STAGE}, in_specs=(own, whole, own, _specs(places), whole),
-        out_specs=(own, PartitionSpec(None, STAGE)), check_vma=False,  # see on_each_device
-    )  # fmt: skip
+    with_rows = _with_rows(places)
+    body = partial(_stage, run, stages, microbatches, rounds, with_rows)
+    specs = (own, whole, own, jax.tree.map(lambda rows: own if rows else whole, with_rows), whole)
+    out_specs = (own, PartitionSpec(None, STAGE))
+    body = jax.shard_map(body, in_specs=specs, out_specs=out_specs, axis_names={STAGE}, check_vma=False)
     x_BTD, kept = body(params, rest, x_BTD, places, key)
     return x_BTD, jax.tree.map(partial(_join_chunks, stages), kept)
 
 
-def _stage(run, stages, microbatches, rounds, params, rest, x_BTD, places, key):
+def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, places, key):
     """One stage: its shares of the parameters [L / S, ...] and of the rows [B / S, T, D]."""
     stage = lax.axis_index(STAGE)
     ticks, chunks = rounds * microbatches + stages - 1, rounds * stages
@@ -61,7 +61,7 @@ def _stage(run, stages, microbatches, rounds, params, rest, x_BTD, places, key):
     params = jax.tree.map(lambda p: p.reshape(rounds, -1, *p.shape[1:]), params)
     rest = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rest)
     waiting_MbTD = _gather(x_BTD, stages, microbatches)
-    places = _by_field(places, partial(_gather, stages=stages, parts=microbatches), _same)
+    places = jax.tree.map(lambda x, rows: _gather(x, stages, microbatches) if rows else x, places, with_rows)
     any_bTD = lax.stop_gradient(waiting_MbTD[0])
 
     def tick(carry, number):
@@ -75,7 +75,7 @@ def _stage(run, stages, microbatches, rounds, params, rest, x_BTD, places, key):
         # that are finite, and nobody takes what it makes of them.
         x_bTD = jnp.where(busy, x_bTD, any_bTD)
         chunk = jax.tree.map(lambda p: _at(p, lap), params), *jax.tree.map(lambda r: _at(r, lap * stages + stage), rest)
-        here = _by_field(places, lambda x: _at(x, part), _same)
+        here = jax.tree.map(lambda x, rows: _at(x, part) if rows else x, places, with_rows)
         x_bTD, kept = run(chunk, here, x_bTD, key)
         x_bTD = lax.ppermute(x_bTD, STAGE, [(s, (s + 1) % stages) for s in range(stages)])
         # What the last stage made comes round to the first: for its next round, or to stay.
@@ -94,10 +94,6 @@ def _at(x: jax.Array, index: Any) -> jax.Array:
     return lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
 
 
-def _same(x: jax.Array) -> jax.Array:
-    return x
-
-
 def _sum_ticks(laps: jax.Array, kept: jax.Array) -> jax.Array:
     """[ticks, l, ...] of a stage to [R, 1, l, ...]; laps bool [ticks, R]: which round a busy tick belongs to."""
     mask = laps.reshape(*laps.shape, *[1] * (kept.ndim - 1))
@@ -113,20 +109,13 @@ def _join_chunks(stages: int, kept: jax.Array) -> jax.Array:
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _has_rows(name: str, leaf: jax.Array) -> bool:
-    return name not in _WHOLE and not (name.startswith("rope") and leaf.shape[0] == 1)  # positions all rows share
-
-
-def _by_field(places: Places, rows: Callable, whole: Callable) -> Places:
-    """`rows` on what has rows, `whole` on the rest."""
+def _with_rows(places: Places) -> Places:
+    """Whether each array has a row for each of the stream's, in a tree like the places."""
+    fields = {name: name not in _WHOLE for name in Places._fields}
     return Places(*[
-        jax.tree.map(lambda leaf, name=name: (rows if _has_rows(name, leaf) else whole)(leaf), field)
+        jax.tree.map(lambda x, name=name: fields[name] and not (name.startswith("rope") and x.shape[0] == 1), field)
         for name, field in zip(Places._fields, places, strict=True)
     ])  # fmt: skip
-
-
-def _specs(places: Places) -> Places:
-    return _by_field(places, lambda _: PartitionSpec(STAGE), lambda _: PartitionSpec())
 
 
 def _gather(x: jax.Array, stages: int, parts: int) -> jax.Array:
