@@ -9,7 +9,8 @@ from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
-from lmkit.config.model import ContextAttention, Kernel, ModelConfig, Position, TransformerConfig
+from lmkit.config.mesh_checks import check_mesh
+from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
     HardwareConfig,
@@ -67,7 +68,7 @@ class Experiment:
             )
         if self.tokenizer.kind is TokenizerKind.init and not self.init_from:
             raise ConfigError("tokenizer=init without init_from: set init_from=, or tokenizer=bpe, bytes or file")
-        self._check_mesh()
+        check_mesh(self.model, self.data, self.train, self.mesh)
 
     def _check_lengths(self) -> None:
         """Rows must not be longer than a learned table of positions."""
@@ -89,77 +90,6 @@ class Experiment:
                     f"{name}={length} is longer than the {places} positions of the model: "
                     f"set {name}={places} or {limit}={length}"
                 )
-
-    def _check_mesh(self) -> None:
-        """What can be said of the mesh without knowing the devices; the rest is in parallel.mesh."""
-        context = self.mesh.context * self.mesh.dcn.context
-        if context > 1:
-            self._check_context(context)
-        self._check_experts()
-        tensor = self.mesh.tensor * self.mesh.dcn.tensor
-        if tensor <= 1:
-            return
-        for prefix, part in self.model.parts().items():
-            for name, size in (
-                (f"{prefix}.num_heads", part.num_heads),
-                (f"{prefix}.num_kv_heads", part.kv_heads),
-                (f"{prefix}.mlp_dim", part.mlp_size),
-                ("data.seq_len", self.data.seq_len),
-            ):
-                check_divides(name, size, "mesh.tensor", tensor)
-            if part.vocab_size:
-                check_divides(f"{prefix}.vocab_size", part.vocab_size, "mesh.tensor", tensor)
-
-    def _check_context(self, context: int) -> None:
-        """Sequences that `context` splits must be split evenly, and their attention must be one that can be."""
-        tensor = max(self.mesh.tensor * self.mesh.dcn.tensor, 1)
-        for prefix, part in self.model.parts().items():
-            if isinstance(part, ViTConfig):
-                check_divides(f"{prefix}: an image's places", part.num_places, "mesh.context", context)
-                continue
-            check_divides("data.seq_len", self.data.seq_len, "mesh.context", context)
-            if isinstance(part, EncDecConfig):
-                check_divides("data.target_len", self.data.target_size, "mesh.context", context)
-        for prefix, part in self.model.parts().items():
-            if part.context_attention is ContextAttention.ring:
-                if part.attention in (Kernel.cudnn, Kernel.splash):
-                    raise ConfigError(
-                        f"{prefix}.attention={part.attention.name} with mesh.context={context}: the ring runs in xla; "
-                        f"set {prefix}.context_attention=all_to_all, or {prefix}.attention=auto"
-                    )
-                continue
-            check_divides(f"{prefix}.num_heads / mesh.tensor", part.num_heads // tensor, "mesh.context", context)
-            keys = max(part.kv_heads // tensor, 1)
-            if keys % context and context % keys:
-                raise ConfigError(
-                    f"{prefix}.context_attention=all_to_all: {keys} key heads a device of mesh.tensor cannot be dealt "
-                    f"out to mesh.context={context}: one must divide the other; set {prefix}.context_attention=ring"
-                )
-
-    def _check_experts(self) -> None:
-        """The axis `expert` is for mixtures."""
-        size = self.mesh.expert * self.mesh.dcn.expert
-        mixtures = {prefix: n for prefix, part in self.model.parts().items() if (n := part.num_experts)}
-        if size != 1 and not mixtures:
-            raise ConfigError(
-                f"mesh.expert={self.mesh.expert} with a model without experts: set mesh.expert=1 and give the devices "
-                f"to mesh.data or mesh.fsdp, or set model.num_experts"
-            )
-        for prefix, experts in mixtures.items() if size > 1 else ():
-            check_divides(f"{prefix}.num_experts", experts, "mesh.expert", size)
-
-
-def check_divides(name: str, size: int, axis: str, parts: int) -> None:
-    """Raises unless `parts` divides `size`; names both and the nearest sizes and parts that fit."""
-    if size % parts == 0:
-        return
-    below = size // parts * parts
-    fits = [n for n in range(1, size + 1) if size % n == 0]
-    near = min(fits, key=lambda n: abs(n - parts))
-    sizes = f"{below} and {below + parts}" if below else f"{parts}"
-    raise ConfigError(
-        f"{name}={size} is not divisible by {axis}={parts}: nearest that fit are {name}={sizes}, or {axis}={near}"
-    )
 
 
 def to_plain(config: Any) -> Any:

@@ -83,6 +83,10 @@ class BERTConfig(TransformerConfig):
                 f"then has no norm, which only lmkit's leaves out; set norm_order=post"
             )
 
+    def stacks(self) -> dict[str, int]:
+        post = self.norm_order is NormOrder.post  # else the first block is a stack of its own
+        return {"num_layers": self.num_layers} if post else {"num_layers - 1": self.num_layers - 1}
+
 
 @dataclass
 class EncDecConfig(TransformerConfig):
@@ -122,6 +126,9 @@ class EncDecConfig(TransformerConfig):
                 f"model.relative_buckets={self.relative_buckets} with model.relative_max_distance="
                 f"{self.relative_max_distance}: set 4 buckets or more, and a distance of more than half of them"
             )
+
+    def stacks(self) -> dict[str, int]:
+        return {"num_layers": self.num_layers, "num_decoder_layers": self.decoder_layers}
 
     @property
     def decoder_layers(self) -> int:

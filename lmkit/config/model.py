@@ -126,6 +126,11 @@ class TransformerConfig(ModelConfig):
     dtype: DType = key(DType.auto, "compute dtype; parameters stay float32")
     remat: Remat = key(Remat.none, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
+    microbatches: int = key(
+        0, "with mesh.stage: micro-batches in the pipeline; 0 = four a stage, or the most below that fit", at_least=0
+    )
+    rounds: int = key(1, "with mesh.stage: times a micro-batch goes round the stages; 1 = GPipe, more = circular",
+                      at_least=1)  # fmt: skip
     attention: Kernel = key(Kernel.auto, "attention kernel")
     context_attention: ContextAttention = key(ContextAttention.ring, "attention over a sequence split by mesh.context")
     dropout: float = key(0.0, "dropout of embeddings and of each sub-layer's output", at_least=0.0, at_most=0.99)
@@ -210,6 +215,10 @@ class TransformerConfig(ModelConfig):
 
     def parts(self) -> "dict[str, TransformerConfig]":
         return {"model": self}
+
+    def stacks(self) -> dict[str, int]:
+        """The layers of each stack that mesh.stage cuts, by what says how many."""
+        return {"num_layers": self.num_layers}
 
     @property
     def kv_heads(self) -> int:

@@ -181,7 +181,7 @@ class MeshConfig(Section):
     tensor: int = key(1, "shards of heads, MLP and vocabulary; norms are sharded over the sequence", at_least=-1)
     context: int = key(1, "shards of every sequence, for long ones: model.context_attention", at_least=-1)
     expert: int = key(1, "shards of the experts, each with its share of the batch", at_least=-1)
-    stage: int = key(1, "pipeline stages (reserved)", at_least=-1)
+    stage: int = key(1, "pipeline stages, each with its share of the layers", at_least=-1)
     dcn: AxesConfig = key(AxesConfig(), "how much of each axis spans slices; the rest is inside a slice")
 
     def __post_init__(self) -> None:
@@ -193,9 +193,6 @@ class MeshConfig(Section):
             )
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
-        for axis in ("stage",):
-            if sizes[axis] != 1 or getattr(self.dcn, axis) != 1:
-                raise ConfigError(f"mesh.{axis}={sizes[axis]}: this version has no such shards; set mesh.{axis}=1")
 
 
 class Best(Enum):

@@ -1,5 +1,6 @@
 """Encoders: BERT, RoBERTa, MiniLM, ModernBERT, by configuration alone."""
 
+from functools import partial
 from typing import ClassVar
 
 import jax
@@ -40,12 +41,10 @@ class BERT(nnx.Module):
             normed=True, rngs=rngs,
         )  # fmt: skip
         make_block, pre = load_block(config), config.norm_order is not NormOrder.post
-        run = {"remat": config.remat, "scan": config.scan_layers, "rngs": rngs}
-        self.first = (
-            Stack(lambda rngs: make_block(config, causal=False, normed=False, rngs=rngs), 1, **run) if pre else None
-        )
+        make_first = partial(make_block, config, causal=False, normed=False)
+        self.first = Stack(lambda rngs: make_first(rngs=rngs), config, num_layers=1, rngs=rngs) if pre else None
         rest = config.num_layers - int(pre)
-        self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), rest, **run)
+        self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), config, num_layers=rest, rngs=rngs)
         self.norm = stream_norm(config) if pre else None
         width = {"embed": config.embed_dim}
         inner = {"std": config.init_std, "bias": True, "rngs": rngs}

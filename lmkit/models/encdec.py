@@ -143,10 +143,7 @@ class Half(nnx.Module):
         relative = config.position is Position.relative
         self.bias = RelativeBias(config, causal=decoder, rngs=rngs) if relative else None
         make_block = CrossBlock if decoder else load_block(config)
-        self.stack = Stack(
-            lambda rngs: make_block(config, causal=decoder, rngs=rngs),
-            config.num_layers, remat=config.remat, scan=config.scan_layers, rngs=rngs,
-        )  # fmt: skip
+        self.stack = Stack(lambda rngs: make_block(config, causal=decoder, rngs=rngs), config, rngs=rngs)
         self.norm = None if config.norm_order is NormOrder.post else stream_norm(config)
 
     def __call__(self, x_BTD, memory: Memory, segment_ids_BT, positions_BT, key) -> jax.Array:

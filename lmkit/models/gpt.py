@@ -27,10 +27,7 @@ class GPT(nnx.Module):
         self.embed = Embed(config.vocab_size, **table)
         self.input = StreamInput(config, length=config.max_seq_len, scaled=config.embed_scale, rngs=rngs)
         make_block = load_block(config)
-        self.stack = Stack(
-            lambda rngs: make_block(config, causal=True, rngs=rngs),
-            config.num_layers, remat=config.remat, scan=config.scan_layers, rngs=rngs,
-        )  # fmt: skip
+        self.stack = Stack(lambda rngs: make_block(config, causal=True, rngs=rngs), config, rngs=rngs)
         self.norm = stream_norm(config)
         self.head = None if config.tie_embeddings else Embed(config.vocab_size, **table)
 

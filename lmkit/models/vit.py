@@ -40,10 +40,7 @@ class ViT(nnx.Module):
         length = config.num_places if config.position is Position.learned else 0
         self.input = StreamInput(config, length=length, normed=config.embed_norm, rngs=rngs)
         make_block = load_block(config)
-        self.stack = Stack(
-            lambda rngs: make_block(config, causal=False, rngs=rngs),
-            config.num_layers, remat=config.remat, scan=config.scan_layers, rngs=rngs,
-        )  # fmt: skip
+        self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), config, rngs=rngs)
         self.norm = stream_norm(config)
         ends = {"embed": config.embed_dim}, {"feature": config.num_classes}
         self.head = Linear(*ends, std=config.init_std, bias=True, rngs=rngs) if config.num_classes else None

@@ -26,6 +26,7 @@ class Places(NamedTuple):
     memory_ids_BS: jax.Array | None = None  # its segments
     past: Past | None = None  # while decoding: the layer's share of the cache
     kept: dict[str, jax.Array] | None = None  # sums over tokens, filled by the layer while it is traced
+    rows_B: jax.Array | None = None  # their numbers in the batch, where they are only some of it
 
 
 class Attention(nnx.Module):

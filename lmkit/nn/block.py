@@ -25,13 +25,18 @@ class Join(nnx.Module):
         self.norm = stream_norm(config) if normed else None
         self.post_norm = stream_norm(config) if config.norm_order is NormOrder.both else None
 
-    def __call__(self, x_BTD: jax.Array, f: Callable, name: str, key: jax.Array | None) -> jax.Array:
-        """[B, T, D] to [B, T, D] in the stream's layout; `name` is what remat policies know f's result by."""
+    def __call__(
+        self, x_BTD: jax.Array, f: Callable, name: str, key: jax.Array | None, rows_B: jax.Array | None = None
+    ) -> jax.Array:
+        """[B, T, D] to [B, T, D] in the stream's layout; `name` is what remat policies know f's result by.
+
+        key, rows_B: as in `dropout`.
+        """
         late = self.order is NormOrder.post
         y_BTD = x_BTD if late or self.norm is None else self.norm(x_BTD)
         y_BTD = checkpoint_name(f(reshard(y_BTD, gathered_dims(x_BTD.shape[1]))), name)
         y_BTD = y_BTD if self.post_norm is None else self.post_norm(y_BTD)
-        x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, residual_dims(x_BTD.shape[1]))
+        x_BTD = x_BTD + dropout(y_BTD, self.dropout, key, residual_dims(x_BTD.shape[1]), rows_B)
         return self.norm(x_BTD) if late and self.norm is not None else x_BTD
 
 
@@ -53,9 +58,9 @@ class Block(nnx.Module):
         self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]. `windowed`: this layer has the window. `key` switches dropout on."""
-        keys = (None, None) if key is None else jax.random.split(key)
-        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
-        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1])
+        keys, rows_B = (None, None) if key is None else jax.random.split(key), places.rows_B
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0], rows_B)
+        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1], rows_B)
 
     def _mlp(self, places: Places) -> Callable[[jax.Array], jax.Array]:
         mlp = self.mlp
@@ -74,10 +79,10 @@ class CrossBlock(Block):
         self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0])
-        x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, places), "cross", keys[2])
-        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1])
+        keys, rows_B = (None, None, None) if key is None else jax.random.split(key, 3), places.rows_B
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0], rows_B)
+        x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, places), "cross", keys[2], rows_B)
+        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1], rows_B)
 
 
 def load_block(config: TransformerConfig) -> Callable[..., nnx.Module]:

@@ -39,7 +39,7 @@ def add_lora(model: nnx.Module, config: LoraConfig, rngs: nnx.Rngs) -> None:
             down = Linear(ins, middle, std=0, bias=False, rngs=rngs)
             return nnx.List([down, Linear(middle, outs, std=None, bias=False, rngs=rngs)])
 
-        assert dims[:layers] in ((), ("layers",)), f"{path}: {dims}"
+        assert dims[:layers] in ((), ("layers",), ("layer",)), f"{path}: {dims}"
         made: Any = stacked(pair, linear.kernel.shape[0], rngs) if layers else pair(rngs)
         linear.lora_a, linear.lora_b = nnx.data(made[0]), nnx.data(made[1])
         linear.lora_scale = config.scale

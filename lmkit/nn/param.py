@@ -41,7 +41,7 @@ class ParamSpec:
     @property
     def stacked(self) -> int:
         """Leading dims that are not the matrix's own: layers of a stack, experts of a mixture."""
-        return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "expert")), len(self.dims))
+        return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "layer", "expert")), len(self.dims))
 
 
 def param_specs(state: nnx.State) -> dict:

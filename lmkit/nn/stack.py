@@ -1,16 +1,20 @@
 """A stack of equal blocks: parameters stacked over layers, one scan, a remat policy."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import Remat
+from lmkit.config.model import Remat, TransformerConfig
+from lmkit.config.pipeline import STAGE
 from lmkit.nn.attention import Places
 from lmkit.nn.cache import Cache, Kept
 from lmkit.nn.kept import Sums, hand_out
+from lmkit.nn.pipeline import one_layer, pipelined
+from lmkit.parallel.rules import reshard, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
@@ -28,56 +32,69 @@ POLICIES: dict[Remat, Callable | None] = {
 
 
 class Stack(nnx.Module):
-    """`num_layers` blocks made by `make_block(rngs)`.
+    """As many blocks as `config.num_layers` says (or `num_layers`), made by `make_block(rngs)`.
 
-    Every parameter of the block gains a leading "layers" dim. `scan` decides how the layers run, not how they
-    are stored, so a checkpoint fits either way.
+    Every parameter of the block gains a leading "layers" dim. `remat`, `scan_layers`, `microbatches` and `rounds` of
+    the configuration decide how the layers run, not how they are stored, so a checkpoint fits any of them.
     """
 
     def __init__(
-        self, make_block: Callable[[nnx.Rngs], nnx.Module], num_layers: int, *, remat: Remat, scan: bool, rngs: nnx.Rngs
-    ):
-        self.num_layers, self.remat, self.scan = num_layers, remat, scan
-        self.blocks = stacked(make_block, num_layers, rngs)
+        self, make_block: Callable[[nnx.Rngs], nnx.Module], config: TransformerConfig, *, num_layers: int | None = None,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.num_layers = config.num_layers if num_layers is None else num_layers
+        self.remat, self.scan = config.remat, config.scan_layers
+        self.microbatches, self.rounds = config.microbatches, config.rounds
+        self.blocks = stacked(make_block, self.num_layers, rngs)
 
-    def __call__(self, x: jax.Array, *shared, flags: bool | jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """x through block(x, *shared, flag, layer_key) of each layer in turn.
+    def __call__(
+        self, x_BTD: jax.Array, places: Places, *, flags: bool | jax.Array, key: jax.Array | None = None
+    ) -> jax.Array:
+        """x through block(x, places, flag, layer_key) of each layer in turn; over the stages of the mesh, if any.
 
-        What layers put into `kept` of a `Places` in `shared` (a mixture's sums over tokens) is handed out, stacked
-        over layers, to `lmkit.nn.kept.collecting`.
+        What layers put into `places.kept` (a mixture's sums over tokens) is handed out, stacked over layers, to
+        `lmkit.nn.kept.collecting`.
 
         Args:
             flags: one bool for all layers, or bool [L] with each layer's own.
             key: switches dropout on; each layer folds in its number.
         """
         graph, state = nnx.split(self.blocks)
-        params = nnx.to_pure_dict(state)
+        each = None if isinstance(flags, bool) else flags
+        run = partial(self._run, graph, flags)
+        layers = (nnx.to_pure_dict(state), each, jnp.arange(self.num_layers))
+        if self._staged:
+            if key is not None:
+                places = places._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
+            options = {"microbatches": self.microbatches, "rounds": self.rounds}
+            x_BTD, kept = pipelined(run, layers, x_BTD, places, key, **options)
+        else:
+            x_BTD, kept = run(layers, places, x_BTD, key)
+        hand_out(kept)
+        return x_BTD
 
-        def layer(x, xs):
+    def _run(self, graph, flags, layers, places: Places, x_BTD: jax.Array, key: jax.Array | None):
+        """Some layers, each leaf [l, ...] of (parameters, flags, numbers): the stream, and what they hand out."""
+
+        def layer(x_BTD, xs):
             params, flag, index = xs
             block = nnx.merge(graph, nnx.State(params))
             layer_key = None if key is None else jax.random.fold_in(key, index)
             kept: Sums = {}
-            mine = [one._replace(kept=kept) if isinstance(one, Places) else one for one in shared]
-            return block(x, *mine, flags if flag is None else flag, layer_key), kept
+            mine = places._replace(kept=kept)
+            return block(x_BTD, mine, flags if flag is None else flag, layer_key), kept
 
         if self.remat is not Remat.none:
             layer = jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not self.scan)
-        each = None if isinstance(flags, bool) else flags
         if self.scan:
-            x, kept = jax.lax.scan(layer, x, (params, each, jnp.arange(self.num_layers)))
-            hand_out(kept)
-            return x
-        leaves, tree = jax.tree.flatten(params)
+            return jax.lax.scan(layer, x_BTD, layers)
+        leaves, tree = jax.tree.flatten(layers)
         unstacked = [jnp.unstack(leaf) for leaf in leaves]  # its transpose stacks; slicing's would add full arrays
-        sums = []
-        for index in range(self.num_layers):
-            one = tree.unflatten([layers[index] for layers in unstacked])
-            x, kept = layer(x, (one, None if each is None else each[index], index))
-            sums.append(kept)
-        if sums:
-            hand_out(jax.tree.map(lambda *layers: jnp.stack(layers), *sums))
-        return x
+        every = []
+        for one in zip(*unstacked, strict=True):
+            x_BTD, kept = layer(x_BTD, tree.unflatten(one))
+            every.append(kept)
+        return x_BTD, jax.tree.map(lambda *each: jnp.stack(each), *every) if every else {}
 
     def extend(
         self, x_BTD: jax.Array, places: Places, cache: Cache, *, flags: bool | jax.Array
@@ -85,7 +102,7 @@ class Stack(nnx.Module):
         """New tokens after those of the cache: their stream, and their keys and values in each layer [L, ...].
 
         A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
-        step would copy it.
+        step would copy it. Over stages there is no pipeline: each has its rows, and the layers come by one at a time.
         """
         graph, state = nnx.split(self.blocks)
         past = places.past
@@ -95,19 +112,25 @@ class Stack(nnx.Module):
         def layer(x_BTD, xs):
             params, flag, (k_BSKH, v_BSKH, cross) = xs
             mine = past._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, kept={})
-            block = nnx.merge(graph, nnx.State(params))
+            block = nnx.merge(graph, nnx.State(one_layer(every, params) if staged else params))
             x_BTD = block(x_BTD, places._replace(past=mine), flags if flag is None else flag, None)
             if not mine.kept:
                 raise ConfigError(f"{type(block).__name__} cannot decode: it does not go through lmkit.nn.attention")
             return x_BTD, mine.kept
 
-        each = None if isinstance(flags, bool) else flags
-        xs = (nnx.to_pure_dict(state), each, (cache.k_LBSKH, cache.v_LBSKH, cross))
+        each, staged, every = None if isinstance(flags, bool) else flags, self._staged, nnx.to_pure_dict(state)
+        xs = (jnp.arange(self.num_layers) if staged else every, each, (cache.k_LBSKH, cache.v_LBSKH, cross))
         return jax.lax.scan(layer, x_BTD, xs, unroll=1 if self.scan else self.num_layers)
+
+    @property
+    def _staged(self) -> bool:
+        """Whether its layers lie over the stages of the mesh: those of a stack of one do not."""
+        return STAGE in split_axes() and self.num_layers > 1
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`num_layers` modules as one, whose parameters have a leading "layers" dim."""
-    metadata = {nnx.PARTITION_NAME: "layers", "logical_axes": "layers"}
+    """`num_layers` modules as one, whose parameters have a leading dim: "layers", or "layer" where it is only one."""
+    dim = "layers" if num_layers > 1 else "layer"
+    metadata = {nnx.PARTITION_NAME: dim, "logical_axes": dim}
     each = nnx.vmap(lambda key: make(nnx.Rngs(key)), transform_metadata=metadata)
     return each(jax.random.split(rngs.params(), num_layers))

@@ -33,6 +33,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "feature": (),  # what an image patch, an audio frame, a class or a projection is made of
     "lora": (),  # the rank of an adapter
     "layers": ("stage",),
+    "layer": (),  # of a stack of one
 }
 BATCH_AXES = RULES["batch"]
 Dims = Sequence[str | None]
@@ -77,9 +78,14 @@ def split_axes() -> dict[str, int]:
 
 
 def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = True) -> Callable:
-    """shard_map over the axes that are not Manual already: inside a pipeline, over those of a stage."""
+    """shard_map over the axes that are not Manual already: inside a pipeline, over those of a stage.
+
+    There nothing is checked: what a checked shard_map keeps for its backward pass would be laid out over all axes that
+    it varies over, those of the outer one too (jax 0.10.2 to 0.12.0).
+    """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
+    check &= len(free) == len(mesh.axis_names)
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check)
 
 

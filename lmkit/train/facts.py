@@ -8,6 +8,7 @@ import jax
 
 from lmkit.config.experiment import Experiment
 from lmkit.config.model import Position
+from lmkit.config.pipeline import pipes_of
 from lmkit.config.sections import HardwareConfig
 from lmkit.data.store import TRAIN
 from lmkit.nn.attend import choose_kernel
@@ -58,6 +59,10 @@ def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunD
             "peak_flops": peak,
         },
         "mesh": {axis: int(n) for axis, n in blueprint.mesh.shape.items()},
+        "pipeline": {
+            prefix: pipe._asdict() | {"ticks": pipe.ticks, "bubble": pipe.bubble, "told": str(pipe)}
+            for prefix, pipe in pipes_of(task.model, train, blueprint.mesh.shape).items()
+        },
         "model": {
             "params": blueprint.num_params,
             "dtype": dtype.name,
@@ -109,6 +114,7 @@ def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str
     rows = {
         "devices": f"{devices['count']} x {devices['kind']}{hosts}, {model['dtype']}, attention: {model['attention']}",
         "mesh": mesh,
+        **{f"stages of {prefix}": pipe["told"] for prefix, pipe in receipt["pipeline"].items()},
         "parameters": f"{model['params']:,}",
         "data": held,
         "to see": f"{seen} ({epochs:.2f} epochs)",

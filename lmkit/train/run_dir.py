@@ -23,7 +23,8 @@ _FREE = (
     "run.", "generate.", "export.", "verify.", "mesh.", "checkpoint.", "tracker.", "hardware.", "data.cache_dir",
     "data.prefetch",
     "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "train.patience",
-    "model.remat", "model.scan_layers", "model.attention", "model.context_attention", "objective.chunk_tokens",
+    "model.remat", "model.scan_layers", "model.microbatches", "model.rounds", "model.attention",
+    "model.context_attention", "objective.chunk_tokens",
 )  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
-from lmkit.config.experiment import Experiment, check_divides
+from lmkit.config.experiment import Experiment
+from lmkit.config.mesh_checks import check_divides
 from lmkit.config.patterns import covers
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
+from lmkit.config.pipeline import pipes_of
 from lmkit.config.sections import MeshConfig, ObjectiveKind
 from lmkit.parallel.collectives import collectives
 from lmkit.parallel.devices import setup_jax
@@ -38,6 +39,8 @@ def verify(experiment: Experiment) -> int:
     many = run_step(small, model, batch, mesh)
     rows = compare(one, many)
     show(experiment, sizes, rows)
+    for prefix, pipe in pipes_of(model, small.train, sizes).items():
+        console.print(f"{prefix}: {pipe}", soft_wrap=True)
     least = least_traffic(dataclasses.replace(small, model=model), many.blueprint)
     show_traffic(console, "collectives of this step, a device", collectives(many.program, mesh.shape), least, "KiB")
     if all(row.equal for row in rows):

@@ -7,6 +7,7 @@ from typing import Any
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.model import ContextAttention, DType, ModelConfig, TransformerConfig
+from lmkit.config.pipeline import choose_microbatches
 from lmkit.parallel.mesh import batch_shards
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
@@ -38,7 +39,11 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         towers = {name: _shrink_model(getattr(model, name), sizes, seq_len) for name in ("text", "vision")}
         return dataclasses.replace(model, projection_dim=8, **towers)
     assert isinstance(model, TransformerConfig)
-    tensor, fsdp = sizes.get("tensor", 1), sizes.get("fsdp", 1)
+    tensor, fsdp, stages = (sizes.get(axis, 1) for axis in ("tensor", "fsdp", "stage"))
+    rounds = min(model.rounds, 2) if stages > 1 else 1
+    chunks = rounds * stages
+    first = int("num_layers - 1" in model.stacks())  # a stack of its own
+    layers = -(-(_layers(model) - first) // chunks) * chunks + first
     group = model.num_heads // model.kv_heads
     kv_heads = tensor if model.kv_heads % tensor == 0 and model.kv_heads >= tensor else model.kv_heads
     kv_heads = max(kv_heads, min(model.kv_heads, 2))
@@ -46,7 +51,9 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
     if model.context_attention is ContextAttention.all_to_all and heads % (tensor * sizes.get("context", 1)):
         heads, kv_heads = (n * sizes.get("context", 1) for n in (heads, kv_heads))  # they are dealt out
     changes: dict[str, Any] = {
-        "num_layers": _layers(model),
+        "num_layers": layers,
+        "rounds": rounds,
+        "microbatches": model.microbatches and choose_microbatches(model.microbatches, _ROWS * stages, stages),
         "num_heads": heads,
         "num_kv_heads": 0 if heads == kv_heads else kv_heads,
         "head_dim": _HEAD,
@@ -63,7 +70,7 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         patch = min(model.patch_size, 4)
         changes |= {"patch_size": patch, "image_size": 4 * patch, "num_classes": min(model.num_classes, 8)}
     if isinstance(model, EncDecConfig):
-        changes |= {"num_decoder_layers": min(model.decoder_layers, 2), "num_mels": min(model.num_mels, 8)}
+        changes |= {"num_decoder_layers": max(min(model.decoder_layers, 2), chunks), "num_mels": min(model.num_mels, 8)}
         changes |= {"max_source_len": 0}
     if hasattr(model, "num_classes") and not isinstance(model, ViTConfig):
         changes["num_classes"] = min(model.num_classes, 8)  # type: ignore[attr-defined]

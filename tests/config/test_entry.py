@@ -10,7 +10,8 @@ from helpers import ROOT
 from lmkit.config import ConfigError
 from lmkit.config.base import Section
 from lmkit.config.entry import GROUPS, TOWERS, all_keys_of, compose, help_text, run_verb
-from lmkit.config.experiment import Experiment, check_divides, differing, to_plain
+from lmkit.config.experiment import Experiment, differing, to_plain
+from lmkit.config.mesh_checks import check_divides
 from lmkit.config.paths import options_of
 
 NAME = "run.name=test"
