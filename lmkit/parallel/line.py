@@ -186,8 +186,8 @@ def join(place: Place, config: HostsConfig, own: socket.socket | None) -> Joined
             raise NotCalled(
                 LOST,
                 f"process {place.id} ({process_name()}) did not reach process 0 at {place.coordinator} within "
-                f"hosts.start_timeout_sec={config.start_timeout_sec:g} ({problem}): it did not start, or its name or port "
-                f"is not the right one",
+                f"hosts.start_timeout_sec={config.start_timeout_sec:g} ({problem}): it did not start, or its name or "
+                f"port is not the right one",
                 told=False,
             )
         time.sleep(_RETRY_SEC)

@@ -13,8 +13,8 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 75 (EX_TEMPFAIL) lets a sch
 class Stop:
     """Collects the first signal while in its `with` block.
 
-    Of many processes any one may get it: jax's service, which has the SIGTERM, finds a step that none has passed, and all
-    stop there. It leaves no second signal to be heard.
+    Of many processes any one may get it: jax's service, which has the SIGTERM, finds a step that none has passed, and
+    all stop there. It leaves no second signal to be heard.
     """
 
     def __init__(self) -> None:
