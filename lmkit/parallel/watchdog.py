@@ -74,7 +74,7 @@ class Watchdog:
         """Steps started and ended, what is being done instead, for how long, and what it may take."""
         with self._lock:
             now = self._clock()
-            if (gap := now - self._seen - self._GAP_SEC) > 0:
+            if (gap := now - max(self._seen, self._since) - self._GAP_SEC) > 0:
                 self._since += gap
             self._seen = now
             return {
