@@ -39,15 +39,9 @@ class Job:
             hosts = {**QUICK, "coordinator": address, "num": num, "id": number, **words.get("hosts", {})}
             mine = {**words, **(each or {}).get(number, {}), "hosts": hosts}
             env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), json.dumps(mine)],
-                    env=env,
-                    text=True,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                )  # fmt: skip
-            )
+            command = [sys.executable, str(WORKER), json.dumps(mine)]
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            self.processes.append(subprocess.Popen(command, env=env, **pipes))
 
     def ended(self, timeout: float = 120.0) -> list[tuple[int, str, str]]:
         """(status, stdout, stderr) of each; whoever still runs then is killed, and is an error."""

@@ -191,8 +191,8 @@ def test_other_evaluations_equal_those_of_one_process(words: list[str], tmp_path
     common = [
         "run.name=tiny", f"data.paths=[{records}]", "tokenizer=bytes", "model.num_layers=1", "model.num_heads=4",
         "model.embed_dim=32", "model.max_seq_len=64", "train.steps=6", "train.batch_size=8", "train.eval_every_steps=3",
-        "train.log_every_steps=1", "optim.warmup_steps=2", "optim.learning_rate=0.01", "tracker=none", "data.seq_len=32",
-        "data.holdout_every=4", "mesh.data=1", *TIMES,
+        "train.log_every_steps=1", "optim.warmup_steps=2", "optim.learning_rate=0.01", "tracker=none",
+        "data.seq_len=32", "data.holdout_every=4", "mesh.data=1", *TIMES,
     ]  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     assert alone(*common, *words, f"run.dir={one}") == 0
