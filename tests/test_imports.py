@@ -26,7 +26,7 @@ FLOORS = [
     },
     {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
     {"lmkit.train.step"},
-    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.__main__"},
+    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

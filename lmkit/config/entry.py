@@ -164,6 +164,7 @@ def _unknown_key(full: str) -> str:
         "lora",
         "export",
         "verify",
+        "launch",
     ]
     for name, _, default, _ in all_keys_of(Experiment):
         if isinstance(default, dict) and full.startswith(f"{name}."):
