@@ -19,6 +19,7 @@ from lmkit.config.base import ConfigError, UserError, keys_of, nearest
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import MODEL_SCHEMAS
 from lmkit.config.paths import conf_dir, options_of
+from lmkit.config.sweep import JobEnded, is_elsewhere, send_back
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,7 +64,13 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None, 
             traceback.print_exc()
         if message is not None:
             print(f"lmkit.{verb}: {message}", file=sys.stderr)
-        return 1 if message is None else USER_ERROR
+        return _status_of(error, message)
+
+
+def _status_of(error: Exception, message: str | None) -> int:
+    if isinstance(error, JobEnded):
+        return error.status
+    return 1 if message is None else USER_ERROR
 
 
 def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool) -> int:
@@ -89,6 +96,10 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool)
             statuses.append(getattr(importlib.import_module(module), function)(experiment) or 0)
         except Exception as error:
             failures.append(error)
+        if is_elsewhere():
+            error = failures[0] if failures else None
+            message = explain(error) if error else None
+            send_back(error, message, _status_of(error, message) if error else statuses[-1])
 
     program = sys.argv
     sys.argv = [f"lmkit.{verb}", *argv]

@@ -5,6 +5,7 @@ is a list is repeated for each item. Values go in as they are: what a shell or Y
 """
 
 import json
+import math
 import re
 import shlex
 import sys
@@ -40,10 +41,8 @@ def render(experiment: Experiment, words: Sequence[str]) -> str:
             f"launch.template={launch.template}: there is no such file; leave it out for {FILES[launch.target]}"
         )
     values = _common(experiment, title)
-    values |= {Target.slurm: _slurm, Target.gke: _gke, Target.tpu_pod: _tpu_pod}[launch.target](
-        experiment, shape, words
-    )
-    return fill(template.read_text(), values, str(template))
+    more = {Target.slurm: _slurm, Target.gke: _gke, Target.tpu_pod: _tpu_pod}[launch.target]
+    return fill(template.read_text(), values | more(experiment, shape, words), str(template))
 
 
 def templates_dir() -> Path:
@@ -55,10 +54,7 @@ def check_fits(experiment: Experiment) -> Shape:
     """Hosts and devices; raises ConfigError where mesh, batch or model do not fit them."""
     launch, mesh = experiment.launch, experiment.mesh
     shape = shape_of(launch, experiment.run.cpu_devices)
-    across = {axis: n for axis, n in vars(mesh.dcn).items() if n > 1}
-    product = 1
-    for n in across.values():
-        product *= n
+    product = math.prod(vars(mesh.dcn).values())
     if launch.is_tpu and product != launch.slices:
         raise ConfigError(
             f"launch.slices={launch.slices}, but mesh.dcn splits over {product}: their product has to be the slices, "
@@ -132,14 +128,14 @@ def _command(experiment: Experiment, words: list[str], run_dir: str) -> list[str
     launch = experiment.launch
     python = launch.python or (sys.executable if launch.target is Target.slurm else "python")
     parts = [f"{shlex.quote(python)} -m lmkit.train", *(shlex.quote(word) for word in words)]
-    if _own_dir(words) is None:
+    if not _has_dir(words):
         parts.append(f"run.dir={run_dir}")
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
 
 
-def _own_dir(words: Sequence[str]) -> str | None:
-    """The run.dir of the command line, if there is one."""
-    return next((word.split("=", 1)[1] for word in reversed(words) if re.match(r"\+*run\.dir=", word)), None)
+def _has_dir(words: Sequence[str]) -> bool:
+    """Whether the command line says where the run is; else launch does, once for all hosts and restarts."""
+    return any(re.match(r"\+*run\.dir=", word) for word in words)
 
 
 def _folder(experiment: Experiment) -> str:
@@ -148,7 +144,10 @@ def _folder(experiment: Experiment) -> str:
 
 
 def _slurm(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:
-    launch, own = experiment.launch, _own_dir(words)
+    launch = experiment.launch
+    run_dir = f'"runs/{_folder(experiment)}/slurm-$SLURM_JOB_ID"'
+    if _has_dir(words):
+        run_dir = shlex.quote(str(Path(experiment.run.dir).expanduser()))
     return {
         "nodes": shape.nodes,
         "gpus_per_node": launch.gpus_per_node or "",
@@ -158,20 +157,22 @@ def _slurm(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, 
         "partition": launch.partition,
         "account": launch.account,
         "port": launch.port or "$((20000 + SLURM_JOB_ID % 10000))",  # jobs that share a host must not meet
-        "run_dir": shlex.quote(own) if own else f'"runs/{_folder(experiment)}/slurm-$SLURM_JOB_ID"',
+        "run_dir": run_dir,
         "command": _command(experiment, words, '"$run_dir"'),
     }
 
 
 def _shared_dir(experiment: Experiment, words: list[str]) -> str:
     """run.dir on what the hosts share; raises ConfigError where they share nothing."""
-    launch, own = experiment.launch, _own_dir(words)
-    if not launch.volume and not own:
+    launch = experiment.launch
+    if _has_dir(words):
+        return experiment.run.dir
+    if not launch.volume:
         raise ConfigError(
             f"launch.target={launch.target.name} needs launch.volume=, storage that all hosts share and that outlives "
             f"them: gs://BUCKET, HOST:/NFS{', a claim' if launch.target is Target.gke else ''}; or give run.dir="
         )
-    return own or f"{SHARED}/runs/{_folder(experiment)}/{job_name(experiment)}"
+    return f"{SHARED}/runs/{_folder(experiment)}/{job_name(experiment)}"
 
 
 def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:
@@ -182,9 +183,11 @@ def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, st
     script = [*launch.setup]
     if volume:
         script.append(f"export LMKIT_CACHE={SHARED}/cache")
-    if not launch.is_tpu:  # a TPU slice finds itself
-        script.append(f"export JAX_COORDINATOR_ADDRESS={name}-host-0-0.{name}:{launch.port or PORT}")
     command = _command(experiment, words, _shared_dir(experiment, words))
+    if not launch.is_tpu and shape.nodes > 1:  # the hosts of a TPU find each other
+        first = f"{name}-host-0-0.{name}:{launch.port or PORT}"
+        found = [f"hosts.coordinator={first}", f"hosts.num={shape.nodes}", 'hosts.id="$JOB_COMPLETION_INDEX"']
+        command = [*command[:1], *(f"{word} \\" for word in found), *command[1:]]
     script += [f"exec {command[0]}", *(f"  {line}" for line in command[1:])]  # exec: SIGTERM reaches Python
     selector = {"cloud.google.com/gke-spot": "true"} if launch.spot else {}
     if launch.is_tpu:
@@ -200,7 +203,7 @@ def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, st
         "nodes_per_slice": shape.nodes // launch.slices,
         "deadline_sec": launch.time_limit_minutes * 60 or "",
         "annotations": _flow(pool),
-        "pod_annotations": _flow({"gke-gcsfuse/volumes": "true"} if volume.startswith("gs://") else {}),
+        "pod_metadata": _flow({"annotations": {"gke-gcsfuse/volumes": "true"}} if volume.startswith("gs://") else {}),
         "node_selector": _flow(selector),
         "tolerations": _flow(spot if launch.spot else []),
         "resources": _flow({"limits": {resource: shape.per_node}} if shape.per_node else {}),
