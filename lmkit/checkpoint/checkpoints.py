@@ -1,6 +1,7 @@
 """The one place that knows Orbax."""
 
 import contextlib
+import json
 import logging
 import math
 import threading
@@ -15,6 +16,7 @@ from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import Best, CheckpointConfig
 from lmkit.nn.tree import divide, flat, union
+from lmkit.parallel import hosts
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
@@ -54,7 +56,7 @@ class Checkpoints:
             context=_context(config.compress),
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=jax.process_count() == 1,
+            cleanup_tmp_directories=True,
         )
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -86,7 +88,7 @@ class Checkpoints:
         try:
             if response is not None:
                 response.result()
-                if jax.process_index() == 0:
+                if hosts.is_first():
                     write_manifest(self.folder / str(step))
         except BaseException as error:
             error.add_note(f"step {step}")
@@ -114,15 +116,17 @@ class Checkpoints:
         """
         shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
-        for step in reversed(self.steps()):
-            problem = check_manifest(self.folder / str(step)) if self.config.verify else ""
+        for step in reversed(json.loads(hosts.share("steps", json.dumps(self.steps())))):
+            problem, state = self._check(step), None
             if not problem:
                 try:
                     state = self._checkpointer.load(step, shapes)
-                    self._set_aside([later for later in self.steps() if later > step])
-                    return state, step, skipped
                 except Exception as error:
                     problem = f"cannot be read: {(error.__cause__ or error)!s:.300}"
+                problem = next(filter(None, hosts.gather("loaded", problem)), "")
+            if not problem:
+                self._set_aside([later for later in self.steps() if later > step])
+                return state, step, skipped
             skipped.append(f"checkpoint {step} is not used: {problem}")
         if skipped:
             raise CheckpointError(
@@ -130,14 +134,22 @@ class Checkpoints:
             )
         return None
 
+    def _check(self, step: int) -> str:
+        """What is wrong with a checkpoint's files; of many processes each reads its share of them."""
+        if not self.config.verify:
+            return ""
+        problem = check_manifest(self.folder / str(step), hosts.index(), hosts.count())
+        return next(filter(None, hosts.gather("checked", problem)), "")
+
     def _set_aside(self, steps: list[int]) -> None:
         """Moves bad checkpoints out of the way of the steps that will be saved again; deletes nothing."""
-        if steps and jax.process_index() == 0:
+        if steps and hosts.is_first():
             aside = self.folder.with_name("checkpoints_bad")
             aside.mkdir(exist_ok=True)
             for step in steps:
                 (self.folder / str(step)).rename(aside / f"{step}-{time.strftime('%Y%m%d-%H%M%S')}")
         if steps:
+            hosts.gather("set aside")
             self._checkpointer.reload()
 
     def close(self) -> None:

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from lmkit.config.base import ConfigError, UserError, keys_of, nearest
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import MODEL_SCHEMAS
+from lmkit.config.hosts import USER_ERROR, local_place
+from lmkit.config.local import run_local
 from lmkit.config.paths import conf_dir, options_of
 from lmkit.config.sweep import JobEnded, is_elsewhere, send_back
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 GROUPS = ("model", "data", "tokenizer", "objective", "optim", "mesh", "checkpoint", "tracker", "hardware")
-USER_ERROR = 2
 LITERAL = "generate.prompt"  # text with commas, quotes and braces, which Hydra would take for its own
 
 
@@ -39,11 +40,14 @@ def register() -> None:
         store.store(group="model", name=name, node=schema)
 
 
-def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None, *, reads: tuple[str, ...] = ()) -> int:
+def run_verb(
+    verb: str, target: str, about: str, argv: list[str] | None = None, *, reads: tuple[str, ...] = (),
+    many: bool = False,
+) -> int:  # fmt: skip
     """Composes the experiment from the command line and calls `target` ("module:function") with it.
 
     `reads`: the keys (or starts of them) that a verb reads which takes its model from `init_from`: it has no
-    run.dir and no model.* keys.
+    run.dir and no model.* keys. `many`: whether the verb can run as many processes (hosts.*).
 
     Returns the exit status: 0, the verb's own, or 2 for a mistake of the user's, told in one line
     (a traceback too with LMKIT_DEBUG=1).
@@ -54,7 +58,7 @@ def run_verb(verb: str, target: str, about: str, argv: list[str] | None = None, 
         return 0
     debug = os.environ.get("LMKIT_DEBUG") == "1"
     try:
-        return _compose_and_call(verb, target, argv, bool(reads))
+        return _compose_and_call(verb, target, argv, bool(reads), many)
     except KeyboardInterrupt:
         print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
         return 130
@@ -73,13 +77,14 @@ def _status_of(error: Exception, message: str | None) -> int:
     return 1 if message is None else USER_ERROR
 
 
-def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool) -> int:
+def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool, many: bool) -> int:
     import hydra
     from omegaconf import DictConfig
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach run_verb instead of Hydra's own printer
     register()
     statuses: list[int] = []
+    words = argv
     literal = dict(word.split("=", 1) for word in argv if word.startswith(LITERAL + "="))
     argv = [word for word in argv if not word.startswith(LITERAL + "=")] + (["~model"] if from_model else [])
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
@@ -92,6 +97,9 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool)
                 experiment.generate = dataclasses.replace(experiment.generate, prompt=literal[LITERAL])
             if not from_model:
                 experiment.run.dir = experiment.run.dir or _default_dir(experiment)
+            if experiment.hosts.local > 1 and local_place() is None:
+                statuses.append(_start_local(verb, words, experiment, many))
+                return
             module, function = target.split(":")
             statuses.append(getattr(importlib.import_module(module), function)(experiment) or 0)
         except Exception as error:
@@ -110,6 +118,12 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool)
     if failures:
         raise failures[0]
     return max(statuses, default=0)
+
+
+def _start_local(verb: str, argv: list[str], experiment: Experiment, many: bool) -> int:
+    if not many:
+        raise ConfigError(f"hosts.local={experiment.hosts.local}: lmkit.{verb} is one process; leave hosts.local out")
+    return run_local(verb, argv, experiment.hosts)
 
 
 def _default_dir(experiment: Experiment) -> str:
@@ -176,6 +190,7 @@ def _unknown_key(full: str) -> str:
         "export",
         "verify",
         "launch",
+        "hosts",
     ]
     for name, _, default, _ in all_keys_of(Experiment):
         if isinstance(default, dict) and full.startswith(f"{name}."):

@@ -9,6 +9,7 @@ from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
+from lmkit.config.hosts import HostsConfig
 from lmkit.config.launch import LaunchConfig
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
@@ -44,6 +45,7 @@ class Experiment:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     init_from: str = key(
         "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"

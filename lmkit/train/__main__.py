@@ -10,4 +10,4 @@ checkpoints, writes metrics and a report. Ctrl-C saves and stops; run.dir= of an
 
 if __name__ == "__main__":
     prefer_huge_pages()
-    sys.exit(run_verb("train", "lmkit.train.main:train", ABOUT))
+    sys.exit(run_verb("train", "lmkit.train.main:train", ABOUT, many=True))

@@ -1,10 +1,12 @@
 """Which evaluation was the best so far, and when to stop waiting for a better one."""
 
+import json
 import math
 from pathlib import Path
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections import Best, CheckpointConfig
+from lmkit.parallel import hosts
 from lmkit.tracker import read_rows
 
 
@@ -17,9 +19,10 @@ class BestSoFar:
     def __init__(self, config: CheckpointConfig, patience: int, run: Path):
         self.config, self.patience = config, patience
         self.value, self.step, self.since = math.nan, 0, 0
-        for row in read_rows(run / "metrics.jsonl"):
-            if row.get(config.best_metric) is not None:
-                self.see(row["step"], row)
+        name = config.best_metric
+        rows = [(row["step"], row[name]) for row in read_rows(run / "metrics.jsonl") if row.get(name) is not None]
+        for step, value in json.loads(hosts.share("evaluations", json.dumps(rows))):
+            self.see(step, {name: value})
 
     def see(self, step: int, means: dict[str, float]) -> float:
         """Takes note of an evaluation and returns its value. Raises ConfigError where it lacks the metric."""

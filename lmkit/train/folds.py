@@ -11,6 +11,7 @@ from rich.table import Table
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
+from lmkit.parallel import hosts
 from lmkit.train.progress import console
 from lmkit.train.run_dir import RunDir
 
@@ -43,9 +44,10 @@ def cross_validate(experiment: Experiment, train: Callable[[Experiment], int]) -
             done = _summary(place)
         summaries.append(done)
     means = spread(summaries)
-    folder.mkdir(parents=True, exist_ok=True)
     summary = {"status": "finished", "folds": folds, **means}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    if hosts.is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(means, folds)
     console.print(f"run     {folder}", soft_wrap=True)
     return 0
@@ -63,7 +65,7 @@ def _fold(experiment: Experiment, fold: int, place: Path) -> Experiment:
 
 def _summary(place: Path) -> dict[str, Any]:
     file = place / "summary.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
+    return json.loads(hosts.share("summary", file.read_text() if hosts.is_first() and file.is_file() else "{}"))
 
 
 def spread(summaries: list[dict[str, Any]]) -> dict[str, float]:

@@ -12,19 +12,20 @@ import jax
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
+from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
 from lmkit.config.sections import ObjectiveKind
 from lmkit.data.loader import batch_shapes, heldout_batches, train_batches
 from lmkit.metrics import format_confusion
-from lmkit.parallel.devices import setup_jax
-from lmkit.tracker import build_trackers, check_trackers, forget_after
+from lmkit.parallel import hosts
+from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after
 from lmkit.train import facts
 from lmkit.train.best import BestSoFar
 from lmkit.train.evaluation import evaluate, headline, write_confusion
 from lmkit.train.folds import cross_validate
-from lmkit.train.progress import Bar, Meter, PrepareProgress, duration, memory_now
+from lmkit.train.progress import Bar, Meter, PrepareProgress, console, duration, memory_now
 from lmkit.train.report import write_report
-from lmkit.train.run_dir import RunDir
+from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import make_sampler
 from lmkit.train.setup import compile_programs, setup_mesh, starting_state
 from lmkit.train.start import start_tokenizer
@@ -41,46 +42,63 @@ class DivergedError(UserError, ArithmeticError):
 
 
 def train(experiment: Experiment) -> int:
-    """Runs an experiment to its last step, or until it is asked to stop. Returns the exit status."""
-    check_task(experiment)
-    check_trackers(experiment.tracker)
-    if experiment.train.folds:
-        return cross_validate(experiment, train)
+    """Runs an experiment to its last step, or until it is asked to stop. Returns the exit status.
+
+    As one of many processes it does not raise: all end together, with one message.
+    """
+    with hosts.session(experiment.hosts, experiment.run, "train"):
+        console.quiet = not hosts.is_first()
+        check_same(experiment)
+        check_task(experiment)
+        check_trackers(experiment.tracker)
+        run_dir = hosts.share("run.dir", experiment.run.dir)  # that of '' has the time in its name
+        experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, dir=run_dir))
+        return cross_validate(experiment, train_once) if experiment.train.folds else train_once(experiment)
+
+
+def train_once(experiment: Experiment) -> int:
+    """One run, in its directory."""
     with RunDir(experiment) as run:
         return _train(experiment, run)
 
 
 def _train(experiment: Experiment, run: RunDir) -> int:
     began = time.perf_counter()
-    setup_jax(experiment.run)
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
     tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
-    task = prepare_task(dataclasses.replace(experiment, tokenizer=tokenizer), showing)
+    whole = dataclasses.replace(experiment, tokenizer=tokenizer)
+    task = hosts.first_where_shared(cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing))
     showing.finish()
+    hosts.agree("the data", task.facts)
+    hosts.watchdog().arm()
     blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     run.begin(experiment)
-    write_model(run.path, blueprint.model_config)
-    if task.tokenizer is not None:
-        task.tokenizer.save(run.path / "tokenizer.json")
+    if hosts.is_first():
+        write_model(run.path, blueprint.model_config)
+        if task.tokenizer is not None:
+            task.tokenizer.save(run.path / "tokenizer.json")
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)
     state, first, notes = starting_state(experiment, blueprint, checkpoints, run.path)
-    forget_after(run.path, first)
+    if hosts.is_first():
+        forget_after(run.path, first)
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
     loop = Loop(experiment, blueprint, task, checkpoints, run, receipt)
     try:
         state, step = loop.run(state, first)
-        checkpoints.close()
+        with hosts.watchdog().pause("the last save"):
+            checkpoints.close()
         stopped, wall = loop.stop.signal, time.perf_counter() - began
         summary = facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped)
         run.write_json("summary.json", summary | loop.best.summary())
-    except BaseException:
+    except BaseException as error:
+        hosts.note_failure(error)
         checkpoints.settle()
         raise
     finally:  # a run that breaks off has its report, too
         loop.trackers.close()
-        report = write_report(run.path)
+        report = write_report(run.path) if hosts.is_first() else run.path
     facts.show_end(run.path, report, loop.latest, wall, _resume_command(run) if stopped else "")
     return loop.stop.status
 
@@ -99,7 +117,9 @@ class Loop:
         run.write_json("receipt.json", receipt)
         train = experiment.train
         self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
-        self.trackers = build_trackers(experiment.tracker, run.path, to_plain(experiment))
+        self.trackers = Trackers([])
+        if hosts.is_first():
+            self.trackers = build_trackers(experiment.tracker, run.path, to_plain(experiment))
         self.sample = None
         if task.kind in SAMPLED and train.sample_tokens:
             assert task.tokenizer is not None
@@ -112,7 +132,7 @@ class Loop:
             self.write = make_writer(blueprint, task, batch_size=train.batch_size, beams=train.eval_beams)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
-        self.stop = Stop()
+        self.stop, self.watch = Stop(), hosts.watchdog()
         self.latest: dict[str, float] = {}
 
     def run(self, state: State, first: int) -> tuple[State, int]:
@@ -125,8 +145,10 @@ class Loop:
         step, pending = first, None
         self.meter.rate(first)
         with jax.set_mesh(self.blueprint.mesh), Bar(first, train.steps) as bar, self.stop:
-            while step < train.steps and self.stop.signal is None and not self.best.exhausted:
-                state, metrics = self.programs.train(state, next(batches))
+            while step < train.steps and not self.best.exhausted and not self.stop.asked(step):
+                batch = next(batches)
+                self.watch.started(step + 1)
+                state, metrics = self.programs.train(state, batch)
                 self._log(bar, pending)  # waits for the step before, while the device runs this one
                 step, pending = step + 1, (step + 1, metrics)
                 bar.advance(step)
@@ -136,16 +158,18 @@ class Loop:
                 if evaluating or saving:
                     pending = self._log(bar, pending)
                     start = time.perf_counter()
-                    value = self._evaluate(bar, state, step, last) if evaluating else None
-                    if saving or self.best.exhausted:
-                        self.checkpoints.save(step, state, value)
+                    with self.watch.pause(f"the evaluation or save at step {step}"):
+                        value = self._evaluate(bar, state, step, last) if evaluating else None
+                        if saving or self.best.exhausted:
+                            self.checkpoints.save(step, state, value)
                     self.meter.pause(time.perf_counter() - start)
             self._log(bar, pending)
             if self.best.exhausted:
                 name, since = self.best.config.best_metric, self.best.since
                 bar.say(f"stopped early: {name} has been best at step {self.best.step}, {since} evaluations ago")
             if self.stop.signal is not None:  # whenever it came, during an evaluation too
-                self.checkpoints.save(step, state)
+                with self.watch.pause(f"the save at step {step}"):
+                    self.checkpoints.save(step, state)
         return state, step
 
     def _log(self, bar: Bar, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
@@ -154,6 +178,7 @@ class Loop:
             return
         step, arrays = pending
         loss, grad_norm = float(arrays["loss"]), float(arrays["grad_norm"])
+        self.watch.ended(step)
         if not math.isfinite(loss + grad_norm):  # at every step: what is saved next must be good
             raise DivergedError(
                 f"the loss is {loss} and the gradient norm {grad_norm} at step {step}; "
@@ -187,7 +212,7 @@ class Loop:
         self.trackers.log(step, means)
         self.latest |= means
         bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")
-        if confusion is not None:
+        if confusion is not None and hosts.is_first():
             write_confusion(self.path / "confusion.json", confusion, task.labels)
             if last:
                 bar.say(format_confusion(confusion, task.labels))

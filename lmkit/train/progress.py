@@ -47,7 +47,7 @@ class Bar:
     """A live bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, first: int, steps: int):
-        self.live = console.is_terminal
+        self.live = console.is_terminal and not console.quiet
         self.steps = steps
         self._began, self._first = time.perf_counter(), first
         self._progress = Progress(
@@ -117,7 +117,7 @@ class PrepareProgress:
                 TextColumn("ETA"),
                 TimeRemainingColumn(compact=True),
                 console=console,
-                disable=not console.is_terminal,
+                disable=console.quiet or not console.is_terminal,
                 transient=True,
             )
             self._task = progress.add_task(phase, total=total, size=size(total))

@@ -10,25 +10,25 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from lmkit import __version__
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, differing, to_plain
+from lmkit.parallel import hosts
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
-    "run.", "generate.", "export.", "verify.", "launch.", "mesh.", "checkpoint.", "tracker.", "hardware.",
-    "data.cache_dir", "data.prefetch",
-    "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "train.patience",
-    "model.remat", "model.scan_layers", "model.attention", "objective.chunk_tokens",
+    "run.", "generate.", "export.", "verify.", "launch.", "hosts.", "mesh.", "checkpoint.", "tracker.", "hardware.",
+    "data.cache_dir", "data.prefetch", "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_",
+    "train.steps", "train.patience", "model.remat", "model.scan_layers", "model.attention", "objective.chunk_tokens",
 )  # fmt: skip
 
 
 class RunDir:
-    """A run directory, locked for this process until it ends."""
+    """A run directory, locked for this process until it ends; of many processes the first locks it and writes."""
 
     def __init__(self, experiment: Experiment):
         if "://" in experiment.run.dir:
@@ -37,21 +37,30 @@ class RunDir:
             )
         self.path = Path(experiment.run.dir).expanduser().absolute()
         self.notes: list[str] = []
+        self._lock: IO[str] | None = None
+        if hosts.is_first():
+            self._lock = self._take()
+        self.resumed = bool(hosts.share("resumed", "yes" if self._lock and self._check_same(experiment) else ""))
+        hosts.check_shared("run.dir", self.path)
+
+    def _take(self) -> IO[str]:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.path / ".lock").open("w")
+            lock = (self.path / ".lock").open("w")
         except OSError as error:
             raise ConfigError(
                 f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir="
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ConfigError(f"run.dir={self.path} is in use by another process; stop it or choose another") from error
-        self.resumed = self._check_same(experiment)
+        return lock
 
     def begin(self, experiment: Experiment) -> None:
         """Makes it this experiment's: once its data are read, so that a mistake in them leaves nothing behind."""
+        if not hosts.is_first():
+            return
         (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
         (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
 
@@ -59,7 +68,7 @@ class RunDir:
         """Whether there is a run to continue. Raises ConfigError where it is another experiment's."""
         file = self.path / "config.yaml"
         if not file.is_file():
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            others = [p.name for p in self.path.iterdir() if not p.name.startswith(".")]
             if others:
                 raise ConfigError(
                     f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir="
@@ -83,7 +92,9 @@ class RunDir:
         return True
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Replaces a file in one step."""
+        """Replaces a file in one step; of many processes the first does."""
+        if not hosts.is_first():
+            return
         tmp = self.path / f".{name}.tmp"
         tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
         tmp.replace(self.path / name)
@@ -97,6 +108,8 @@ class RunDir:
         return self
 
     def __exit__(self, *_) -> None:
+        if self._lock is None:
+            return
         if not self.resumed and not (self.path / "config.yaml").exists():  # it never began
             (self.path / ".lock").unlink(missing_ok=True)
             with contextlib.suppress(OSError):
@@ -112,15 +125,26 @@ def _newer_key(name: str, old: Any, new: Any) -> bool:
     return old == "(absent)" and new == default
 
 
+def check_same(experiment: Experiment) -> None:
+    """Raises ConfigError where not all processes run the same experiment with the same versions."""
+    plain = to_plain(experiment)
+    del plain["hosts"], plain["run"]["dir"]  # that of '' has the time in its name
+    hosts.agree("the experiment", plain | {"versions": versions()})
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a part in the numbers."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers", "grain")
+    return {"lmkit": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
+
+
 def environment() -> dict[str, Any]:
     """What a run depends on outside its configuration: versions, code, flags, machine."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers", "grain")
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION")
     return {
         "command": sys.orig_argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": {"lmkit": __version__, "python": platform.python_version()}
-        | {p: metadata.version(p) for p in packages},
+        "versions": versions(),
         "git": _git(),
         "flags": {name: os.environ[name] for name in flags if name in os.environ},
         "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},

@@ -14,6 +14,7 @@ from lmkit.config.patterns import covers
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
+from lmkit.parallel import hosts
 from lmkit.parallel.mesh import build_mesh
 from lmkit.train.start import load_base, load_start, record_base
 from lmkit.train.state import Blueprint, State, init_state
@@ -78,7 +79,7 @@ def starting_state(
     state["opt"] = jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(params)
     if "ema" in state:
         state["ema"] = jax.tree.map(lambda x: x.copy(), params)
-    if blueprint.unsaved:
+    if blueprint.unsaved and hosts.is_first():
         record_base(folder, experiment.init_from, found.place, blueprint.lora.scale)
     share = f"{blueprint.num_trainable:,} of {blueprint.num_params:,} parameters train"
     return state, 0, [*found.told(), *([share] if frozen else [])]

@@ -1,19 +1,29 @@
-"""Being asked to stop: Ctrl-C or SIGTERM finish the step in hand, save, and end; a second one ends at once."""
+"""Being asked to stop: Ctrl-C or SIGTERM finish the step in hand, save, and end; a second Ctrl-C ends at once."""
 
+import os
 import signal
+
+from jax.experimental import multihost_utils
+
+from lmkit.parallel import hosts
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 75 (EX_TEMPFAIL) lets a scheduler requeue
 
 
 class Stop:
-    """Collects the first signal while in its `with` block."""
+    """Collects the first signal while in its `with` block.
+
+    Of many processes any one may get it: jax's service, which has the SIGTERM, finds a step that none has passed, and
+    all stop there. It leaves no second signal to be heard.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self._many = hosts.count() > 1
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stop":
-        for number in STATUS:
+        for number in (signal.SIGINT,) if self._many else STATUS:
             self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -22,9 +32,18 @@ class Stop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _note(self, number: int, _frame) -> None:
-        self.signal = signal.Signals(number)
         for other, handler in self._before.items():
             signal.signal(other, handler)  # type: ignore[arg-type]
+        if self._many:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            self.signal = signal.Signals(number)
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop before this step: to be asked at every one, in their order."""
+        if self._many and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     @property
     def status(self) -> int:

@@ -1,0 +1,203 @@
+"""The processes of a job: found, called together, told apart, and ended together.
+
+Alone, everything here is the trivial case: one process, number 0. What the processes tell each other goes over a line
+of ours (line.py, hub.py); arrays go over jax.distributed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+
+from lmkit.config.base import ConfigError
+from lmkit.config.entry import explain
+from lmkit.config.experiment import differing
+from lmkit.config.hosts import USER_ERROR, HostsConfig, local_place
+from lmkit.config.sections import RunConfig
+from lmkit.parallel.cluster import find_place, local_devices
+from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.hub import Hub
+from lmkit.parallel.line import Line, NotCalled, Place, join
+from lmkit.parallel.watchdog import Watchdog
+
+T = TypeVar("T")
+_lines: list[Line] = []  # none or one
+
+
+def count() -> int:
+    """How many processes there are."""
+    return _lines[0].place.num if _lines else 1
+
+
+def index() -> int:
+    """The number of this one."""
+    return _lines[0].place.id if _lines else 0
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes for all."""
+    return index() == 0
+
+
+def gather(label: str, text: str = "") -> list[str]:
+    """A text of every process, in their order. All must call it, in the same order; it waits for the slowest."""
+    return _lines[0].gather(label, text) if _lines else [text]
+
+
+def share(label: str, text: str) -> str:
+    """Process 0's text."""
+    return gather(label, text if is_first() else "")[0]
+
+
+def agree(label: str, value: Any) -> None:
+    """Raises ConfigError on all where a plain value is not the same on all, naming whose differs, and in what."""
+    words = json.dumps(value, sort_keys=True, default=str)
+    if len(set(gather(label, hashlib.sha256(words.encode()).hexdigest()))) == 1:
+        return
+    texts = gather(label, words)
+    other = next(number for number, text in enumerate(texts) if text != texts[0])
+    rows = differing(json.loads(texts[0]), json.loads(texts[other]))
+    shown = ", ".join(f"{name} ({old!r:.60} on process 0, {new!r:.60} there)" for name, old, new in rows[:4])
+    raise ConfigError(f"{label} of process {other} ({_lines[0].names[other]}) differs: {shown}; make them the same")
+
+
+def note_failure(error: BaseException) -> None:
+    """Tells the others at once, before anything is tidied up here, which may take its time."""
+    if _lines:
+        _lines[0].note(*_told(error))
+
+
+def watchdog() -> Watchdog:
+    """This process's; alone it is one that nobody asks."""
+    return _lines[0].watch if _lines else Watchdog(HostsConfig())
+
+
+def first_where_shared(folder: Path, build: Callable[[], T]) -> T:
+    """Runs `build`, which fills a folder, on one process of those that share the folder, then on the others.
+
+    Process 0 is the one where it is the same folder for all; else the first process of each machine.
+    """
+    if not _lines:
+        return build()
+    machines = gather("machines", socket.gethostname())
+    leader = machines.index(machines[index()])
+    if _sees_the_same(folder):
+        leader = 0
+    result = build() if leader == index() else None
+    gather("built")
+    return build() if result is None else result
+
+
+def _sees_the_same(folder: Path) -> bool:
+    """Whether this folder is the one that process 0 has under this name."""
+    word = share("word", os.urandom(8).hex())
+    mark = folder / f".same-{word}"
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    gather("marked")
+    with contextlib.suppress(OSError):
+        os.listdir(folder)  # makes a network file system look again
+    same = mark.exists()
+    gather("looked")
+    if is_first():
+        mark.unlink(missing_ok=True)
+    return same
+
+
+def check_shared(name: str, folder: Path) -> None:
+    """Raises ConfigError on all where a folder is not the same one on all, naming those that have another."""
+    seen = gather(name, "same" if _sees_the_same(folder) else "other") if _lines else []
+    if others := [number for number, one in enumerate(seen) if one == "other"]:
+        named = ", ".join(f"{number} ({_lines[0].names[number]})" for number in others[:8])
+        raise ConfigError(
+            f"{name}={folder} is another folder on process {named} than on process 0: checkpoints are written by all; "
+            f"choose one that all share (a network file system or a mounted bucket)"
+        )
+
+
+@contextlib.contextmanager
+def session(hosts: HostsConfig, run: RunConfig, verb: str) -> Iterator[None]:
+    """Sets jax up and calls the processes together; inside it, all go on together or end together.
+
+    An exception inside ends this process and all others with one message and one status; it does not come out of here.
+    Alone it does.
+    """
+    place = find_place(hosts, os.environ)
+    if place is None or _lines:
+        setup_jax(run)
+        yield
+        return
+    line = _connect(place, hosts, verb)
+    _lines.append(line)
+    try:
+        setup_jax(run)
+        address: Any = {"coordinator_bind_address": place.coordinator} if _is_loopback(place.coordinator) else {}
+        jax.distributed.initialize(
+            place.coordinator, place.num, place.id, local_device_ids=local_devices(os.environ),
+            cluster_detection_method="deactivate",  # it would give a Slurm task one GPU of eight
+            initialization_timeout=int(hosts.start_timeout_sec),
+            heartbeat_timeout_seconds=int(2 * hosts.heartbeat_timeout_sec),  # ours comes first, and names names
+            shutdown_timeout_seconds=int(hosts.shutdown_timeout_sec), **address,
+        )  # fmt: skip
+        yield
+        gather("end")
+        line.leave()
+        jax.distributed.shutdown()
+    except BaseException as error:
+        line.fail(*_told(error), trace=traceback.format_exc())
+    finally:
+        _lines.clear()
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    """The status and the line for an exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "stopped"
+    message = explain(error)
+    if message is not None:
+        return USER_ERROR, message
+    return 1, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _connect(place: Place, hosts: HostsConfig, verb: str) -> Line:
+    """The roll call. Ends the process where somebody is missing."""
+    own = None
+    if place.id == 0:
+        own, other = socket.socketpair()
+        Hub(_listen(place.coordinator), other, place.num, hosts, place.nodes).start()
+    try:
+        return Line(join(place, hosts, own), place, hosts, verb, Watchdog(hosts))
+    except NotCalled as error:
+        if place.id == 0 or local_place() is None or not error.told:
+            print(f"lmkit.{verb}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.status)
+
+
+def _listen(coordinator: str) -> socket.socket:
+    """Listens at the coordinator's port, such that JAX's service can take the port over."""
+    host, _, port = coordinator.rpartition(":")
+    options: Any = {"reuse_port": True, "backlog": 4096}
+    six = socket.has_dualstack_ipv6() and not _is_loopback(coordinator)
+    address = ("127.0.0.1" if _is_loopback(coordinator) else "", int(port))
+    try:
+        if six:
+            return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, **options)
+        return socket.create_server(address, **options)
+    except OSError as error:
+        raise ConfigError(
+            f"process 0 cannot listen at port {port} of {host}: {error.strerror}; another job may run here: choose "
+            f"another port with hosts.coordinator="
+        ) from error
+
+
+def _is_loopback(coordinator: str) -> bool:
+    return coordinator.rpartition(":")[0] in ("127.0.0.1", "localhost")
