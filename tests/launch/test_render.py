@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from jobs import GPT, TARGETS, experiment_of, run_bash, trained, trainer
 
+from helpers import ROOT
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.launch import LaunchConfig, slug
@@ -209,6 +211,18 @@ def test_gpus_on_kubernetes_are_told_where_the_first_host_is() -> None:
     words = box["args"][0].replace("\\\n", " ").split("lmkit.train")[1].split()
     found = ["hosts.coordinator=job-host-0-0.job:8476", "hosts.num=2", 'hosts.id="$JOB_COMPLETION_INDEX"']
     assert words == [*found, "a=b", "run.dir=/mnt/lmkit/runs/gpt_tiny/job"]
+
+
+def documented() -> list[str]:
+    """The commands of docs/launch.md, each on one line."""
+    text = (ROOT / "docs" / "launch.md").read_text().replace("\\\n        ", "")
+    return re.findall(r"^    python -m lmkit\.launch (.*)$", text, flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", documented())
+def test_documented_commands_render(command: str) -> None:
+    words = [re.sub("^target=", "launch.target=", word) for word in shlex.split(command.split(" > ")[0])]
+    assert "lmkit.train" in render(compose(words), words)
 
 
 def test_statuses_are_those_of_train() -> None:

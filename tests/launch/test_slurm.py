@@ -72,27 +72,29 @@ def losses(run: Path) -> dict[int, float]:
 
 
 def test_two_processes_stop_go_back_into_the_queue_and_end_as_one(slurm: dict[str, str], tmp_path: Path) -> None:
-    words = [*TINY, "train.steps=400", "train.log_every_steps=1", "mesh.data=2", "mesh.fsdp=2"]
+    words = [*TINY, "train.steps=120", "train.log_every_steps=1", "mesh.data=2", "mesh.fsdp=2"]
     job = ["target=slurm", "launch.submit=true", "launch.nodes=2", "launch.partition=cpu", "run.cpu_devices=2"]
     done = lmkit("launch", *job, *words, slurm=slurm, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     number = re.search(r"Submitted batch job (\d+)", done.stdout)[1]  # type: ignore[index]
     log, run = tmp_path / f"gpt-tiny-{number}.log", tmp_path / "runs" / "gpt_tiny" / f"slurm-{number}"
 
-    wait_for(lambda: run.is_dir() and len(losses(run)) > 10, seconds=200, log=log)
+    wait_for(lambda: run.is_dir() and len(losses(run)) > 3, seconds=200, log=log)
     subprocess.run(["scancel", "--signal=TERM", number], env=slurm, check=True)
     wait_for(lambda: show(number, slurm)["Restarts"] == "1", seconds=60, log=log)
     reached = max(losses(run))
-    assert 10 < reached < 400
+    assert 3 < reached < 120
     assert json.loads((run / "summary.json").read_text())["steps"] == reached
 
-    # Slurm lets two minutes go by before it starts a job again.
+    # Slurm lets two minutes go by before it starts a job again; nodes refuse it in the second in which it was ended.
+    time.sleep(3)
     subprocess.run(["scontrol", "update", f"JobId={number}", "StartTime=now"], env=slurm, check=True)
     ended = ("COMPLETED", "FAILED", "CANCELLED", "NODE_FAIL", "TIMEOUT")
     wait_for(lambda: show(number, slurm)["JobState"] in ended, seconds=300, log=log)
     assert show(number, slurm)["JobState"] == "COMPLETED", log.read_text()[-3000:]
+    assert "status 75: the job goes back into the queue" in log.read_text()
     assert f"resumed at step {reached}" in log.read_text()
-    assert json.loads((run / "summary.json").read_text())["steps"] == 400
+    assert json.loads((run / "summary.json").read_text())["steps"] == 120
     receipt = json.loads((run / "receipt.json").read_text())
     assert receipt["devices"]["count"] == 4, "two processes of two devices are one run"
 
