@@ -35,6 +35,7 @@ SlurmdPidFile=$dir/slurmd-%n.pid
 SlurmctldLogFile=$dir/slurmctld.log
 SlurmdLogFile=$dir/slurmd-%n.log
 AuthType=auth/munge
+AuthInfo=socket=$dir/munge.socket
 # No cgroups and no pinning: a container has neither.
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -53,11 +54,11 @@ start() {
   install_slurm
   mkdir -p "$dir/state" "$dir/spool-lm1" "$dir/spool-lm2"
   write_conf
-  if ! munge -n >/dev/null 2>&1; then
-    install -d -o munge -g munge /run/munge
-    runuser -u munge -- /usr/sbin/munged
-    cp /run/munge/munged.pid "$dir/munged.pid"
-  fi
+  (umask 077 && head -c 1024 /dev/urandom >"$dir/munge.key")
+  # A munged of our own; --force: it is root's, and not in /run.
+  munged --force --key-file="$dir/munge.key" --socket="$dir/munge.socket" --pid-file="$dir/munged.pid" \
+    --log-file="$dir/munged.log" --seed-file="$dir/munged.seed" ||
+    { cat "$dir/munged.log" >&2; exit 1; }
   slurmctld -c
   slurmd -N lm1
   slurmd -N lm2
