@@ -19,7 +19,8 @@ from lmkit.config.launch import Shape, Target, shape_of, slug
 from lmkit.config.mesh import check_mesh
 
 FILES = {Target.slurm: "slurm.sbatch", Target.gke: "gke.yaml", Target.tpu_pod: "tpu_pod.sh"}
-STATUSES = {"asked": 75, "mistake": 2, "interrupted": 130}  # of lmkit.train; docs/launch.md
+STATUSES = {"asked": 75, "interrupted": 130}  # of lmkit.train; docs/hosts.md
+FOR_GOOD = {Target.slurm: "1 | 2", Target.gke: "1, 2", Target.tpu_pod: "1 | 2"}  # a bug, a mistake
 PORT = 8476  # jax's own choice
 SHARED = "/mnt/lmkit"  # where launch.volume is, on every host
 
@@ -112,6 +113,7 @@ def _common(experiment: Experiment, title: str) -> dict[str, str | int | list[st
         "options": list(launch.options),
         "setup": list(launch.setup),
         **STATUSES,
+        "for_good": FOR_GOOD[launch.target],
     }
 
 

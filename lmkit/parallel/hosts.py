@@ -30,6 +30,7 @@ from lmkit.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
 _lines: list[Line] = []  # none or one
+_past: list[Place] = []  # of a session that has ended
 
 
 def count() -> int:
@@ -136,6 +137,8 @@ def session(hosts: HostsConfig, run: RunConfig, verb: str) -> Iterator[None]:
         setup_jax(run)
         yield
         return
+    if _past:
+        raise ConfigError(f"a sweep on {place.num} processes: jax calls them together once; run its jobs one by one")
     line = _connect(place, hosts, verb)
     _lines.append(line)
     try:
@@ -155,6 +158,7 @@ def session(hosts: HostsConfig, run: RunConfig, verb: str) -> Iterator[None]:
     except BaseException as error:
         line.fail(*_told(error), trace=traceback.format_exc())
     finally:
+        _past.append(place)
         _lines.clear()
 
 

@@ -63,7 +63,9 @@ def slurm_job(folder: Path, statuses: str, *, restarts: int = 0) -> tuple[int, b
         ("0 0", 0, (0, False)),
         ("75 75", 9, (75, True)),  # asked to stop: however often
         ("75 0", 0, (75, True)),  # one was a step ahead
-        ("75 1", 0, (1, True)),  # one broke off meanwhile
+        ("75 76", 0, (76, True)),  # one broke off meanwhile
+        ("1 76", 0, (76, True)),
+        ("1 1", 0, (1, False)),
         ("2 2", 0, (2, False)),
         ("130 130", 0, (130, False)),
         ("76 76", 2, (76, True)),
@@ -100,7 +102,7 @@ def tpu_job(folder: Path, states: list[str], statuses: str) -> tuple[int, list[s
 
 def test_a_tpu_is_asked_for_until_the_run_is_done(tmp_path: Path) -> None:
     states = ["", "WAITING_FOR_RESOURCES", "ACTIVE", "SUSPENDING", "SUSPENDED", "", "ACTIVE", "ACTIVE"]
-    status, calls = tpu_job(tmp_path, states, "75 1 0")
+    status, calls = tpu_job(tmp_path, states, "75 255 0")
     assert status == 0
     assert calls == [
         *["describe", "create", "describe", "describe", "ssh"],  # there, and asked to stop
@@ -113,7 +115,12 @@ def test_a_tpu_is_asked_for_until_the_run_is_done(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("states", "statuses", "expected"),
-    [(["ACTIVE"] * 9, "1 1 1 1 0", (1, 4)), (["ACTIVE"] * 9, "2 0", (2, 1)), (["FAILED"], "0", (1, 0))],
+    [
+        (["ACTIVE"] * 9, "76 137 1 0", (1, 3)),
+        (["ACTIVE"] * 9, "76 76 76 76 0", (76, 4)),
+        (["ACTIVE"] * 9, "2 0", (2, 1)),
+        (["FAILED"], "0", (1, 0)),
+    ],
 )
 def test_a_tpu_job_gives_up(states: list[str], statuses: str, expected: tuple[int, int], tmp_path: Path) -> None:
     status, calls = tpu_job(tmp_path, states, statuses)

@@ -199,9 +199,9 @@ def test_the_jobset_restarts_what_a_restart_mends() -> None:
         return "RestartJobSet"
 
     assert action(75) == action(137, evicted=True) == "RestartJobSetAndIgnoreMaxRestarts"
-    assert action(2) == "FailJobSet"
+    assert action(1) == action(2) == "FailJobSet"
     assert action(None, reason="DeadlineExceeded") == "FailJobSet"
-    assert action(1) == action(76) == action(137) == "RestartJobSet"
+    assert action(76) == action(77) == action(137) == "RestartJobSet"
 
 
 def test_gpus_on_kubernetes_are_told_where_the_first_host_is() -> None:

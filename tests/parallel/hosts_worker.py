@@ -1,6 +1,7 @@
 """One of several processes, without a model: what test_hosts.py starts. Its one argument is JSON.
 
-{"hosts": keys of HostsConfig, "fault": what happens at step 3 to the process "who", "value": what they must agree on}
+{"hosts": keys of HostsConfig, "fault": what happens at step 3 to the process "who", "value": what they must agree on,
+ "cache": a folder to fill, "run": a folder that must be shared}
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 from lmkit.config import ConfigError
 from lmkit.config.hosts import HostsConfig
@@ -32,10 +34,24 @@ def fail(fault: str) -> None:
         raise ConfigError("data.paths=nowhere: it is not there")
 
 
+def build(folder: Path) -> str:
+    """As data are prepared: slowly, unless they are there."""
+    if not (folder / "data").exists():
+        time.sleep(1.0)
+        (folder / "data").touch()
+        with (folder / "builders").open("a") as file:
+            file.write(f"{hosts.index()} ")
+    return "read"
+
+
 def main(words: dict) -> None:
     with hosts.session(HostsConfig(**words["hosts"]), RunConfig(cpu_devices=1), "test"):
         hosts.agree("the value", {"value": words.get("value", 0), "same": 1})
         print(hosts.share("word", f"from {hosts.index()}"), hosts.gather("numbers", str(hosts.index())), flush=True)
+        if "cache" in words:
+            hosts.first_where_shared(Path(words["cache"]), lambda: build(Path(words["cache"])))
+        if "run" in words:
+            hosts.check_shared("run.dir", Path(words["run"]))
         watch = hosts.watchdog()
         watch.arm()
         for step in range(1, 12):

@@ -39,12 +39,9 @@ class Job:
             hosts = {**QUICK, "coordinator": address, "num": num, "id": number, **words.get("hosts", {})}
             mine = {**words, **(each or {}).get(number, {}), "hosts": hosts}
             env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "1"}
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, str(WORKER), json.dumps(mine)], env=env, text=True,
-                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                )  # fmt: skip
-            )
+            command = [sys.executable, str(WORKER), json.dumps(mine)]
+            pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            self.processes.append(subprocess.Popen(command, env=env, **pipes))
 
     def ended(self, timeout: float = 120.0) -> list[tuple[int, str, str]]:
         """(status, stdout, stderr) of each; whoever still runs then is killed, and is an error."""
@@ -167,6 +164,29 @@ def test_a_stuck_process_is_named_and_all_stacks_are_shown() -> None:
         assert re.search(r"\n  process 1 \(.*\): started step 2, ended step 2, in ", err)
         assert "thread MainThread:" in err
     assert "in load_batch" in results[1][2]
+
+
+def test_a_shared_folder_is_filled_once_and_others_each(tmp_path: Path) -> None:
+    """Number 2 has a disk of its own."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    shared.mkdir()
+    own.mkdir()
+    each = {number: {"cache": str(folder)} for number, folder in enumerate((shared, shared, own))}
+    for status, _, err in Job([0, 1, 2], 3, each=each).ended():
+        assert status == 0, err
+    assert (shared / "builders").read_text() == "0 "
+    assert (own / "builders").read_text() == "2 "
+    assert {p.name for p in shared.iterdir()} == {"data", "builders"}
+
+
+@pytest.mark.slow
+def test_a_run_directory_that_is_not_shared_is_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    each = {number: {"run": str(tmp_path / str(number))} for number in range(2)}
+    for status, _, err in Job([0, 1], 2, each=each).ended():
+        assert status == 2
+        assert re.search(r"run.dir=.* is another folder on process 1 \(.*\) than on process 0", told(err)[0])
 
 
 class Clock:

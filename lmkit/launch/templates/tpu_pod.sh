@@ -36,8 +36,8 @@ while wait_for_tpu; do
   gcloud compute tpus {{ssh}} "$name" "${where[@]}" --worker=all --batch-size=all --command="$each"
   status=$?
   case $status in
-    {{asked}}) ;;                    # asked to stop, and saved: go on
-    0 | {{mistake}} | {{interrupted}} | 124) break ;;  # done; a mistake, which stays one; Ctrl-C; the time is up
+    {{asked}}) ;;  # asked to stop, and saved: go on
+    0 | {{for_good}} | {{interrupted}} | 124) break ;;  # done; a bug or a mistake, which stays one; Ctrl-C; the time is up
     *) [ $((failures += 1)) -le {{max_restarts}} ] || break ;;
   esac
   echo "status $status: starting again" >&2
