@@ -8,6 +8,7 @@ VERBS = {
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
+    "launch": "the same experiment on Slurm, Kubernetes or a TPU pod",
 }
 
 

@@ -21,6 +21,7 @@ from lmkit.config.families import MODEL_SCHEMAS
 from lmkit.config.hosts import USER_ERROR, local_place
 from lmkit.config.local import run_local
 from lmkit.config.paths import conf_dir, options_of
+from lmkit.config.sweep import JobEnded, is_elsewhere, send_back
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -67,7 +68,13 @@ def run_verb(
             traceback.print_exc()
         if message is not None:
             print(f"lmkit.{verb}: {message}", file=sys.stderr)
-        return 1 if message is None else USER_ERROR
+        return _status_of(error, message)
+
+
+def _status_of(error: Exception, message: str | None) -> int:
+    if isinstance(error, JobEnded):
+        return error.status
+    return 1 if message is None else USER_ERROR
 
 
 def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool, many: bool) -> int:
@@ -97,6 +104,10 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
             statuses.append(getattr(importlib.import_module(module), function)(experiment) or 0)
         except Exception as error:
             failures.append(error)
+        if is_elsewhere():
+            error = failures[0] if failures else None
+            message = explain(error) if error else None
+            send_back(error, message, _status_of(error, message) if error else statuses[-1])
 
     program = sys.argv
     sys.argv = [f"lmkit.{verb}", *argv]
@@ -178,6 +189,7 @@ def _unknown_key(full: str) -> str:
         "lora",
         "export",
         "verify",
+        "launch",
         "hosts",
     ]
     for name, _, default, _ in all_keys_of(Experiment):

@@ -10,7 +10,8 @@ from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
 from lmkit.config.hosts import HostsConfig
-from lmkit.config.mesh_checks import check_mesh
+from lmkit.config.launch import LaunchConfig
+from lmkit.config.mesh_checks import check_axes
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.sections import (
     CheckpointConfig,
@@ -46,6 +47,7 @@ class Experiment:
     lora: LoraConfig = field(default_factory=LoraConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     init_from: str = key(
         "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"
     )
@@ -70,7 +72,7 @@ class Experiment:
             )
         if self.tokenizer.kind is TokenizerKind.init and not self.init_from:
             raise ConfigError("tokenizer=init without init_from: set init_from=, or tokenizer=bpe, bytes or file")
-        check_mesh(self.model, self.data, self.train, self.mesh)
+        check_axes(self.model, self.data, self.train, self.mesh)
 
     def _check_lengths(self) -> None:
         """Rows must not be longer than a learned table of positions."""

@@ -13,7 +13,7 @@ from lmkit.config.pipeline import ROW_AXES, fits
 from lmkit.config.sections import MeshConfig, TrainConfig
 
 
-def check_mesh(model: ModelConfig, data: DataConfig, train: TrainConfig, mesh: MeshConfig) -> None:
+def check_axes(model: ModelConfig, data: DataConfig, train: TrainConfig, mesh: MeshConfig) -> None:
     """Raises ConfigError where an axis does not go with the rest of the experiment, with the way out."""
     for prefix, part in model.parts().items():
         _check_tensor(prefix, part, data, _size(mesh, "tensor"))

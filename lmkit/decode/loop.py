@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from lmkit.config.mesh import batch_shards
 from lmkit.config.model import Position
 from lmkit.decode.sampling import Sampling, choose
 from lmkit.nn.cache import Cache
-from lmkit.parallel.mesh import batch_shards
 from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
 
 NOTHING = -1  # what a row that has ended says

@@ -1,6 +1,7 @@
 """Meshes and the one table of sharding rules."""
 
-from lmkit.parallel.mesh import AXES, batch_shards, build_mesh
+from lmkit.config.mesh import AXES, batch_shards
+from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import current_spec, reshard, sharding_of, spec_of
 
 __all__ = ["AXES", "batch_shards", "build_mesh", "current_spec", "reshard", "sharding_of", "spec_of"]

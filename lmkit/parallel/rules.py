@@ -12,11 +12,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.base import ConfigError
+from lmkit.config.mesh import BATCH_AXES
 
 RULES: Mapping[str, tuple[str, ...]] = {
     # activations
-    # Outside its pipeline the stages, and outside their layers the experts, have their share of the rows, too.
-    "batch": ("stage", "data", "fsdp", "expert"),
+    "batch": BATCH_AXES,
     "seq": ("context",),
     "seq_norm": ("context", "tensor"),  # the residual stream and its norms: sequence parallelism
     "width": (),  # the residual stream's embed dim
@@ -35,7 +35,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "layers": ("stage",),
     "layer": (),  # of a stack of one
 }
-BATCH_AXES = RULES["batch"]
 Dims = Sequence[str | None]
 WHOLE: Dims = ("batch", None, "width")  # each device has its rows whole
 

@@ -1,6 +1,5 @@
 """From a configuration to everything the loop needs, in the order in which mistakes are cheapest."""
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,14 +10,13 @@ from jax.sharding import Mesh
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.mesh_checks import check_divides
+from lmkit.config.mesh import check_mesh
 from lmkit.config.patterns import covers
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel import hosts
-from lmkit.parallel.mesh import axis_sizes, batch_shards, build_mesh
-from lmkit.parallel.rules import BATCH_AXES
+from lmkit.parallel.mesh import build_mesh
 from lmkit.train.start import load_base, load_start, record_base
 from lmkit.train.state import Blueprint, State, init_state
 from lmkit.train.step import make_eval_step, make_train_step
@@ -35,16 +33,7 @@ class Programs(NamedTuple):
 def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), checked against the batch and the model."""
     devices = jax.devices() if devices is None else devices
-    sizes = axis_sizes(experiment.mesh, len(devices))
-    parts, train = batch_shards(sizes), experiment.train
-    check_divides(
-        "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
-        train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES), parts,
-    )  # fmt: skip
-    resolved = dataclasses.replace(
-        experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()}
-    )
-    dataclasses.replace(experiment, mesh=resolved)  # checks the sizes that were -1
+    check_mesh(experiment, len(devices))
     return build_mesh(experiment.mesh, devices)
 
 

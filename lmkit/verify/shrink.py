@@ -6,9 +6,9 @@ from typing import Any
 
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
+from lmkit.config.mesh import batch_shards
 from lmkit.config.model import ContextAttention, DType, ModelConfig, TransformerConfig
 from lmkit.config.pipeline import choose_microbatches
-from lmkit.parallel.mesh import batch_shards
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 

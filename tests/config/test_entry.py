@@ -177,3 +177,5 @@ def test_an_installed_wheel_finds_its_conf(tmp_path: Path) -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
     assert out.split() == [str(site / "lmkit" / "__init__.py"), "gpt_tiny"]
+    templates = {path.name for path in (site / "lmkit" / "launch" / "templates").iterdir()}
+    assert templates == {"slurm.sbatch", "gke.yaml", "tpu_pod.sh"}

@@ -1,0 +1,1 @@
+"""An experiment as a job: scripts for Slurm, Kubernetes and TPU pods."""

@@ -1,0 +1,32 @@
+"""`lmkit.launch`: render, then print or hand over."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from lmkit.config.base import UserError
+from lmkit.config.experiment import Experiment
+from lmkit.config.launch import Target
+from lmkit.launch.render import FILES, job_name, render
+
+HANDED_TO = {Target.slurm: ["sbatch"], Target.gke: ["kubectl", "create", "-f"], Target.tpu_pod: ["bash"]}
+
+
+def launch(experiment: Experiment) -> int:
+    """Prints the script, or with launch.submit writes it and hands it over. Returns the exit status."""
+    settings = experiment.launch
+    if not settings.name:
+        settings.name = job_name(experiment)  # the time stands still from here
+    script = render(experiment, sys.argv[1:])
+    if not settings.submit:
+        print(script, end="")
+        return 0
+    path = Path(settings.out).expanduser() / f"{settings.name}{Path(FILES[settings.target]).suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(script)
+    command = [*HANDED_TO[settings.target], str(path)]
+    print("+", *command, file=sys.stderr, flush=True)
+    try:
+        return subprocess.run(command).returncode
+    except FileNotFoundError as error:
+        raise UserError(f"{command[0]} is not installed here; {path} is written: hand it over where it is") from error
