@@ -6,7 +6,8 @@ from jax.sharding import AxisType
 
 from lmkit.config import ConfigError
 from lmkit.config.sections import AxesConfig, MeshConfig
-from lmkit.parallel.mesh import AXES, axis_sizes, batch_shards, build_mesh
+from lmkit.config.mesh import AXES, axis_sizes, batch_shards
+from lmkit.parallel.mesh import build_mesh
 
 
 def test_every_axis_is_there_and_explicit() -> None:
