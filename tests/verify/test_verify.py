@@ -12,7 +12,7 @@ from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.model import DType
 from lmkit.models import build_model  # noqa: F401  (imported first: blocks below are patched in place)
-from lmkit.nn import block, embed
+from lmkit.nn import block, embed, pipeline
 from lmkit.nn.dropout import dropout as true_dropout
 from lmkit.objectives import cross_entropy as ce
 from lmkit.objectives.sums import Sums
@@ -70,6 +70,33 @@ def test_dropout_accumulation_and_lora_pass(capsys: pytest.CaptureFixture) -> No
 
 
 GPT = [*COMMON, *ALL, "model=gpt2_124m", "model.vocab_size=0"]
+
+
+STAGES = [*COMMON, "mesh.data=1", "mesh.stage=2", "mesh.fsdp=2", "run.cpu_devices=8", "model.dropout=0.1"]
+
+
+@pytest.mark.parametrize("words", [
+    ["model=mixtral_8x7b", "model.rounds=2", "model.microbatches=2"],
+    pytest.param(["model=llama3_8b", "mesh.tensor=2", "train.accumulate_steps=2"], marks=pytest.mark.slow),
+    pytest.param(["model=gpt2_124m", "model.vocab_size=0", "mesh.stage=4"], marks=pytest.mark.slow),
+    pytest.param(["model=gemma3_1b", "mesh.fsdp=1", "mesh.data=2"], marks=pytest.mark.slow),
+    pytest.param(["model=t5_small", "objective=seq2seq", "data.seq_len=512"], marks=pytest.mark.slow),
+    pytest.param(["model=modernbert_base", "objective=masked_lm", "model.num_layers=21"], marks=pytest.mark.slow),
+    pytest.param(["model=whisper_tiny", "objective=seq2seq", "data.seq_len=448", "model.vocab_size=0", "mesh.tensor=2"],
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_stages_pass(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert verify(compose([*STAGES, *words])) == 0, capsys.readouterr().out
+    assert "the bubble is" in capsys.readouterr().out
+
+
+def test_rows_that_come_back_to_other_places_are_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    true = pipeline._scatter
+    monkeypatch.setattr(pipeline, "_scatter", lambda x, stages: true(x[::-1], stages))
+    assert verify(compose([*STAGES, "model=gpt2_124m", "model.vocab_size=0", "mesh.fsdp=1"])) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
 
 
 def test_a_missing_sum_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -171,6 +198,27 @@ def test_collectives_are_counted() -> None:
     assert found["all-gather"].sent_bytes == 64 * 8 * 4 * 3 / 4
     assert found["all-reduce"].sent_bytes == 2 * 16 * 4 / 2
     assert found["reduce-scatter"].sent_bytes == 8 * 2 * 3
+
+
+def test_collectives_of_a_loop_count_as_often_as_it_turns() -> None:
+    reduce, loop = "all-reduce(f32[10]{0} %a), replica_groups={{0,1}}", "while(f32[10]{0} %p), condition=%c"
+    turns = 'backend_config={"known_trip_count":{"n":"%d"}}'
+    text = f"""HloModule m
+%inner (p: f32[10]) -> f32[10] {{
+  %r.1 = f32[10]{{0}} {reduce}
+}}
+%outer (p: f32[10]) -> f32[10] {{
+  %w.1 = f32[10]{{0}} {loop}, body=%inner, {turns % 3}
+}}
+%unused (p: f32[10]) -> f32[10] {{
+  %r.2 = f32[10]{{0}} {reduce}
+}}
+ENTRY %main (p: f32[10]) -> f32[10] {{
+  %w.2 = f32[10]{{0}} {loop}, body=%outer, {turns % 5}
+  %r.3 = f32[10]{{0}} {reduce}
+}}
+"""
+    assert count_collectives(text)["all-reduce"] == (16, 16 * 2 * 40 / 2)
 
 
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
