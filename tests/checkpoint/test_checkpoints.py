@@ -45,6 +45,23 @@ def test_restored_on_another_mesh_bit_for_bit(tmp_path: Path) -> None:
             assert leaf.sharding == shape.sharding
 
 
+def test_stages_leave_no_trace_in_a_checkpoint(tmp_path: Path) -> None:
+    """Saved by four stages in two rounds, restored by fsdp=4, and the other way round."""
+    layers, stages = "model.num_layers=8", ["mesh.data=1", "mesh.stage=4", "model.rounds=2"]
+    for number, (here, there) in enumerate(((stages, ["mesh.data=1", "mesh.fsdp=4"]), (["mesh.data=4"], stages))):
+        _, state = make(layers, *here, devices=4)
+        checkpoints = Checkpoints(tmp_path / str(number), CheckpointConfig())
+        checkpoints.save(1, state)
+        checkpoints.close()
+        blueprint, other = make(layers, *there, devices=4)
+        restored = Checkpoints(tmp_path / str(number), CheckpointConfig()).restore(blueprint.shapes)
+        assert restored is not None
+        assert leaves_equal(restored[0], state)
+        assert leaves_equal(other["params"], state["params"])  # born the same, too
+        kernel = restored[0]["params"]["stack"]["blocks"]["mlp"]["up"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape)[0] == (2 if there == stages else 8)
+
+
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     _, state = make(devices=1)
     checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig(keep_last=2, keep_best=1))

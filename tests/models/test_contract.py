@@ -70,11 +70,12 @@ def test_every_model_is_found() -> None:
     assert found == set(MODELS) == set(MODEL_SCHEMAS.values()) == {type(kind.config) for kind in KINDS.values()}
 
 
+@pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"stage": 2, "fsdp": 2, "tensor": 2}], ids=str)
 @pytest.mark.parametrize("name", KINDS)
-def test_one_step_lowers_on_an_abstract_mesh(name: str) -> None:
-    """fsdp x tensor, no device of it exists."""
+def test_one_step_lowers_on_an_abstract_mesh(name: str, sizes: dict[str, int]) -> None:
+    """No device of it exists."""
     kind = KINDS[name]
-    mesh = abstract_mesh(fsdp=4, tensor=2)
+    mesh = abstract_mesh(**sizes)
     blueprint = make_blueprint(kind.config, OptimConfig(), 10, mesh)
     step = make_train_step(blueprint, build_objective(ObjectiveConfig(kind=kind.objective)), accumulate=1, seed=0)
     batch = {
@@ -83,7 +84,9 @@ def test_one_step_lowers_on_an_abstract_mesh(name: str) -> None:
     }
     with jax.sharding.use_abstract_mesh(mesh):
         lowered = jax.jit(step).trace(blueprint.shapes, batch).lower(lowering_platforms=("tpu",))
-    assert re.search(r'"fsdp"=4.*"tensor"=2', lowered.as_text()), "the step knows nothing of the mesh"
+    text = lowered.as_text()
+    assert re.search(rf'"fsdp"={sizes["fsdp"]}.*"tensor"=2', text), "the step knows nothing of the mesh"
+    assert ("collective_permute" in text) == ("stage" in sizes)
 
 
 @pytest.mark.parametrize("preset", presets())

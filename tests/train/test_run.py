@@ -118,14 +118,20 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     same_run(whole, parts, 40)
 
 
-def test_resumed_on_another_mesh_sees_the_same_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize("axis", ["data", "stage"])
+def test_resumed_on_another_mesh_sees_the_same_samples(axis: str, tmp_path: Path) -> None:
     import shutil
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(f"run.dir={whole}", "train.steps=26") == 0
     shutil.copytree(whole, parts)
     shutil.rmtree(parts / "checkpoints" / "26")
-    assert train(f"run.dir={parts}", "train.steps=26", "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2") == 0
+    assert (
+        train(f"run.dir={parts}", "train.steps=26", "mesh.data=1", f"mesh.{axis}=2", "mesh.fsdp=2", "mesh.tensor=2")
+        == 0
+    )
+    receipt = json.loads((parts / "receipt.json").read_text())
+    assert bool(receipt["pipeline"]) == (axis == "stage")
     one, two = losses(whole), losses(parts)
     assert list(one) == list(two) == list(range(1, 27))
     # other samples would differ in the first digit; the same ones differ in the order of float32 sums

@@ -13,7 +13,7 @@ from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.model import DType
 from lmkit.models import build_model  # noqa: F401  (imported first: blocks below are patched in place)
-from lmkit.nn import block, embed
+from lmkit.nn import block, embed, pipeline
 from lmkit.nn.dropout import dropout as true_dropout
 from lmkit.objectives import cross_entropy as ce
 from lmkit.objectives.sums import Sums
@@ -107,6 +107,33 @@ def test_experts_of_other_devices_left_out_are_caught(
 
     monkeypatch.setattr(expert, "lax", SimpleNamespace(**{**vars(jax.lax), "psum_scatter": own}))
     assert verify(compose([*MIXTURE, "mesh.data=1", "mesh.expert=2"])) == 1
+    assert "DIFFERENT" in capsys.readouterr().out
+
+
+STAGES = [*COMMON, "mesh.data=1", "mesh.stage=2", "mesh.fsdp=2", "run.cpu_devices=8", "model.dropout=0.1"]
+
+
+@pytest.mark.parametrize("words", [
+    ["model=mixtral_8x7b", "model.rounds=2", "model.microbatches=2"],
+    pytest.param(["model=llama3_8b", "mesh.tensor=2", "train.accumulate_steps=2"], marks=pytest.mark.slow),
+    pytest.param(["model=gpt2_124m", "model.vocab_size=0", "mesh.stage=4"], marks=pytest.mark.slow),
+    pytest.param(["model=gemma3_1b", "mesh.fsdp=1", "mesh.data=2"], marks=pytest.mark.slow),
+    pytest.param(["model=t5_small", "objective=seq2seq", "data.seq_len=512"], marks=pytest.mark.slow),
+    pytest.param(["model=modernbert_base", "objective=masked_lm", "model.num_layers=21"], marks=pytest.mark.slow),
+    pytest.param(["model=whisper_tiny", "objective=seq2seq", "data.seq_len=448", "model.vocab_size=0", "mesh.tensor=2"],
+                 marks=pytest.mark.slow),
+])  # fmt: skip
+def test_stages_pass(words: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert verify(compose([*STAGES, *words])) == 0, capsys.readouterr().out
+    assert "the bubble is" in capsys.readouterr().out
+
+
+def test_rows_that_come_back_to_other_places_are_caught(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    true = pipeline._scatter
+    monkeypatch.setattr(pipeline, "_scatter", lambda x, stages: true(x[::-1], stages))
+    assert verify(compose([*STAGES, "model=gpt2_124m", "model.vocab_size=0", "mesh.fsdp=1"])) == 1
     assert "DIFFERENT" in capsys.readouterr().out
 
 
