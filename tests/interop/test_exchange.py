@@ -35,7 +35,7 @@ LLAMA = tiny_config(gated=True, num_kv_heads=2)
 # One that each table can say; the names of kinds in models/families.py stand for what they resemble.
 SAYABLE: dict[str, Any] = {
     "llama": LLAMA,
-    "mixtral": tiny_config(gated=True, num_experts=4),
+    "mixtral": tiny_config(gated=True, num_experts=4, capacity_factor=1.0, balance_loss=0.1, router_z_loss=0.1),
     "gpt2": tiny_config(
         position=Position.learned, norm=Norm.layernorm, bias=True, tie_embeddings=True, activation=Activation.gelu_tanh
     ),
@@ -167,6 +167,9 @@ def test_models_that_no_family_computes_are_refused(tmp_path: Path) -> None:
     _, params = random_params(config)
     with pytest.raises(ConfigError, match=r"nearest is: qwen3 has no way to say model.attention_softcap=3.0"):
         save_folder(tmp_path / "out", config, params)
+    shared = tiny_config(gated=True, num_experts=4, shared_experts=1)
+    with pytest.raises(ConfigError, match=r"no way to say model.shared_experts=1"):
+        save_folder(tmp_path / "out", shared, random_params(shared)[1])
     with pytest.raises(ConfigError, match="BertForMaskedLM"):
         family_for(BERTConfig(vocab_size=32, num_layers=1, num_heads=2, embed_dim=16))
     assert list(tmp_path.iterdir()) == []

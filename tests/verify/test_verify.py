@@ -83,9 +83,11 @@ MIXTURE = [*COMMON, "model=mixtral_8x7b", "run.cpu_devices=8", "model.shared_exp
         pytest.param(factor, words, marks=pytest.mark.slow)
         for factor in (0.0, 0.6)
         for words in (
-            "mesh.data=1 mesh.expert=2", "mesh.data=1 mesh.expert=2 mesh.fsdp=2",
+            "mesh.data=1 mesh.expert=2",
+            "mesh.data=1 mesh.expert=2 mesh.fsdp=2",
             "mesh.data=1 mesh.fsdp=2 mesh.expert=4",
-            "mesh.data=1 mesh.expert=2 mesh.tensor=2", "mesh.data=2 mesh.expert=2 mesh.tensor=2",
+            "mesh.data=1 mesh.expert=2 mesh.tensor=2",
+            "mesh.data=2 mesh.expert=2 mesh.tensor=2",
         )
     ),
 ])  # fmt: skip
