@@ -43,9 +43,15 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
     try:
         for number in range(hosts.local):
             children.append(_start(command, number, port, libc))
-        for number, child in enumerate(children[1:], 1):
-            threading.Thread(target=_pass_on, args=(child.stdout, f"[{number}] "), daemon=True).start()
+        pumps = [
+            threading.Thread(target=_pass_on, args=(child.stdout, f"[{number}] "), daemon=True)
+            for number, child in enumerate(children[1:], 1)
+        ]
+        for pump in pumps:
+            pump.start()
         status = _wait(children, hosts.heartbeat_timeout_sec + hosts.shutdown_timeout_sec + _SLACK_SEC)
+        for pump in pumps:
+            pump.join(_SLACK_SEC)
     finally:
         for child in children:
             child.kill()

@@ -102,8 +102,9 @@ def _sees_the_same(folder: Path) -> bool:
     word = share("word", os.urandom(8).hex())
     mark = folder / f".same-{word}"
     if is_first():
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        with contextlib.suppress(OSError):  # who fills it will say what is wrong
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
     gather("marked")
     with contextlib.suppress(OSError):
         os.listdir(folder)  # makes a network file system look again
