@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
-from jobs import GPT, experiment_of, program, run_bash, trained, trainer
+from launch.jobs import GPT, experiment_of, program, run_bash, trained, trainer
 
 from lmkit.config.sweep import JobEnded
 from lmkit.launch.render import render

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-sys.path.insert(0, str(Path(__file__).parent))
-from jobs import GPT, TARGETS, experiment_of, run_bash, trained, trainer
+from launch.jobs import GPT, TARGETS, experiment_of, run_bash, trained, trainer
 
 from helpers import ROOT
 from lmkit.config import ConfigError
