@@ -30,6 +30,7 @@ from lmkit.parallel.watchdog import Watchdog
 
 T = TypeVar("T")
 _lines: list[Line] = []  # none or one
+_BACKLOG = 4096  # processes that come at one moment
 _past: list[Place] = []  # of a session that has ended
 
 
@@ -188,15 +189,17 @@ def _connect(place: Place, hosts: HostsConfig, verb: str) -> Line:
 
 
 def _listen(coordinator: str) -> socket.socket:
-    """Listens at the coordinator's port, such that JAX's service can take the port over."""
+    """Listens at the coordinator's port, which JAX's service takes over once nobody listens there.
+
+    Not shared with another listener (SO_REUSEPORT): the processes of two jobs would mix.
+    """
     host, _, port = coordinator.rpartition(":")
-    options: Any = {"reuse_port": True, "backlog": 4096}
     six = socket.has_dualstack_ipv6() and not _is_loopback(coordinator)
     address = ("127.0.0.1" if _is_loopback(coordinator) else "", int(port))
     try:
         if six:
-            return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, **options)
-        return socket.create_server(address, **options)
+            return socket.create_server(address, family=socket.AF_INET6, dualstack_ipv6=True, backlog=_BACKLOG)
+        return socket.create_server(address, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"process 0 cannot listen at port {port} of {host}: {error.strerror}; another job may run here: choose "

@@ -92,6 +92,7 @@ class Hub(threading.Thread):
             try:
                 message = json.loads(line)
                 assert isinstance(message, dict)
+                assert isinstance(message.get("here", 0), int)
             except (ValueError, AssertionError):  # nobody of ours
                 data = b""
                 break
@@ -141,7 +142,7 @@ class Hub(threading.Thread):
     def _register(self, member: Member, message: dict[str, Any]) -> None:
         if self._listener is None:
             return self._drop(member)
-        member.id, member.name, num = message["here"], message["name"], message["num"]
+        member.id, member.name, num = message["here"], str(message.get("name")), message.get("num")
         if num != self._num:
             return self._end(
                 USER_ERROR,

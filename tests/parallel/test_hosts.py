@@ -85,6 +85,24 @@ def test_without_process_0_the_others_say_where_they_looked() -> None:
     assert re.search(r"process 1 \(.*\) did not reach process 0 at 127.0.0.1:\d+ within hosts.start_timeout_sec=2", err)
 
 
+def test_a_port_in_use_is_refused() -> None:
+    """By another job's process 0: the processes of the two would mix."""
+    job = Job([0], 2)
+    address = json.loads(job.processes[0].args[2])["hosts"]["coordinator"]  # type: ignore[index]
+    wait_for = time.monotonic() + 60
+    while time.monotonic() < wait_for:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", int(address.split(":")[1]))) == 0:
+                break
+        time.sleep(0.05)
+    other = Job([0], 2, hosts={"coordinator": address})
+    ((status, _, err),) = other.ended()
+    job.processes[0].kill()
+    job.ended()
+    assert status == 1
+    assert "choose another port with hosts.coordinator=" in err
+
+
 @pytest.mark.slow
 def test_two_with_one_number_are_told_apart() -> None:
     results = Job([0, 1, 1], 3, hosts={"start_timeout_sec": 60}).ended()
