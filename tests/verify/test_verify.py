@@ -94,7 +94,8 @@ MIXTURE = [*COMMON, "model=mixtral_8x7b", "run.cpu_devices=8", "model.shared_exp
 def test_experts_pass_over_their_axis(factor: float, words: str, capsys: pytest.CaptureFixture) -> None:
     experiment = compose([*MIXTURE, f"model.capacity_factor={factor}", *words.split()])
     assert verify(experiment) == 0, capsys.readouterr().out
-    assert ("all-to-all" in capsys.readouterr().out) == (factor > 0)
+    found = "all-to-all" in capsys.readouterr().out
+    assert found == (factor > 0 or "fsdp" in words)  # over fsdp the look-up of embeddings has one, too
 
 
 @pytest.mark.slow
