@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
@@ -45,14 +46,24 @@ class Linear(nnx.Module):
         """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
         kernel = self.kernel[...].astype(x.dtype)
         lead = x.shape[: x.ndim - len(self.in_shape)]
-        if (spec := current_spec(out)) is None:
-            # One flat matmul: XLA's CPU matmul is 3x slower on the [B, T]-contracting weight gradient.
+        spec = current_spec(out)
+        a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
+        # The weight gradient of [B, T, ...] contracts two dims, which XLA's CPU library does three times slower: one
+        # flat matmul, wherever only the first dim is split.
+        if spec is None:
             y = x.reshape(-1, math.prod(self.in_shape)) @ kernel.reshape(math.prod(self.in_shape), -1)
-            y = y.reshape(*lead, *self.out_shape)
+        elif _only_first(spec[: len(lead)]) and _only_first(jax.typeof(x).sharding.spec[: len(lead)]):
+            flat = PartitionSpec(spec[0], *spec[len(lead) :])
+            y = jnp.einsum(f"k{a},{a}{b}->k{b}", x.reshape(-1, *self.in_shape), kernel, out_sharding=flat)
         else:
-            a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
             y = jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, out_sharding=spec)
+        y = y.reshape(*lead, *self.out_shape)
         if self.lora_a is not None and self.lora_b is not None:
             inner = self.lora_a(x, (*out[: len(lead)], "lora"))
             y = y + self.lora_scale * self.lora_b(inner, out)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def _only_first(entries: tuple) -> bool:
+    """Whether at most the first dim of several is split, so that all of them can become one."""
+    return len(entries) > 1 and all(entry is None for entry in entries[1:])

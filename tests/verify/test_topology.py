@@ -18,6 +18,7 @@ from lmkit.verify.traffic import traffic_rows
 POD = """run.name=llama3_8b model=llama3_8b verify.topology=v5e:16x16 mesh.data=1 mesh.fsdp=64 mesh.tensor=4
     model.remat=full data.seq_len=4096 train.batch_size=256"""
 AXES = {"fsdp", "tensor"}
+patient = pytest.mark.timeout(3000)  # a minute or two of one core, much longer on a busy machine
 
 
 def needs_libtpu() -> None:
@@ -34,6 +35,7 @@ def pod() -> tuple[Experiment, Any, list[Collective]]:
 
 
 @pytest.mark.slow
+@patient
 def test_llama3_8b_sends_what_theory_asks_for() -> None:
     """By axes and kind within 10 %, and together; a kind that theory knows nothing of stays below 0.1 % of all."""
     experiment, blueprint, found = pod()
@@ -49,6 +51,7 @@ def test_llama3_8b_sends_what_theory_asks_for() -> None:
 
 
 @pytest.mark.slow
+@patient
 def test_no_gradient_of_a_weight_is_reduced_whole() -> None:
     """What is all-reduced over all devices, or over fsdp, are norms and scalars."""
     _, blueprint, found = pod()
@@ -59,6 +62,7 @@ def test_no_gradient_of_a_weight_is_reduced_whole() -> None:
 
 
 @pytest.mark.slow
+@patient
 def test_kernels_are_gathered_layer_by_layer() -> None:
     """fsdp: all seven, inside the loops over layers, forward and backward; only ends of the model outside."""
     _, blueprint, found = pod()
@@ -76,6 +80,7 @@ def test_kernels_are_gathered_layer_by_layer() -> None:
 
 
 @pytest.mark.slow
+@patient
 def test_from_the_verb(capsys: pytest.CaptureFixture) -> None:
     """A small step on a small slice: the table."""
     needs_libtpu()
