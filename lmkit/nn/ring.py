@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lmkit.nn.blockwise import Options, Segments, backward, forward, group, reach, shared_part, ungroup
-from lmkit.parallel.rules import BATCH_AXES, current_spec, on_each_device, split_axes
+from lmkit.parallel.rules import BATCH_AXES, current_spec, on_each_device, reshard, split_axes
 
 AXIS = "context"
 _Q, _K, _BIAS = ("batch", "seq", "heads", "head"), ("batch", "seq", "kv_heads", "head"), ("heads", "seq", None)
@@ -65,10 +65,10 @@ def _dims(segments: Segments | None, bias: Any) -> tuple[Any, Any]:
 def _ring_forward(q, k, v, segments, bias, options: Options):
     plan = _plan(options, q.shape[1], bias)
     local = partial(_local_forward, plan)
-    specs = (*_specs(_Q, _K, _K), *_dims(segments, bias))
+    specs = (*_specs(("seq",), _Q, _K, _K), *_dims(segments, bias))
     out, saved = on_each_device(
-        local, specs, (_specs(_Q)[0], _specs(_SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q)), check=False
-    )(q, k, v, segments, bias)
+        local, specs, (_specs(_Q)[0], _specs(_SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q[:4])), check=False
+    )(_numbers(plan), q, k, v, segments, bias)
     return out, (*saved, segments, bias)
 
 
@@ -77,9 +77,9 @@ def _ring_backward(options: Options, saved, d_out):
     plan = _plan(options, q.shape[3], bias)
     local = partial(_local_backward, plan)
     rows, table = _dims(segments, bias)
-    specs = (*_specs(_SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q), rows, table, *_specs(_Q))
+    specs = (*_specs(("seq",), _SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q[:4]), rows, table, *_specs(_Q))
     grads = on_each_device(local, specs, (*_specs(_Q, _K, _K), table), check=False)(
-        q, k, v, out, log_sum, segments, bias, d_out
+        _numbers(plan), q, k, v, out, log_sum, segments, bias, d_out
     )
     return *grads[:3], None, grads[3]
 
@@ -87,13 +87,23 @@ def _ring_backward(options: Options, saved, d_out):
 ring_attention.defvjp(_ring_forward, _ring_backward)
 
 
-def _local_forward(plan: _Plan, q_BtNH, k_BsKH, v_BsKH, segments, bias_NtS):
+def _numbers(plan: _Plan) -> jax.Array:
+    """Each device's number in the ring, for itself.
+
+    lax.axis_index would say it, too; but what depends on nothing is moved out of the loops of a pipeline, and a
+    shard_map without operands does not lower there (jax 0.10.2).
+    """
+    return reshard(jnp.arange(plan.size), ("seq",))
+
+
+def _local_forward(plan: _Plan, number, q_BtNH, k_BsKH, v_BsKH, segments, bias_NtS):
     """One device's queries: their result, and what the backward pass needs, in the order of the ring."""
-    deal = partial(_deal, plan)
+    me = number[0]
+    deal = partial(_deal, plan, me)
     q = group(deal(q_BtNH), k_BsKH.shape[2], plan.options.scale)
     k, v = (deal(x).transpose(0, 2, 1, 3) for x in (k_BsKH, v_BsKH))
     own, others = (None, None) if segments is None else (deal(x) for x in segments)
-    state = forward(q, k, v, _pair(own, others), _columns(bias_NtS, k.shape[2], lax.axis_index(AXIS)), plan.options)
+    state = forward(q, k, v, _pair(own, others), _columns(bias_NtS, k.shape[2], me), plan.options)
 
     def add(state, moving, offset, rows: slice, keys: slice, options: Options, bias):
         k, v, others = moving
@@ -106,7 +116,7 @@ def _local_forward(plan: _Plan, q_BtNH, k_BsKH, v_BsKH, segments, bias_NtS):
         return out.at[:, :, :, rows].set(mixed), log_sum.at[:, :, :, rows].set(now)
 
     def use(state, moving, turn):
-        return _each_turn(plan, q.shape[3], add, state, moving, turn, bias_NtS)
+        return _each_turn(plan, me, q.shape[3], add, state, moving, turn, bias_NtS)
 
     moving = (k, v, others)
     if plan.turns:
@@ -117,19 +127,21 @@ def _local_forward(plan: _Plan, q_BtNH, k_BsKH, v_BsKH, segments, bias_NtS):
             ahead = _move(plan, moving, 1)  # while this turn's product runs
             return (use(state, moving, turn), ahead), None
 
-        (state, moving), _ = lax.scan(step, (state, moving), jnp.arange(1, plan.turns))
+        if plan.turns > 1:
+            (state, moving), _ = lax.scan(step, (state, moving), jnp.arange(1, plan.turns))
         state = use(state, moving, plan.turns)
     out, log_sum = state
     out = out.astype(q.dtype)
-    return _deal(plan, ungroup(out), back=True), (q, k, v, out, log_sum)
+    return deal(ungroup(out), back=True), (q, k, v, out, log_sum[..., 0])
 
 
-def _local_backward(plan: _Plan, q, k, v, out, log_sum, segments, bias_NtS, d_out_BtNH):
+def _local_backward(plan: _Plan, number, q, k, v, out, log_sum, segments, bias_NtS, d_out_BtNH):
     """One device's gradients: those of the keys go round with their keys, and then home."""
-    d_out = group(_deal(plan, d_out_BtNH), k.shape[1], 1.0)
+    me = number[0]
+    deal = partial(_deal, plan, me)
+    d_out, log_sum = group(deal(d_out_BtNH), k.shape[1], 1.0), log_sum[..., None]
     shared = shared_part(d_out, out)
-    own, others = (None, None) if segments is None else (_deal(plan, x) for x in segments)
-    me = lax.axis_index(AXIS)
+    own, others = (None, None) if segments is None else (deal(x) for x in segments)
     d_q, *d_home, d_part = backward(
         q, k, v, _pair(own, others), _columns(bias_NtS, k.shape[2], me), d_out, shared, log_sum, plan.options
     )
@@ -148,7 +160,7 @@ def _local_backward(plan: _Plan, q, k, v, out, log_sum, segments, bias_NtS, d_ou
     def use(d_q, d_moving, d_bias, moving, turn):
         source = (me - turn) % plan.size
         part = jax.tree.map(jnp.zeros_like, _columns(d_bias, k.shape[2], source))
-        state = _each_turn(plan, q.shape[3], add, (d_q, *d_moving, part), moving, turn, bias_NtS)
+        state = _each_turn(plan, me, q.shape[3], add, (d_q, *d_moving, part), moving, turn, bias_NtS)
         return state[0], state[1:3], None if d_bias is None else _put_columns(d_bias, state[3], source)
 
     if plan.turns:
@@ -162,18 +174,19 @@ def _local_backward(plan: _Plan, q, k, v, out, log_sum, segments, bias_NtS, d_ou
             return (d_q, _move(plan, d_moving, 1), d_bias, ahead), None
 
         carry = (d_q, d_moving, d_bias, moving)
-        (d_q, d_moving, d_bias, moving), _ = lax.scan(step, carry, jnp.arange(1, plan.turns))
+        if plan.turns > 1:
+            (d_q, d_moving, d_bias, moving), _ = lax.scan(step, carry, jnp.arange(1, plan.turns))
         d_q, d_moving, d_bias = use(d_q, d_moving, d_bias, moving, plan.turns)
         d_home = [x + y for x, y in zip(d_home, _move(plan, d_moving, -plan.turns), strict=True)]
     if d_bias is not None and plan.rows:
         d_bias = lax.psum(d_bias, plan.rows)
-    d_k, d_v = (_deal(plan, x.astype(q.dtype).transpose(0, 2, 1, 3), back=True) for x in d_home)
-    return _deal(plan, ungroup(d_q.astype(q.dtype)), back=True), d_k, d_v, d_bias
+    d_k, d_v = (deal(x.astype(q.dtype).transpose(0, 2, 1, 3), back=True) for x in d_home)
+    return deal(ungroup(d_q.astype(q.dtype)), back=True), d_k, d_v, d_bias
 
 
-def _each_turn(plan: _Plan, queries: int, add: Callable, state, moving, turn, bias_NtS):
+def _each_turn(plan: _Plan, me: jax.Array, queries: int, add: Callable, state, moving, turn, bias_NtS):
     """`add` for what this device's queries see of the keys that came from `turn` devices before."""
-    options, me, keys = plan.options, lax.axis_index(AXIS), moving[0].shape[2]
+    options, keys = plan.options, moving[0].shape[2]
     source = (me - turn) % plan.size
     everything, half = slice(None), slice(keys // 2)
     plain = options._replace(causal=False, window=0)
@@ -216,7 +229,7 @@ def _put_columns(bias_NtS: jax.Array, part: Any, source: Any) -> jax.Array:
     return lax.dynamic_update_slice_in_dim(bias_NtS, part, source * part.shape[2], axis=2)
 
 
-def _deal(plan: _Plan, x_Bt: jax.Array, *, back: bool = False) -> jax.Array:
+def _deal(plan: _Plan, me: jax.Array, x_Bt: jax.Array, *, back: bool = False) -> jax.Array:
     """From the natural order to zig-zag, or back: [B, t, ...], each device's two chunks to where they belong.
 
     Chunk c of 2n lies on device c // 2, and in zig-zag on device min(c, 2n - 1 - c).
@@ -226,7 +239,7 @@ def _deal(plan: _Plan, x_Bt: jax.Array, *, back: bool = False) -> jax.Array:
     size = plan.size
     routes = [[(i, min(c, 2 * size - 1 - c)) for i in range(size) for c in (2 * i + half,)] for half in (0, 1)]
     first, second = jnp.split(x_Bt, 2, axis=1)
-    even = lax.axis_index(AXIS) % 2 == 0  # its early chunk is an even one
+    even = me % 2 == 0  # its early chunk is an even one
     if back:
         evens, odds = jnp.where(even, first, second), jnp.where(even, second, first)
         routes = [[(to, at) for at, to in route] for route in routes]

@@ -1,4 +1,4 @@
-"""What a training step must send between devices at least, by formula: over data, fsdp and tensor.
+"""What a training step must send between devices at least, by formula.
 
 | axis | what | in a step |
 |---|---|---|
@@ -6,13 +6,17 @@
 | fsdp | the head gathered | once: the loss makes its gradient while the logits are at hand |
 | fsdp | gradients scattered | once |
 | fsdp | rows of the embedding exchanged, never its table | forward and backward |
-| data | each device's shard of the gradients summed | once |
+| data, expert, context, stage | each device's shard of the gradients summed, where they have the same ones | once |
 | tensor | the stream gathered before, scattered after sub-layers | forward, its gradient backward, what remat repeats |
 | tensor | rows of the embedding, the stream before the head, the loss's sums | forward and backward |
+| context | keys and values round the ring, or places exchanged for heads | forward, backward, and again with remat |
+| expert | tokens to their experts and back | the same |
+| stage | the stream handed on, a micro-batch at a time | forward and backward |
 | all | gradients of what every device has whole (norms, biases) summed | once |
 
 Rajbhandari et al. 2020, section 7.2.2 (fsdp), Korthikanti et al. 2022, section 4.2.2 (tensor). Kernels and activations
-travel in the compute dtype, gradients of vectors in float32. Scalars are left out, as is any axis not named here.
+travel in the compute dtype, gradients of vectors and of the ring's keys in float32. Scalars and the ring's zig-zag are
+left out, and that a pipeline gathers its layers over fsdp at every tick.
 """
 
 import math
@@ -22,9 +26,11 @@ from typing import NamedTuple
 import jax
 
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import EncDecConfig, ViTConfig
-from lmkit.config.model import Remat, TransformerConfig
+from lmkit.config.families import EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.mesh import AXES, batch_shards
+from lmkit.config.model import ContextAttention, Remat, TransformerConfig
 from lmkit.config.sections import ParamKind
+from lmkit.nn.moe import capacity_of
 from lmkit.nn.param import ParamSpec, compute_dtype
 from lmkit.nn.tree import flat
 from lmkit.train.flops import is_head
@@ -55,7 +61,8 @@ def least_traffic(experiment: Experiment, blueprint: Blueprint) -> list[Least]:
     ]
     heads = any(is_head(experiment.model, path) for path in specs)
     for part in experiment.model.parts().values():
-        rows += _of_stream(experiment, part, sizes, itemsize)
+        for more in (_of_stream, _of_context, _of_experts, _of_stages):
+            rows += more(experiment, part, sizes, itemsize)
         rows += _of_vocabulary(experiment, part, sizes, itemsize, heads)
     return [row for row in rows if row.sent_bytes]
 
@@ -69,17 +76,18 @@ def _of_parameter(
     assert sharding is not None
     local = math.prod(sharding.shard_shape(leaf.shape))
     split = jax.tree.leaves(tuple(sharding.spec))  # pyright: ignore[reportAttributeAccessIssue]
-    data, fsdp = sizes.get("data", 1), sizes.get("fsdp", 1)
+    fsdp = sizes.get("fsdp", 1)
+    others = tuple(axis for axis in AXES if sizes.get(axis, 1) > 1 and axis not in split)
     micro, looked_up = experiment.train.accumulate_steps, spec.kind is ParamKind.embedding
     if spec.kind is ParamKind.vector:
-        whole = tuple(axis for axis in ("data", "fsdp", "tensor") if sizes.get(axis, 1) > 1 and axis not in split)
-        group = math.prod(sizes[axis] for axis in whole)
+        group = math.prod(sizes[axis] for axis in others)
         if trained and group > 1:
-            yield Least(whole, "all-reduce", 2 * local * _F32 * (group - 1) / group, "gradients of norms and biases")
+            yield Least(others, "all-reduce", 2 * local * _F32 * (group - 1) / group, "gradients of norms and biases")
         return
-    if trained and data > 1:
+    others = tuple(axis for axis in others if axis not in ("fsdp", "tensor"))
+    if trained and (group := math.prod(sizes[axis] for axis in others)) > 1:
         size = _F32 if looked_up and not is_head(experiment.model, path) else itemsize
-        yield Least(("data",), "all-reduce", 2 * local * size * (data - 1) / data, "gradients")
+        yield Least(others, "all-reduce", 2 * local * size * (group - 1) / group, "gradients")
     if "fsdp" not in split or (looked_up and not is_head(experiment.model, path)):
         return
     what = "layers" if "layers" in spec.dims else "head and ends"
@@ -98,7 +106,7 @@ def _passes(experiment: Experiment, spec: ParamSpec) -> int:
 def _lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:
     """(length, layers, sub-layers of a layer) of each stack."""
     if isinstance(part, ViTConfig):
-        return [(part.num_patches, part.num_layers, 2)]
+        return [(part.num_places, part.num_layers, 2)]
     if isinstance(part, EncDecConfig):
         return [
             (experiment.data.seq_len, part.num_layers, 2),
@@ -109,23 +117,74 @@ def _lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int,
 
 def _rows(experiment: Experiment, sizes: Mapping[str, int]) -> float:
     """Rows of the batch on a device."""
-    return experiment.train.batch_size / (sizes.get("data", 1) * sizes.get("fsdp", 1))
+    return experiment.train.batch_size / batch_shards(sizes)
 
 
 def _of_stream(
     experiment: Experiment, part: TransformerConfig, sizes: Mapping[str, int], itemsize: int
 ) -> Iterator[Least]:
     """What the layers of a transformer send over tensor."""
-    tensor = sizes.get("tensor", 1)
+    tensor, context = sizes.get("tensor", 1), sizes.get("context", 1)
     for length, layers, joins in _lengths(experiment, part):
-        one = _rows(experiment, sizes) * length * part.embed_dim * itemsize * (tensor - 1) / tensor
+        one = _rows(experiment, sizes) * length / context * part.embed_dim * itemsize * (tensor - 1) / tensor
         # The last sub-layer's result is not needed again; with names it is all kept.
         gathers, scatters = {Remat.none: (0, 0), Remat.full: (joins, joins - 1)}.get(part.remat, (joins, 0))
-        if length % tensor:  # the stream stays whole: see rules.residual_dims
+        if length % (tensor * context):  # the stream stays whole: see rules.residual_dims
             yield Least(("tensor",), "all-reduce", 2 * one * layers * (2 * joins + scatters), "stream")
             continue
         yield Least(("tensor",), "all-gather", one * layers * (2 * joins + gathers), "stream")
         yield Least(("tensor",), "reduce-scatter", one * layers * (2 * joins + scatters), "stream")
+
+
+def _of_context(
+    experiment: Experiment, part: TransformerConfig, sizes: Mapping[str, int], itemsize: int
+) -> Iterator[Least]:
+    """Attention over sequences that are split."""
+    if (context := sizes.get("context", 1)) == 1:
+        return
+    again = 2 + (part.remat is not Remat.none)
+    for length, layers, joins in _lengths(experiment, part):
+        share = _rows(experiment, sizes) * length / context * part.head_size / sizes.get("tensor", 1)
+        keys, heads = 2 * share * part.kv_heads, share * part.num_heads
+        for layer in range(layers):
+            if part.context_attention is ContextAttention.all_to_all:
+                moved = (2 * heads + keys) * itemsize * again * (joins - 1) * (context - 1) / context
+                yield Least(("context",), "all-to-all", moved, "attention: places for heads")
+                continue
+            window = part.window_of(layer) if isinstance(part, GPTConfig) else 0
+            turns = min(context - 1, -(-(window - 1) * context // length)) if window else context - 1
+            moved = turns * keys * (itemsize * again + _F32) * (joins - 1)
+            yield Least(("context",), "collective-permute", moved, "attention: keys and values")
+
+
+def _of_experts(
+    experiment: Experiment, part: TransformerConfig, sizes: Mapping[str, int], itemsize: int
+) -> Iterator[Least]:
+    """Tokens to the experts of other devices and back."""
+    if (expert := sizes.get("expert", 1)) == 1 or not part.num_experts:
+        return
+    again = 2 + (part.remat is Remat.full)
+    for length, layers, _ in _lengths(experiment, part):
+        vectors = layers * _rows(experiment, sizes) / sizes.get("context", 1) * part.embed_dim * itemsize * again
+        if slots := capacity_of(part, length) * part.num_experts:
+            moved = 2 * vectors * slots * (expert - 1) / expert
+            yield Least(("expert",), "all-to-all", moved, "experts: slots there and back")
+            continue
+        yield Least(("expert",), "all-gather", vectors * length * (expert - 1), "experts: tokens there")
+        yield Least(("expert",), "reduce-scatter", vectors * length * (expert - 1), "experts: and back")
+
+
+def _of_stages(
+    experiment: Experiment, part: TransformerConfig, sizes: Mapping[str, int], itemsize: int
+) -> Iterator[Least]:
+    """Every row's stream goes through all stages, once a round."""
+    if (stages := sizes.get("stage", 1)) == 1:
+        return
+    for length, layers, _ in _lengths(experiment, part):
+        if layers % stages == 0:
+            one = _rows(experiment, sizes) * length / sizes.get("context", 1) * part.embed_dim * itemsize
+            one /= sizes.get("tensor", 1)
+            yield Least(("stage",), "collective-permute", 2 * part.rounds * stages * one, "pipeline: the stream")
 
 
 def _of_vocabulary(
@@ -135,14 +194,15 @@ def _of_vocabulary(
     if not part.vocab_size:
         return
     fsdp, tensor = sizes.get("fsdp", 1), sizes.get("tensor", 1)
-    tokens = _rows(experiment, sizes) * sum(length for length, *_ in _lengths(experiment, part))
+    rows = _rows(experiment, sizes) / sizes.get("context", 1)
+    tokens = rows * sum(length for length, *_ in _lengths(experiment, part))
     stream, others = tokens * part.embed_dim * itemsize, (tensor - 1) / tensor
     yield Least(("fsdp",), "all-gather", 4 * tokens * (fsdp - 1), "embedding: ids")
     yield Least(("fsdp",), "all-to-all", 2 * stream / tensor * (fsdp - 1) / fsdp, "embedding: columns of its rows")
     yield Least(("tensor",), "reduce-scatter", stream * others, "embedding: its rows")
     yield Least(("tensor",), "all-gather", stream * others, "embedding: their gradients")
     if heads:
-        predicted = _rows(experiment, sizes) * _lengths(experiment, part)[-1][0]
+        predicted = rows * _lengths(experiment, part)[-1][0]
         stream = predicted * part.embed_dim * others
         yield Least(("tensor",), "all-gather", stream * itemsize, "head: the stream")
         yield Least(("tensor",), "reduce-scatter", stream * _F32, "head: its gradient, in float32")
