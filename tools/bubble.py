@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", options.stages)
-    measured, theory = measure(options.stages, options.microbatches, options.rounds, repeats=options.repeats)
+    measured, _ = measure(options.stages, options.microbatches, options.rounds, repeats=options.repeats)
     print(f"{Pipe(options.stages, options.microbatches, options.rounds)}; measured {measured:.1%}")
 
 
