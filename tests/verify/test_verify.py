@@ -182,10 +182,10 @@ def test_a_mean_of_means_is_caught(monkeypatch: pytest.MonkeyPatch, capsys: pyte
 def test_dropout_that_depends_on_the_device_is_caught(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    def planted(x: jax.Array, rate: float, key: Any, dims: Any) -> jax.Array:
+    def planted(x: jax.Array, rate: float, key: Any, dims: Any, rows_B: Any = None) -> jax.Array:
         spec = jax.typeof(x).sharding.spec
         if key is None or not any(spec):
-            return true_dropout(x, rate, key, dims)
+            return true_dropout(x, rate, key, dims, rows_B)
 
         def local(x: jax.Array, key: jax.Array) -> jax.Array:
             own = jax.random.fold_in(key, jax.lax.axis_index("data"))
