@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec
 
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
+from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import Dims, current_spec
 
 _IN, _OUT, _LEAD = "abc", "xyz", "klm"
@@ -49,10 +50,10 @@ class Linear(nnx.Module):
         spec = current_spec(out)
         a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
         # The weight gradient of [B, T, ...] contracts two dims, which XLA's CPU library does three times slower: one
-        # flat matmul, wherever only the first dim is split.
+        # flat matmul there, wherever only the first dim is split. (The TPU's compiler would gather kernels once more.)
         if spec is None:
             y = x.reshape(-1, math.prod(self.in_shape)) @ kernel.reshape(math.prod(self.in_shape), -1)
-        elif _only_first(spec[: len(lead)]) and _only_first(jax.typeof(x).sharding.spec[: len(lead)]):
+        elif platform() == "cpu" and all(_only_first(s[: len(lead)]) for s in (spec, jax.typeof(x).sharding.spec)):
             flat = PartitionSpec(spec[0], *spec[len(lead) :])
             y = jnp.einsum(f"k{a},{a}{b}->k{b}", x.reshape(-1, *self.in_shape), kernel, out_sharding=flat)
         else:
