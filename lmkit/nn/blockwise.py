@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives 0, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
-_MAX_SCORES = 2**22  # of a head, beyond which queries that see everything are cut, too
+_MAX_SCORES = 2**20  # of a head that exist at once: longer blocks run in pieces, one after the other
 Segments = tuple[jax.Array, jax.Array]  # int [B, T] of the queries, int [B, S] of the keys
 
 
@@ -39,7 +39,7 @@ class _Block(NamedTuple):
 def _blocks(num_queries: int, num_keys: int, options: Options, anywhere: bool) -> Iterator[_Block]:
     """The blocks of a product; `anywhere`: what the keys' distance is will only be known when it runs."""
     before, after = (None, None) if anywhere else reach(options)
-    cut = options.causal or options.window or num_queries * num_keys > _MAX_SCORES
+    cut = options.causal or options.window
     size = max(-(-num_queries // _MAX_BLOCKS), _MIN_BLOCK) if cut else num_queries
     for start in range(0, num_queries, size):
         stop = min(start + size, num_queries)
@@ -54,40 +54,80 @@ def reach(options: Any) -> tuple[int | None, int | None]:
     return (options.window // 2,) * 2 if options.window else (None, None)
 
 
-def _mask(block: _Block, segments: Segments | None, options: Options, offset: Any) -> jax.Array | None:
-    """bool [B or 1, 1, 1, queries, keys], True where a query sees a key; None where all see all."""
+def _mask(rows: int, keys: int, segments: Segments | None, options: Options, base: Any) -> jax.Array | None:
+    """bool [B or 1, 1, 1, rows, keys], True where a query sees a key; None where all see all.
+
+    base: how far the first query is behind the first key.
+    """
     mask = None
     before, after = reach(options)
     if before is not None or after is not None:
-        distance = jnp.arange(block.start, block.stop)[:, None] - jnp.arange(block.first, block.last)[None, :]
-        distance = distance if offset is None else distance + offset
+        distance = base + jnp.arange(rows)[:, None] - jnp.arange(keys)[None, :]
         mask = jnp.ones(distance.shape, bool) if after is None else distance >= -after
         mask = (mask if before is None else mask & (distance <= before))[None, None, None]
     if segments is not None:
-        own, others = segments[0][:, block.start : block.stop, None], segments[1][:, None, block.first : block.last]
-        same = (own == others)[:, None, None]
+        same = (segments[0][:, :, None] == segments[1][:, None, :])[:, None, None]
         mask = same if mask is None else mask & same
     return mask
 
 
 def _scores(
-    block: _Block, q_BKGTH, k_BKSH, segments, bias_NTS, options: Options, offset: Any
+    q_BKGtH, k_BKsH, segments, bias_Nts, options: Options, base: Any
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
-    """Masked float32 scores [B, K, G, t, s] of a block, the mask, and tanh(scores / softcap) where there is one."""
-    q = q_BKGTH[:, :, :, block.start : block.stop]
-    flat = q.reshape(*q.shape[:2], -1, q.shape[-1])  # all query heads of a key head in one product
-    k = k_BKSH[:, :, block.first : block.last]
-    scores = jnp.einsum("BKtH,BKsH->BKts", flat, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(*q.shape[:4], k.shape[2])
+    """Masked float32 scores [B, K, G, t, s], the mask, and tanh(scores / softcap) where there is one."""
+    shape, keys = q_BKGtH.shape, k_BKsH.shape[2]
+    flat = q_BKGtH.reshape(*shape[:2], -1, shape[-1])  # all query heads of a key head in one product
+    scores = jnp.einsum("BKtH,BKsH->BKts", flat, k_BKsH, preferred_element_type=jnp.float32)
+    scores = scores.reshape(*shape[:4], keys)
     capped = None
     if options.softcap:
         capped = jnp.tanh(scores / options.softcap)
         scores = options.softcap * capped
-    if bias_NTS is not None:
-        heads = bias_NTS.reshape(k.shape[1], -1, *bias_NTS.shape[1:])
-        scores += heads[:, :, block.start : block.stop, block.first : block.last]
-    mask = _mask(block, segments, options, offset)
+    if bias_Nts is not None:
+        scores += bias_Nts.reshape(shape[1], -1, *bias_Nts.shape[1:])
+    mask = _mask(shape[3], keys, segments, options, base)
     return (scores if mask is None else jnp.where(mask, scores, _MASKED)), mask, capped
+
+
+def _cut(block: _Block, segments: Segments | None, bias_NTS) -> tuple[Any, Any, Any]:
+    """A block's share: the segments of its queries and of its keys, and the bias."""
+    rows, keys = slice(block.start, block.stop), slice(block.first, block.last)
+    own, others = (None, None) if segments is None else (segments[0][:, rows], segments[1][:, keys])
+    return own, others, None if bias_NTS is None else bias_NTS[:, rows, keys]
+
+
+def _pieces(rows: int, keys: int) -> int:
+    """Into how many pieces, one after the other, the rows of a block are cut so that few scores exist at once."""
+    pieces = 1
+    while rows % (2 * pieces) == 0 and rows // pieces * keys > _MAX_SCORES:
+        pieces *= 2
+    return pieces
+
+
+def _tied(q_BKGTH, segments: Segments | None, keys: int, offset: Any) -> tuple[Any, Segments | None, Any]:
+    """The queries, the segments and the offset, the last two as if they came from the queries, where masks are large.
+
+    A scan over layers makes what does not depend on a layer once, beforehand, and holds it: good for small masks, T x T
+    for large ones.
+    """
+    if q_BKGTH.shape[3] * keys <= _MAX_SCORES:
+        return q_BKGTH, segments, offset
+    zero = jnp.zeros((), jnp.int32) if offset is None else offset
+    return jax.lax.optimization_barrier((q_BKGTH, segments, zero))
+
+
+def _split(x: jax.Array | None, pieces: int, axis: int) -> jax.Array | None:
+    """[..., t, ...] to [pieces, ..., t / pieces, ...]."""
+    if x is None:
+        return None
+    shape = (*x.shape[:axis], pieces, x.shape[axis] // pieces, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x.reshape(shape), axis, 0)
+
+
+def _join(x: jax.Array, axis: int) -> jax.Array:
+    """The inverse of `_split`."""
+    x = jnp.moveaxis(x, 0, axis)
+    return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
 def group(q_BTNH: jax.Array, num_keys: int, scale: float) -> jax.Array:
@@ -121,19 +161,38 @@ def forward(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options: Options, offse
 
     offset: how far the first query is behind the first key, where that is not 0: an int32 scalar.
     """
-    outs, log_sums = [], []
-    for block in _blocks(q_BKGTH.shape[3], k_BKSH.shape[2], options, offset is not None):
-        scores, mask, _ = _scores(block, q_BKGTH, k_BKSH, segments, bias_NTS, options, offset)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        total = jnp.sum(weights, axis=-1, keepdims=True)
-        flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(v_BKSH.dtype)
-        values = v_BKSH[:, :, block.first : block.last]
-        out = jnp.einsum("BKts,BKsH->BKtH", flat, values, preferred_element_type=jnp.float32)
-        out = out.reshape(*weights.shape[:4], -1) / total
-        outs.append(out if mask is None else jnp.where(top > _MASKED, out, 0.0))
-        log_sums.append(top + jnp.log(total))
-    return jnp.concatenate(outs, axis=3), jnp.concatenate(log_sums, axis=3)
+    results, blocks = [], list(_blocks(q_BKGTH.shape[3], k_BKSH.shape[2], options, offset is not None))
+    q_BKGTH, segments, offset = _tied(q_BKGTH, segments, k_BKSH.shape[2], offset)
+    for block in blocks:
+        rows, keys = slice(block.start, block.stop), slice(block.first, block.last)
+        k, v, q = k_BKSH[:, :, keys], v_BKSH[:, :, keys], q_BKGTH[:, :, :, rows]
+        own, others, bias = _cut(block, segments, bias_NTS)
+        base = block.start - block.first + (0 if offset is None else offset)
+
+        def piece(xs, k=k, v=v, others=others):
+            q, own, bias, base = xs
+            return _attend_rows(q, k, v, None if own is None else (own, others), bias, options, base)
+
+        pieces = _pieces(q.shape[3], k.shape[2])
+        if pieces == 1:
+            results.append(piece((q, own, bias, base)))
+            continue
+        each = base + jnp.arange(pieces) * (q.shape[3] // pieces)
+        parts = jax.lax.map(piece, (_split(q, pieces, 3), _split(own, pieces, 1), _split(bias, pieces, 1), each))
+        results.append(tuple(_join(part, 3) for part in parts))
+    return tuple(jnp.concatenate(parts, axis=3) for parts in zip(*results, strict=True))
+
+
+def _attend_rows(q, k, v, segments, bias, options: Options, base: Any) -> tuple[jax.Array, jax.Array]:
+    """The result and the log-sum of a few queries."""
+    scores, mask, _ = _scores(q, k, segments, bias, options, base)
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(v.dtype)
+    out = jnp.einsum("BKts,BKsH->BKtH", flat, v, preferred_element_type=jnp.float32)
+    out = out.reshape(*weights.shape[:4], -1) / total
+    return out if mask is None else jnp.where(top > _MASKED, out, 0.0), top + jnp.log(total)
 
 
 def _backward(options: Options, saved, d_out_BTNH):
@@ -151,33 +210,62 @@ def shared_part(d_out: jax.Array, out: jax.Array) -> jax.Array:
 
 def backward(q, k, v, segments, bias_NTS, d_out, shared, log_sum, options: Options, offset: Any = None):
     """float32 gradients of q (before it was scaled), k, v and the bias; arguments as in `forward`."""
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     d_qs, d_k, d_v = [], jnp.zeros_like(k, jnp.float32), jnp.zeros_like(v, jnp.float32)
     d_bias = None if bias_NTS is None else jnp.zeros_like(bias_NTS)
-    for block in _blocks(q.shape[3], k.shape[2], options, offset is not None):
+    blocks = list(_blocks(q.shape[3], k.shape[2], options, offset is not None))
+    q, segments, offset = _tied(q, segments, k.shape[2], offset)
+    for block in blocks:
         rows, keys = slice(block.start, block.stop), slice(block.first, block.last)
-        scores, mask, capped = _scores(block, q, k, segments, bias_NTS, options, offset)
-        weights = jnp.exp(scores - log_sum[:, :, :, rows])
-        weights = weights if mask is None else jnp.where(mask, weights, 0.0)  # of a row that sees nothing, too
-        d_rows = d_out[:, :, :, rows]
-        flat_rows = d_rows.reshape(*d_rows.shape[:2], -1, d_rows.shape[-1])
-        d_weights = product("BKtH,BKsH->BKts", flat_rows, v[:, :, keys]).reshape(weights.shape)
-        d_scores = weights * (d_weights - shared[:, :, :, rows])
-        if capped is not None:
-            d_scores *= 1.0 - jnp.square(capped)
+        own, others, bias = _cut(block, segments, bias_NTS)
+        some_k, some_v = k[:, :, keys], v[:, :, keys]
+        base = block.start - block.first + (0 if offset is None else offset)
+
+        def piece(xs, k=some_k, v=some_v, others=others):
+            q, d_out, shared, log_sum, own, bias, base = xs
+            ids = None if own is None else (own, others)
+            return _gradients(q, k, v, ids, bias, d_out, shared, log_sum, options, base)
+
+        mine = tuple(x[:, :, :, rows] for x in (q, d_out, shared, log_sum))
+        pieces = _pieces(block.stop - block.start, some_k.shape[2])
+        if pieces == 1:
+            d_q, d_keys, d_part = piece((*mine, own, bias, base))
+        else:
+            each = base + jnp.arange(pieces) * ((block.stop - block.start) // pieces)
+            xs = (*(_split(x, pieces, 3) for x in mine), _split(own, pieces, 1), _split(bias, pieces, 1), each)
+
+            def add(total, xs, piece=piece):
+                d_q, d_keys, d_part = piece(xs)
+                return jax.tree.map(jnp.add, total, d_keys), (d_q, d_part)
+
+            zeros = (jnp.zeros_like(some_k, jnp.float32), jnp.zeros_like(some_v, jnp.float32))
+            d_keys, (d_q, d_part) = jax.lax.scan(add, zeros, xs)
+            d_q, d_part = _join(d_q, 3), d_part if d_part is None else _join(d_part, 1)
+        d_qs.append(d_q)
+        around = ((0, 0), (0, 0), (block.first, k.shape[2] - block.last), (0, 0))
+        d_k, d_v = d_k + jnp.pad(d_keys[0], around), d_v + jnp.pad(d_keys[1], around)
         if d_bias is not None:
             outside = ((0, 0), (block.start, q.shape[3] - block.stop), (block.first, k.shape[2] - block.last))
-            d_bias += jnp.pad(jnp.sum(d_scores, axis=0).reshape(-1, *d_scores.shape[3:]), outside)
-        flat = d_scores.reshape(*d_scores.shape[:2], -1, d_scores.shape[-1]).astype(q.dtype)
-        flat_weights = weights.reshape(flat.shape).astype(q.dtype)
-        own = q[:, :, :, rows]
-        own = own.reshape(*own.shape[:2], -1, own.shape[-1])
-        d_q = product("BKts,BKsH->BKtH", flat, k[:, :, keys]) * options.scale
-        d_qs.append(d_q.reshape(d_rows.shape))
-        around = ((0, 0), (0, 0), (block.first, k.shape[2] - block.last), (0, 0))
-        d_k += jnp.pad(product("BKts,BKtH->BKsH", flat, own), around)
-        d_v += jnp.pad(product("BKts,BKtH->BKsH", flat_weights, flat_rows), around)
+            d_bias += jnp.pad(jnp.asarray(d_part), outside)
     return jnp.concatenate(d_qs, axis=3), d_k, d_v, d_bias
+
+
+def _gradients(q, k, v, segments, bias, d_out, shared, log_sum, options: Options, base: Any) -> tuple[Any, Any, Any]:
+    """What a few queries add: d_q, (d_k, d_v), and the bias's own gradient or None."""
+    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    scores, mask, capped = _scores(q, k, segments, bias, options, base)
+    weights = jnp.exp(scores - log_sum)
+    weights = weights if mask is None else jnp.where(mask, weights, 0.0)  # of a row that sees nothing, too
+    flat_out = d_out.reshape(*d_out.shape[:2], -1, d_out.shape[-1])
+    d_weights = product("BKtH,BKsH->BKts", flat_out, v).reshape(weights.shape)
+    d_scores = weights * (d_weights - shared)
+    if capped is not None:
+        d_scores *= 1.0 - jnp.square(capped)
+    d_bias = None if bias is None else jnp.sum(d_scores, axis=0).reshape(-1, *d_scores.shape[3:])
+    flat = d_scores.reshape(*d_scores.shape[:2], -1, d_scores.shape[-1]).astype(q.dtype)
+    flat_weights, flat_q = weights.reshape(flat.shape).astype(q.dtype), q.reshape(*q.shape[:2], -1, q.shape[-1])
+    d_q = product("BKts,BKsH->BKtH", flat, k) * options.scale
+    d_k, d_v = product("BKts,BKtH->BKsH", flat, flat_q), product("BKts,BKtH->BKsH", flat_weights, flat_out)
+    return d_q.reshape(d_out.shape), (d_k, d_v), d_bias
 
 
 blockwise_attention.defvjp(_forward, _backward)

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import tiny_experiment
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.model import ContextAttention
 from lmkit.config.sections import MeshConfig
+from lmkit.data.loader import array_sharding
 from lmkit.nn.attend import attend
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
+from lmkit.train.setup import lower_step, setup_mesh
+from lmkit.train.state import make_blueprint
 
 RING, ALL_TO_ALL = ContextAttention.ring, ContextAttention.all_to_all
 Q, K, ROWS = ("batch", "seq", "heads", "head"), ("batch", "seq", "kv_heads", "head"), ("batch", "seq")
@@ -163,3 +167,20 @@ def test_a_hundred_and_twenty_eight_thousand_tokens() -> None:
     np.testing.assert_allclose(float(last), out.sum(), rtol=1e-4)
     by_key = weights * ((v[0, :, 0] - out) @ np.ones(8))
     np.testing.assert_allclose(np.asarray(d_q)[0, -1, 0], by_key @ k[0, :, 0] / 8**0.5, rtol=1e-3, atol=1e-6)
+
+
+def test_masks_of_long_rows_are_not_held() -> None:
+    """A step over layers in a scan, which would make all masks beforehand if they did not come from the queries."""
+    long = "mesh.data=1 mesh.context=8 data.seq_len=32768 model.max_seq_len=32768 train.batch_size=1"
+    small = "model.num_layers=2 model.num_heads=1 model.embed_dim=8 model.head_dim=8 model.mlp_dim=16"
+    experiment = tiny_experiment(*long.split(), *small.split())
+    mesh = setup_mesh(experiment)
+    blueprint = make_blueprint(experiment.model, experiment.optim, 2, mesh)
+    kinds = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32, "segment_ids": jnp.int32}
+    batch = {
+        name: jax.ShapeDtypeStruct((1, 32768), dtype, sharding=array_sharding(name, (1, 32768), mesh))
+        for name, dtype in kinds.items()
+    }
+    memory = lower_step(experiment, blueprint, batch).compile().memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 64 * 2**20  # the masks alone are 4096 x 4096 of each of the ring's turns
