@@ -46,6 +46,11 @@ def least_traffic(experiment: Experiment, blueprint: Blueprint) -> list[Least]:
     """All that must be sent, on the blueprint's mesh."""
     with jax.set_mesh(blueprint.mesh):
         itemsize = compute_dtype(next(iter(experiment.model.parts().values())).dtype).itemsize
+    return traffic_of(experiment, blueprint, itemsize)
+
+
+def traffic_of(experiment: Experiment, blueprint: Blueprint, itemsize: int) -> list[Least]:
+    """The same where a number of the compute dtype takes `itemsize` bytes; the mesh may have no devices."""
     sizes = blueprint.mesh.shape
     shapes, specs = flat(blueprint.param_shapes), flat(blueprint.specs)
     rows = [
@@ -95,7 +100,7 @@ def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     return 2 if again and "layers" in spec.dims else 1
 
 
-def _lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:
+def stack_lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:
     """(length, layers, sub-layers of a layer) of each stack."""
     if isinstance(part, ViTConfig):
         return [(part.num_patches, part.num_layers, 2)]
@@ -117,7 +122,7 @@ def _of_stream(
 ) -> Iterator[Least]:
     """What the layers of a transformer send over tensor."""
     tensor = sizes.get("tensor", 1)
-    for length, layers, joins in _lengths(experiment, part):
+    for length, layers, joins in stack_lengths(experiment, part):
         one = _rows(experiment, sizes) * length * part.embed_dim * itemsize * (tensor - 1) / tensor
         # The last sub-layer's result is not needed again; with names it is all kept.
         gathers, scatters = {Remat.none: (0, 0), Remat.full: (joins, joins - 1)}.get(part.remat, (joins, 0))
@@ -135,14 +140,14 @@ def _of_vocabulary(
     if not part.vocab_size:
         return
     fsdp, tensor = sizes.get("fsdp", 1), sizes.get("tensor", 1)
-    tokens = _rows(experiment, sizes) * sum(length for length, *_ in _lengths(experiment, part))
+    tokens = _rows(experiment, sizes) * sum(length for length, *_ in stack_lengths(experiment, part))
     stream, others = tokens * part.embed_dim * itemsize, (tensor - 1) / tensor
     yield Least(("fsdp",), "all-gather", 4 * tokens * (fsdp - 1), "embedding: ids")
     yield Least(("fsdp",), "all-to-all", 2 * stream / tensor * (fsdp - 1) / fsdp, "embedding: columns of its rows")
     yield Least(("tensor",), "reduce-scatter", stream * others, "embedding: its rows")
     yield Least(("tensor",), "all-gather", stream * others, "embedding: their gradients")
     if heads:
-        predicted = _rows(experiment, sizes) * _lengths(experiment, part)[-1][0]
+        predicted = _rows(experiment, sizes) * stack_lengths(experiment, part)[-1][0]
         stream = predicted * part.embed_dim * others
         yield Least(("tensor",), "all-gather", stream * itemsize, "head: the stream")
         yield Least(("tensor",), "reduce-scatter", stream * _F32, "head: its gradient, in float32")

@@ -6,7 +6,7 @@ import pytest
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.paths import options_of
-from lmkit.config.sections import HardwareConfig
+from lmkit.config.hardware import HardwareConfig
 from lmkit.train.hardware import check_fits, known_hardware, peak_flops
 
 
