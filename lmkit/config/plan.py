@@ -13,9 +13,7 @@ class PlanConfig(Section):
     section: ClassVar[str] = "plan"
 
     tokens: float = key(0.0, "tokens to train on; 0 = those of train.steps", at_least=0.0)
-    compute_share: float = key(
-        0.7, "share of the peak that large matrix products reach", at_least=0.01, at_most=1.0
-    )
+    compute_share: float = key(0.7, "share of the peak that large matrix products reach", at_least=0.01, at_most=1.0)
     memory_share: float = key(0.8, "share of the memory's bandwidth that is reached", at_least=0.01, at_most=1.0)
     network_share: float = key(0.8, "share of a network's bandwidth that is reached", at_least=0.01, at_most=1.0)
     usable_share: float = key(0.95, "share of a device's memory that the step may take", at_least=0.1, at_most=1.0)

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 
 from lmkit.config.experiment import Experiment
-from lmkit.config.model import Position
 from lmkit.config.hardware import HardwareConfig
+from lmkit.config.model import Position
 from lmkit.data.store import TRAIN
 from lmkit.nn.attend import choose_kernel
 from lmkit.nn.param import compute_dtype

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import yaml
 
 from lmkit.config.base import ConfigError
-from lmkit.config.paths import conf_dir
 from lmkit.config.hardware import HardwareConfig
+from lmkit.config.paths import conf_dir
 
 
 def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
@@ -22,7 +22,9 @@ def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig |
         for kind in entry.get("device_kinds", [])
         if device_kind.lower().startswith(kind.lower())
     ]
-    return HardwareConfig(**max(found, key=lambda one: one[:2])[2]) if found else None  # "TPU v5p" says more than "TPU v5"
+    return (
+        HardwareConfig(**max(found, key=lambda one: one[:2])[2]) if found else None
+    )  # "TPU v5p" says more than "TPU v5"
 
 
 def peak_flops(hardware: HardwareConfig | None, dtype: jnp.dtype) -> float:

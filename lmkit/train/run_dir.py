@@ -20,8 +20,8 @@ from lmkit.config.experiment import Experiment, differing, to_plain
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
-    "run.", "generate.", "export.", "verify.", "plan.", "mesh.", "checkpoint.", "tracker.", "hardware.", "data.cache_dir",
-    "data.prefetch",
+    "run.", "generate.", "export.", "verify.", "plan.", "mesh.", "checkpoint.", "tracker.", "hardware.",
+    "data.cache_dir", "data.prefetch",
     "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_", "train.steps", "train.patience",
     "model.remat", "model.scan_layers", "model.attention", "model.context_attention", "objective.chunk_tokens",
 )  # fmt: skip
