@@ -9,7 +9,7 @@ dtype, all by formula (tests/plan holds them against what jax keeps of the real 
 | names | and attention's result: 2 c t D (of the MLP's only where a norm follows it) |
 | offload | as full; what names keeps besides is in host memory |
 | dots | and q, k, v, the MLP's inner products: c t (2 D + (N + 2 K) H + (1 or 2) F) |
-| none | of each norm three float32 copies of the stream; q, k, v, attention's result twice, the log of its weights' sum;
+| none | of each norm three float32 copies of the stream; q, k, v, attention's result twice, its weights' log-sum;
 of the MLP what its activation needs; the normed stream; a copy of the weights in the compute dtype |
 
 The stream is split over `tensor` along the sequence, heads and F are split over it as such; what goes into attention

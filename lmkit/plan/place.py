@@ -60,15 +60,18 @@ def make_place(experiment: Experiment) -> Place:
         raise ConfigError(
             "hardware=auto looks at the devices here: name those that are meant, such as hardware=h100_64"
         )
-    sizes = axis_sizes(experiment.mesh, hardware.devices or _asked(experiment))
+    dcn = experiment.mesh.dcn
+    slices = math.prod(getattr(dcn, axis) for axis in AXES)
+    if hardware.devices:
+        hardware.slice_sides(slices)
+    sizes = _sizes(experiment, hardware.devices or _asked(experiment))
     check_divides(
         "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
         train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES),
         batch_shards(sizes),
     )  # fmt: skip
-    dcn = experiment.mesh.dcn
     hardware = dataclasses.replace(hardware, devices=math.prod(sizes.values()))
-    sides = hardware.slice_sides(math.prod(getattr(dcn, axis) for axis in AXES))
+    sides = hardware.slice_sides(slices)
     mesh = dataclasses.replace(experiment.mesh, **{axis: n // getattr(dcn, axis) for axis, n in sizes.items()})
     dtype = DType.float32 if hardware.platform == "cpu" else DType.bfloat16
     model = _settled(experiment, experiment.model, dtype)
@@ -77,6 +80,25 @@ def make_place(experiment: Experiment) -> Place:
     blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
     part = next(iter(model.parts().values()))
     return Place(experiment, blueprint, sizes, sides, jnp.dtype(part.dtype.name).itemsize, *_lengths(experiment))
+
+
+def _sizes(experiment: Experiment, devices: int) -> dict[str, int]:
+    """The sizes of the axes; where they do not multiply to the devices, the error says which would."""
+    mesh, name = experiment.mesh, experiment.hardware.name.removeprefix("tpu_")
+    asked = {axis: getattr(mesh, axis) * getattr(mesh.dcn, axis) for axis in AXES}
+    fixed, rest = math.prod(size for size in asked.values() if size > 0), min(asked.values()) < 0
+    if devices % fixed == 0 and (rest or devices == fixed):
+        return axis_sizes(mesh, devices)
+    shown = " ".join(f"mesh.{axis}={size}" for axis, size in asked.items() if size > 1)
+    largest = max(asked, key=lambda axis: asked[axis])
+    others = fixed // asked[largest]
+    room = devices // others if devices % others == 0 else 0
+    can = [n for n in range(1, room + 1) if room % n == 0] if rest else [room] * bool(room)
+    ways = f"mesh.{largest} can be {', '.join(map(str, can))}, or " if can else ""
+    more = " or a multiple" if rest else ""
+    raise ConfigError(
+        f"{shown} takes {fixed} devices{more}, hardware.devices={devices}: {ways}take hardware={name}_{fixed}{more}"
+    )
 
 
 def _asked(experiment: Experiment) -> int:

@@ -76,9 +76,9 @@ def repeated_flops(place: Place, parts: dict[str, float]) -> float:
 def memory_traffic(place: Place) -> dict[str, float]:
     """Bytes between a device and its memory in a step.
 
-    The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights are
-    written once and read for each product of each pass; activations, as much as a layer without remat keeps, are written
-    and read in each pass.
+    The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights
+    are written once and read for each product of each pass; activations, as much as a layer without remat keeps, are
+    written and read in each pass.
     """
     experiment, shapes = place.experiment, place.blueprint.shapes
     micro, passes = experiment.train.accumulate_steps, 0.0
