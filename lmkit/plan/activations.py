@@ -55,7 +55,7 @@ def kept_bytes(part: TransformerConfig, share: Share) -> float:
         router = share.tokens * part.num_experts * _F32
         width = share.tokens * (heads + inner) * share.itemsize / share.tensor
         return stream * (1 + share.attentions + (late and not part.num_experts)) + width + router
-    return _everything(part, share)
+    return share.tokens * sum(_everything(part, share))
 
 
 def offloaded_bytes(part: TransformerConfig, share: Share) -> float:
@@ -66,18 +66,18 @@ def offloaded_bytes(part: TransformerConfig, share: Share) -> float:
     return share.tokens * part.embed_dim * share.itemsize / share.stream * (share.attentions + late)
 
 
-def _everything(part: TransformerConfig, share: Share) -> float:
-    """Of a layer without remat, but for its weights."""
-    joins = 1 + share.attentions
-    norms = joins * (2 if part.norm_order is NormOrder.both else 1)
-    stream = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
-    inputs = joins + (2 * share.attentions + (part.gated and not part.num_experts) if share.flat else 0)
-    total = stream + inputs * part.embed_dim * share.itemsize
+def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
+    """Of attention and of the MLP, each with its norm, without remat and but for the weights: bytes a token."""
+    norms = 2 if part.norm_order is NormOrder.both else 1
+    norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
+    width = part.embed_dim * share.itemsize
     heads, keys = part.num_heads * part.head_size, part.kv_heads * part.head_size
     attention = (3 * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
     if part.qk_norm:
         attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
-    return share.tokens * (total + share.attentions * attention / share.tensor + _mlp(part, share))
+    attention = norm + (3 if share.flat else 1) * width + attention / share.tensor
+    inputs = 2 if share.flat and part.gated and not part.num_experts else 1
+    return share.attentions * attention, norm + inputs * width + _mlp(part, share)
 
 
 def _mlp(part: TransformerConfig, share: Share) -> float:
@@ -91,19 +91,26 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 
-def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int) -> float:
-    """While the backward pass of one layer runs: what it makes again, and gradients on their way.
+def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, *, fused: bool) -> float:
+    """While the backward pass of one layer runs, first through the MLP and then through attention: what it makes again,
+    and gradients on their way. With remat=full both are made again at the start, since one leads to the other.
 
-    The compiler fuses what is elementwise, so of a norm one float32 copy counts, and of the MLP its inner products,
-    their product and the gradients of those.
+    fused: the compiler joins what is elementwise to its neighbours, so that of a norm one float32 copy counts, and of
+    the MLP its inner products, their product and the gradients of those. On a CPU all that a layer without remat
+    would keep is there, too.
     """
     stream = (2 * share.itemsize + _F32) * part.embed_dim / share.stream
     inputs = 2 * part.embed_dim * share.itemsize
-    heads = (4 * part.num_heads + 4 * part.kv_heads) * part.head_size * share.itemsize / share.tensor
+    heads = 2 * (part.num_heads + part.kv_heads) * part.head_size * share.itemsize / share.tensor  # q, k, v, the result
+    scores = 0.0
     if kernel is Kernel.xla:  # float32 scores and their gradient, of a block of queries
-        heads += 2 * _F32 * part.num_heads / share.tensor * length / _BLOCKS
+        scores = 2 * _F32 * part.num_heads / share.tensor * length / _BLOCKS
     copies = part.experts_per_token if part.num_experts else 1
     inner = copies * (2 + 2 * (1 + part.gated)) * part.mlp_size * share.itemsize / share.tensor
     if part.num_experts:
         inner += 4 * copies * part.embed_dim * share.itemsize
-    return share.tokens * (stream + inputs + max(heads, inner))
+    attention, mlp = (heads, 0.0) if fused else _everything(part, share)
+    if part.remat is Remat.none:
+        attention, mlp = 0.0, 0.0  # it is kept, and counted there
+    beside = attention if part.remat is Remat.full else 0.0
+    return share.tokens * (stream + inputs + max(attention + heads + scores, beside + mlp + inner))

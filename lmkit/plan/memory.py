@@ -94,12 +94,17 @@ def _of_layers(place: Place) -> _Layers:
             here = layers / place.size("stage")
             kept += here * kept_bytes(part, share)
             offloaded += here * offloaded_bytes(part, share)
-            working.append(working_bytes(part, share, kernel_of(place, part, length), length))
+            working.append(_working(place, part, share, length))
             ends += share.tokens * part.embed_dim * (share.itemsize + _F32) / share.stream
         why.append(f"{part.num_layers} layers, model.remat={part.remat.name}")
         if part.remat is Remat.none:
             kept += _copies(place, part)
     return _Layers(kept, offloaded, max(working), _buffers(place), ends, "; ".join(why))
+
+
+def _working(place: Place, part: TransformerConfig, share: Share, length: int) -> float:
+    fused = place.experiment.hardware.platform != "cpu"
+    return working_bytes(part, share, kernel_of(place, part, length), length, fused=fused)
 
 
 def share_of(place: Place, length: int, attentions: int = 1) -> Share:
