@@ -4,6 +4,7 @@ from lmkit import __version__
 from lmkit.config.paths import options_of
 
 VERBS = {
+    "plan": "will it fit, how long, what does it cost: by arithmetic, with no accelerator",
     "train": "train a model; prepares its data when that is missing",
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",

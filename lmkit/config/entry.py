@@ -12,12 +12,14 @@ import re
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmkit.config.base import ConfigError, UserError, keys_of, nearest
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import MODEL_SCHEMAS
+from lmkit.config.hardware import sized
 from lmkit.config.hosts import USER_ERROR, local_place
 from lmkit.config.local import run_local
 from lmkit.config.paths import conf_dir, options_of
@@ -30,14 +32,22 @@ GROUPS = ("model", "data", "tokenizer", "objective", "optim", "mesh", "checkpoin
 LITERAL = "generate.prompt"  # text with commas, quotes and braces, which Hydra would take for its own
 
 
-def register() -> None:
-    """Puts the schemas into Hydra's store. Called by the entries; importing has no effects."""
+def register(words: Iterable[str] = ()) -> None:
+    """Puts the schemas into Hydra's store, and the hardware that `words` name by its number, such as h100_64.
+
+    Called by the entries; importing has no effects.
+    """
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
     store.store(name="experiment_schema", node=Experiment)
     for name, schema in MODEL_SCHEMAS.items():
         store.store(group="model", name=name, node=schema)
+    for word in words:
+        group, _, options = word.partition("=")
+        for option in options.split(",") if group == "hardware" else ():
+            if entry := sized(option):
+                store.store(group="hardware", name=option, node=entry)
 
 
 def run_verb(
@@ -82,7 +92,7 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
     from omegaconf import DictConfig
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions reach run_verb instead of Hydra's own printer
-    register()
+    register(argv)
     statuses: list[int] = []
     words = argv
     literal = dict(word.split("=", 1) for word in argv if word.startswith(LITERAL + "="))
@@ -150,7 +160,7 @@ def compose(overrides: list[str]) -> Experiment:
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
 
-    register()
+    register(overrides)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return to_experiment(hydra_compose("config", overrides))
@@ -191,6 +201,7 @@ def _unknown_key(full: str) -> str:
         "verify",
         "launch",
         "hosts",
+        "plan",
     ]
     for name, _, default, _ in all_keys_of(Experiment):
         if isinstance(default, dict) and full.startswith(f"{name}."):

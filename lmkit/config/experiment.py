@@ -9,13 +9,14 @@ from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
 from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.finetune import ExportConfig, LoraConfig
 from lmkit.config.generation import GenerateConfig
+from lmkit.config.hardware import HardwareConfig
 from lmkit.config.hosts import HostsConfig
 from lmkit.config.launch import LaunchConfig
 from lmkit.config.mesh_checks import check_axes
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
+from lmkit.config.plan import PlanConfig
 from lmkit.config.sections import (
     CheckpointConfig,
-    HardwareConfig,
     MeshConfig,
     ObjectiveConfig,
     ObjectiveKind,
@@ -43,6 +44,7 @@ class Experiment:
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
+    plan: PlanConfig = field(default_factory=PlanConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

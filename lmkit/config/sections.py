@@ -239,17 +239,3 @@ class VerifyConfig(Section):
     topology: str = key(
         "", "a TPU slice, such as v5e:16x16: compile the full step for it and show what it sends, running nothing"
     )
-
-
-@dataclass
-class HardwareConfig(Section):
-    """What a device can do. Peaks are dense, per JAX device, from the makers' data sheets."""
-
-    section: ClassVar[str] = "hardware"
-
-    name: str = key("auto", "name of the entry; auto matches the devices found against the catalogue")
-    device_kinds: list[str] = key([], "what jax calls the device, or the start of it")
-    bf16_tflops: float = key(0.0, "peak bfloat16 rate; 0 = not known", at_least=0.0)
-    fp32_tflops: float = key(0.0, "peak float32 matmul rate (TF32 where float32 matmuls use it)", at_least=0.0)
-    memory_gib: float = key(0.0, "memory of a device", at_least=0.0)
-    source: str = key("", "where the figures come from")

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 
 from lmkit.config.experiment import Experiment
+from lmkit.config.hardware import HardwareConfig
 from lmkit.config.model import Position
 from lmkit.config.pipeline import pipes_of
-from lmkit.config.sections import HardwareConfig
 from lmkit.data.store import TRAIN
 from lmkit.nn.attend import choose_kernel
 from lmkit.nn.param import compute_dtype

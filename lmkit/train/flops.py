@@ -10,6 +10,7 @@ from lmkit.config.model import ModelConfig, TransformerConfig
 from lmkit.nn.param import ParamSpec
 
 _PASSES = 3  # forward, and twice backward: to the inputs and to the weights
+SCORES = "scores"
 
 
 def flops_per_row(model: ModelConfig, specs: Any, source_len: int, target_len: int, predicted: int = 0) -> float:
@@ -25,12 +26,19 @@ def flops_per_row(model: ModelConfig, specs: Any, source_len: int, target_len: i
         target_len: tokens of the target.
         predicted: tokens that the vocabulary's head works on; 0 for all.
     """
+    return sum(flops_of_each(model, specs, source_len, target_len, predicted).values())
+
+
+def flops_of_each(
+    model: ModelConfig, specs: Any, source_len: int, target_len: int, predicted: int = 0
+) -> dict[str, float]:
+    """The same by parameter, as dotted paths, and of SCORES: attention's own products. Arguments as above."""
     flat, _ = jax.tree_util.tree_flatten_with_path(specs)
-    total = 0.0
+    each = {SCORES: 4.0 * _PASSES * _scores(model, source_len, target_len)}
     for path, spec in flat:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
-        total += 2.0 * _PASSES * _work(model, name, spec) * _tokens(model, name, source_len, target_len, predicted)
-    return total + 4.0 * _PASSES * _scores(model, source_len, target_len)
+        each[name] = 2.0 * _PASSES * _work(model, name, spec) * _tokens(model, name, source_len, target_len, predicted)
+    return each
 
 
 def _work(model: ModelConfig, name: str, spec: ParamSpec) -> float:

@@ -7,19 +7,24 @@ import jax.numpy as jnp
 import yaml
 
 from lmkit.config.base import ConfigError
+from lmkit.config.hardware import HardwareConfig
 from lmkit.config.paths import conf_dir
-from lmkit.config.sections import HardwareConfig
 
 
 def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
     """The catalogue's entry for the devices found (or the one that was chosen); None where there is none."""
     if config.name != "auto":
         return config
-    for path in sorted((conf_dir() / "hardware").glob("*.yaml")):
-        entry = yaml.safe_load(path.read_text())
-        if any(device_kind.lower().startswith(kind.lower()) for kind in entry.get("device_kinds", [])):
-            return HardwareConfig(**entry)
-    return None
+    found = [
+        (len(kind), str(path), entry)
+        for path in (conf_dir() / "hardware").glob("*.yaml")
+        for entry in [yaml.safe_load(path.read_text())]
+        for kind in entry.get("device_kinds", [])
+        if device_kind.lower().startswith(kind.lower())
+    ]
+    return (
+        HardwareConfig(**max(found, key=lambda one: one[:2])[2]) if found else None
+    )  # "TPU v5p" says more than "TPU v5"
 
 
 def peak_flops(hardware: HardwareConfig | None, dtype: jnp.dtype) -> float:

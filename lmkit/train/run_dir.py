@@ -21,10 +21,10 @@ from lmkit.parallel import hosts
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
-    "run.", "generate.", "export.", "verify.", "launch.", "hosts.", "mesh.", "checkpoint.", "tracker.", "hardware.",
-    "data.cache_dir", "data.prefetch", "data.read_threads", "train.log_every_steps", "train.eval_", "train.sample_",
-    "train.steps", "train.patience", "model.remat", "model.scan_layers", "model.microbatches", "model.rounds",
-    "model.attention", "model.context_attention", "objective.chunk_tokens",
+    "run.", "generate.", "export.", "verify.", "launch.", "plan.", "hosts.", "mesh.", "checkpoint.", "tracker.",
+    "hardware.", "data.cache_dir", "data.prefetch", "data.read_threads", "train.log_every_steps", "train.eval_",
+    "train.sample_", "train.steps", "train.patience", "model.remat", "model.scan_layers", "model.microbatches",
+    "model.rounds", "model.attention", "model.context_attention", "objective.chunk_tokens",
 )  # fmt: skip
 
 

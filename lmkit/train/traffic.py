@@ -52,6 +52,11 @@ def least_traffic(experiment: Experiment, blueprint: Blueprint) -> list[Least]:
     """All that must be sent, on the blueprint's mesh."""
     with jax.set_mesh(blueprint.mesh):
         itemsize = compute_dtype(next(iter(experiment.model.parts().values())).dtype).itemsize
+    return traffic_of(experiment, blueprint, itemsize)
+
+
+def traffic_of(experiment: Experiment, blueprint: Blueprint, itemsize: int) -> list[Least]:
+    """The same where a number of the compute dtype takes `itemsize` bytes; the mesh may have no devices."""
     sizes = blueprint.mesh.shape
     shapes, specs = flat(blueprint.param_shapes), flat(blueprint.specs)
     rows = [
@@ -103,7 +108,7 @@ def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     return 2 if again and "layers" in spec.dims else 1
 
 
-def _lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:
+def stack_lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:
     """(length, layers, sub-layers of a layer) of each stack."""
     if isinstance(part, ViTConfig):
         return [(part.num_places, part.num_layers, 2)]
@@ -125,7 +130,7 @@ def _of_stream(
 ) -> Iterator[Least]:
     """What the layers of a transformer send over tensor."""
     tensor, context = sizes.get("tensor", 1), sizes.get("context", 1)
-    for length, layers, joins in _lengths(experiment, part):
+    for length, layers, joins in stack_lengths(experiment, part):
         one = _rows(experiment, sizes) * length / context * part.embed_dim * itemsize * (tensor - 1) / tensor
         # The last sub-layer's result is not needed again; with names it is all kept.
         gathers, scatters = {Remat.none: (0, 0), Remat.full: (joins, joins - 1)}.get(part.remat, (joins, 0))
@@ -143,7 +148,7 @@ def _of_context(
     if (context := sizes.get("context", 1)) == 1:
         return
     again = 2 + (part.remat is not Remat.none)
-    for length, layers, joins in _lengths(experiment, part):
+    for length, layers, joins in stack_lengths(experiment, part):
         share = _rows(experiment, sizes) * length / context * part.head_size / sizes.get("tensor", 1)
         keys, heads = 2 * share * part.kv_heads, share * part.num_heads
         for layer in range(layers):
@@ -164,7 +169,7 @@ def _of_experts(
     if (expert := sizes.get("expert", 1)) == 1 or not part.num_experts:
         return
     again = 2 + (part.remat is Remat.full)
-    for length, layers, _ in _lengths(experiment, part):
+    for length, layers, _ in stack_lengths(experiment, part):
         vectors = layers * _rows(experiment, sizes) / sizes.get("context", 1) * part.embed_dim * itemsize * again
         if slots := capacity_of(part, length) * part.num_experts:
             moved = 2 * vectors * slots * (expert - 1) / expert
@@ -180,7 +185,7 @@ def _of_stages(
     """Every row's stream goes through all stages, once a round."""
     if (stages := sizes.get("stage", 1)) == 1:
         return
-    for length, layers, _ in _lengths(experiment, part):
+    for length, layers, _ in stack_lengths(experiment, part):
         if layers % stages == 0:
             one = _rows(experiment, sizes) * length / sizes.get("context", 1) * part.embed_dim * itemsize
             one /= sizes.get("tensor", 1)
@@ -195,14 +200,14 @@ def _of_vocabulary(
         return
     fsdp, tensor = sizes.get("fsdp", 1), sizes.get("tensor", 1)
     rows = _rows(experiment, sizes) / sizes.get("context", 1)
-    tokens = rows * sum(length for length, *_ in _lengths(experiment, part))
+    tokens = rows * sum(length for length, *_ in stack_lengths(experiment, part))
     stream, others = tokens * part.embed_dim * itemsize, (tensor - 1) / tensor
     yield Least(("fsdp",), "all-gather", 4 * tokens * (fsdp - 1), "embedding: ids")
     yield Least(("fsdp",), "all-to-all", 2 * stream / tensor * (fsdp - 1) / fsdp, "embedding: columns of its rows")
     yield Least(("tensor",), "reduce-scatter", stream * others, "embedding: its rows")
     yield Least(("tensor",), "all-gather", stream * others, "embedding: their gradients")
     if heads:
-        predicted = rows * _lengths(experiment, part)[-1][0]
+        predicted = rows * stack_lengths(experiment, part)[-1][0]
         stream = predicted * part.embed_dim * others
         yield Least(("tensor",), "all-gather", stream * itemsize, "head: the stream")
         yield Least(("tensor",), "reduce-scatter", stream * _F32, "head: its gradient, in float32")

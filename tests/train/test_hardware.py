@@ -4,9 +4,7 @@ import jax.numpy as jnp
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.entry import compose
-from lmkit.config.paths import options_of
-from lmkit.config.sections import HardwareConfig
+from lmkit.config.hardware import HardwareConfig
 from lmkit.train.hardware import check_fits, known_hardware, peak_flops
 
 
@@ -16,6 +14,9 @@ from lmkit.train.hardware import check_fits, known_hardware, peak_flops
         ("NVIDIA H200", "h200"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A100-SXM4-40GB", "a100_40gb"),  # more exactly than "NVIDIA A100"
+        ("NVIDIA B200", "b200"),
+        ("TPU7x", "tpu_v7x"),
         ("TPU v5 lite", "tpu_v5e"),
         ("TPU v5", "tpu_v5p"),
         ("TPU v6 lite", "tpu_v6e"),
@@ -31,15 +32,6 @@ def test_devices_are_recognised(kind: str, name: str) -> None:
 def test_unknown_devices_have_no_peak() -> None:
     assert known_hardware(HardwareConfig(), "cpu") is None
     assert peak_flops(None, jnp.dtype(jnp.bfloat16)) == 0.0
-
-
-@pytest.mark.parametrize("name", [name for name in options_of("hardware") if name != "auto"])
-def test_every_entry_cites_its_source(name: str) -> None:
-    entry = compose(["run.name=x", f"hardware={name}"]).hardware
-    assert entry.name == name
-    assert entry.bf16_tflops > 100
-    assert entry.memory_gib >= 16
-    assert len(entry.source) > 20
 
 
 def test_a_step_that_does_not_fit_is_refused() -> None:

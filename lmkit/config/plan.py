@@ -1,0 +1,24 @@
+"""What a plan assumes: of the machine in practice, of the length of the run, of the electricity."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from lmkit.config.base import Section, key
+
+
+@dataclass
+class PlanConfig(Section):
+    """Will it fit, how long, what does it cost."""
+
+    section: ClassVar[str] = "plan"
+
+    tokens: float = key(0.0, "tokens to train on; 0 = those of train.steps", at_least=0.0)
+    compute_share: float = key(0.7, "share of the peak that large matrix products reach", at_least=0.01, at_most=1.0)
+    memory_share: float = key(0.8, "share of the memory's bandwidth that is reached", at_least=0.01, at_most=1.0)
+    network_share: float = key(0.8, "share of a network's bandwidth that is reached", at_least=0.01, at_most=1.0)
+    usable_share: float = key(0.95, "share of a device's memory that the step may take", at_least=0.1, at_most=1.0)
+    pue: float = key(
+        1.1, "electricity of the data centre over that of the devices (Google's fleet in 2023: 1.10)", at_least=1.0
+    )
+    co2_g_per_kwh: float = key(481.0, "grams of CO2 for a kWh (the world's mean in 2023, Ember 2024)", at_least=0.0)
+    json: str = key("", "a file for every figure of the plan; - prints it in place of the tables")

@@ -1,0 +1,116 @@
+"""What a layer keeps for its backward pass, and what it needs while that runs, in bytes a device.
+
+t tokens of a device, D width, N and K query and key heads of size H, F hidden width, c bytes of a number in the compute
+dtype, all by formula (tests/plan holds them against what jax keeps of the real blocks):
+
+| remat | kept of a layer |
+|---|---|
+| full | the stream that goes in: c t D |
+| names | and attention's result: 2 c t D (of the MLP's only where a norm follows it) |
+| offload | as full; what names keeps besides is in host memory |
+| dots | and q, k, v, the MLP's inner products: c t (2 D + (N + 2 K) H + (1 or 2) F) |
+| none | of each norm three float32 copies of the stream; q, k, v, attention's result twice, its weights' log-sum;
+of the MLP what its activation needs; the normed stream; a copy of the weights in the compute dtype |
+
+The stream is split over `tensor` along the sequence, heads and F are split over it as such; what goes into attention
+and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multiply t by those that a token goes to.
+"""
+
+from typing import NamedTuple
+
+from lmkit.config.model import Activation, Kernel, NormOrder, Remat, TransformerConfig
+
+_F32 = 4
+# Arrays of width F that the backward pass of an ungated MLP needs, the last product's input too; gated: two more.
+_KEPT = {
+    Activation.gelu: 4, Activation.gelu_tanh: 6, Activation.silu: 4, Activation.relu: 2, Activation.relu2: 3,
+    Activation.quick_gelu: 4,
+}  # fmt: skip
+_SIGNS = (Activation.relu, Activation.relu2)  # which need a boolean of that width, too
+_BLOCKS = 8  # of queries, in which attention runs in XLA (nn/blockwise.py)
+
+
+class Share(NamedTuple):
+    """What a device has of a layer."""
+
+    tokens: float  # of a micro-batch
+    tensor: int  # what heads and F are divided by
+    stream: int  # what the stream between sub-layers is divided by
+    itemsize: int
+    flat: bool  # nothing is split: each linear layer has a flat copy of its input of its own
+    attentions: int = 1  # of a layer: 2 with cross-attention
+
+
+def kept_bytes(part: TransformerConfig, share: Share) -> float:
+    """Of a layer, for the backward pass."""
+    stream = share.tokens * part.embed_dim * share.itemsize / share.stream
+    late = part.norm_order is not NormOrder.pre
+    if part.remat in (Remat.full, Remat.offload):
+        return stream
+    if part.remat is Remat.names:
+        return stream * (1 + share.attentions + late)
+    if part.remat is Remat.dots:
+        heads = share.attentions * (part.num_heads + 2 * part.kv_heads) * part.head_size
+        inner = 0 if part.num_experts else part.mlp_size * (1 + part.gated)
+        router = share.tokens * part.num_experts * _F32
+        width = share.tokens * (heads + inner) * share.itemsize / share.tensor
+        return stream * (1 + share.attentions + (late and not part.num_experts)) + width + router
+    return share.tokens * sum(_everything(part, share))
+
+
+def offloaded_bytes(part: TransformerConfig, share: Share) -> float:
+    """Of a layer, in host memory."""
+    if part.remat is not Remat.offload:
+        return 0.0
+    late = part.norm_order is not NormOrder.pre
+    return share.tokens * part.embed_dim * share.itemsize / share.stream * (share.attentions + late)
+
+
+def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
+    """Of attention and of the MLP, each with its norm, without remat and but for the weights: bytes a token."""
+    norms = 2 if part.norm_order is NormOrder.both else 1
+    norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
+    width = part.embed_dim * share.itemsize
+    heads, keys = part.num_heads * part.head_size, part.kv_heads * part.head_size
+    attention = (3 * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
+    if part.qk_norm:
+        attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
+    attention = norm + (3 if share.flat else 1) * width + attention / share.tensor
+    inputs = 2 if share.flat and part.gated and not part.num_experts else 1
+    return share.attentions * attention, norm + inputs * width + _mlp(part, share)
+
+
+def _mlp(part: TransformerConfig, share: Share) -> float:
+    """Of the MLP or the experts, a token."""
+    arrays = _KEPT[part.activation] + 2 * part.gated
+    inner = part.mlp_size * (arrays * share.itemsize + (part.activation in _SIGNS)) / share.tensor
+    if not part.num_experts:
+        return inner
+    chosen = part.experts_per_token
+    each = inner + 2 * part.embed_dim * share.itemsize  # what goes into an expert and what comes out, sorted
+    return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
+
+
+def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, *, fused: bool) -> float:
+    """While the backward pass of one layer runs, first through the MLP and then through attention: what it makes again,
+    and gradients on their way. With remat=full both are made again at the start, since one leads to the other.
+
+    fused: the compiler joins what is elementwise to its neighbours, so that of a norm one float32 copy counts, and of
+    the MLP its inner products, their product and the gradients of those. On a CPU all that a layer without remat
+    would keep is there, too.
+    """
+    stream = (2 * share.itemsize + _F32) * part.embed_dim / share.stream
+    inputs = 2 * part.embed_dim * share.itemsize
+    heads = 2 * (part.num_heads + part.kv_heads) * part.head_size * share.itemsize / share.tensor  # q, k, v, the result
+    scores = 0.0
+    if kernel is Kernel.xla:  # float32 scores and their gradient, of a block of queries
+        scores = 2 * _F32 * part.num_heads / share.tensor * length / _BLOCKS
+    copies = part.experts_per_token if part.num_experts else 1
+    inner = copies * (2 + 2 * (1 + part.gated)) * part.mlp_size * share.itemsize / share.tensor
+    if part.num_experts:
+        inner += 4 * copies * part.embed_dim * share.itemsize
+    attention, mlp = (heads, 0.0) if fused else _everything(part, share)
+    if part.remat is Remat.none:
+        attention, mlp = 0.0, 0.0  # it is kept, and counted there
+    beside = attention if part.remat is Remat.full else 0.0
+    return share.tokens * (stream + inputs + max(attention + heads + scores, beside + mlp + inner))

@@ -1,0 +1,73 @@
+"""What would help a plan that does not fit: single changes, each with the memory it saves."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.config.families import CLIPConfig
+from lmkit.config.model import ModelConfig, Remat
+from lmkit.plan.estimate import Estimate, estimate
+from lmkit.plan.place import Place
+
+
+class Advice(NamedTuple):
+    """A change, as keys to set, and what comes of it."""
+
+    keys: str
+    saved: float  # bytes a device
+    peak: float
+    fits: bool
+    step: float  # seconds, of the same batch
+
+
+def advice(found: Estimate) -> list[Advice]:
+    """Changes that save memory; those that fit first, the fastest of them first."""
+    rows = []
+    for keys, changed in _changes(found.place):
+        try:
+            other = estimate(changed)
+        except ConfigError:  # it divides nothing evenly
+            continue
+        saved = found.memory.peak - other.memory.peak
+        if saved > 0.01 * found.memory.peak:
+            rows.append(Advice(keys, saved, other.memory.peak, other.fits, other.step.total))
+    return sorted(rows, key=lambda row: (not row.fits, row.step if row.fits else -row.saved))
+
+
+def _changes(place: Place) -> Iterator[tuple[str, Experiment]]:
+    experiment, train = place.experiment, place.experiment.train
+    now = max(part.remat.value for part in experiment.model.parts().values())
+    for remat in Remat:
+        if remat.value > now:
+            yield f"model.remat={remat.name}", dataclasses.replace(experiment, model=_with(experiment.model, remat))
+    for times in (2, 4, 8):
+        more = train.accumulate_steps * times
+        if train.batch_size % more == 0:
+            changed = dataclasses.replace(train, accumulate_steps=more)
+            yield f"train.accumulate_steps={more}", dataclasses.replace(experiment, train=changed)
+    for source, target in (("data", "fsdp"), ("data", "tensor"), ("fsdp", "tensor")):
+        for times in (2, 4, 8):
+            mesh = experiment.mesh
+            if getattr(mesh, source) % times:
+                continue
+            sizes = {source: getattr(mesh, source) // times, target: getattr(mesh, target) * times}
+            keys = " ".join(f"mesh.{axis}={size}" for axis, size in sizes.items())
+            try:
+                changed = dataclasses.replace(experiment, mesh=dataclasses.replace(mesh, **sizes))
+            except ConfigError:
+                continue
+            yield keys, changed
+    chunk = experiment.objective.chunk_tokens
+    if chunk == 0 or chunk > 512:
+        yield (
+            "objective.chunk_tokens=512",
+            dataclasses.replace(experiment, objective=dataclasses.replace(experiment.objective, chunk_tokens=512)),
+        )
+
+
+def _with(model: ModelConfig, remat: Remat) -> ModelConfig:
+    if isinstance(model, CLIPConfig):
+        return dataclasses.replace(model, text=_with(model.text, remat), vision=_with(model.vision, remat))
+    return dataclasses.replace(model, remat=remat)

@@ -1,0 +1,127 @@
+"""The plan: memory, time, money, by arithmetic alone.
+
+A step takes the longest of three things that run beside each other (computing, moving memory, and what is sent over
+data, fsdp, context and stage: Williams et al. 2009), and then what is waited for: what is sent over tensor and expert.
+Each runs at the share of its peak that plan.compute_share, plan.memory_share and plan.network_share assume.
+"""
+
+from typing import NamedTuple
+
+from lmkit.config.experiment import Experiment
+from lmkit.nn.tree import flat
+from lmkit.plan.memory import Memory, memory_of
+from lmkit.plan.network import Sent, times_of
+from lmkit.plan.place import Place, make_place
+from lmkit.plan.work import flops_by_part, memory_traffic, repeated_flops
+from lmkit.train.traffic import traffic_of
+
+_TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, section 3: the least loss for given FLOPs (approach 1, rounded)
+_HOUR, _DAY = 3600.0, 86400.0
+
+
+class Step(NamedTuple):
+    """The time of a step, in seconds."""
+
+    compute: float
+    memory: float
+    sent: list[Sent]
+
+    @property
+    def overlapped(self) -> float:
+        """What is sent beside the products."""
+        return sum(one.seconds for one in self.sent if one.overlapped)
+
+    @property
+    def waited(self) -> float:
+        """What is sent while nothing else can be done."""
+        return sum(one.seconds for one in self.sent if not one.overlapped)
+
+    @property
+    def total(self) -> float:
+        return max(self.compute, self.memory, self.overlapped) + self.waited
+
+    @property
+    def bound(self) -> str:
+        """What the step waits for most."""
+        times = {"computing": self.compute, "memory": self.memory, "the network": self.overlapped}
+        return max(times, key=lambda name: times[name])
+
+
+class Run(NamedTuple):
+    """The whole run."""
+
+    tokens: float
+    days: float
+    usd: float  # 0 = the price is not known
+    kwh: float  # 0 = the power is not known
+    co2_kg: float
+
+
+class Estimate(NamedTuple):
+    """Everything a plan tells."""
+
+    place: Place
+    memory: Memory
+    limit: float  # bytes of a device that the step may take; 0 = not known
+    flops: dict[str, float]  # of a step, by part
+    repeated: float  # what is computed again, in a step
+    memory_traffic: dict[str, float]  # bytes, a device and step
+    step: Step
+    mfu: float  # FLOPs of the model over what the devices could do in the time of a step
+    run: Run
+
+    @property
+    def fits(self) -> bool:
+        return self.limit == 0 or self.memory.peak <= self.limit
+
+    @property
+    def fits_host(self) -> bool:
+        room = self.place.experiment.hardware.host_memory_gib * 2**30
+        return room == 0 or self.memory.host_bytes <= room
+
+    @property
+    def tokens_per_sec(self) -> float:
+        return self.place.tokens_per_step / self.step.total if self.step.total else 0.0
+
+    @property
+    def active_params(self) -> float:
+        """Parameters that a token meets: of experts, those that it goes to."""
+        parts, blueprint = self.place.experiment.model.parts(), self.place.blueprint
+        shares = [part.experts_per_token / part.num_experts for part in parts.values() if part.num_experts]
+        experts = sum(size for size in expert_sizes(self.place)) if shares else 0
+        return blueprint.num_params - experts * (1 - (shares[0] if shares else 1))
+
+    @property
+    def optimal_tokens(self) -> float:
+        """Tokens that make best use of the FLOPs they take (Hoffmann et al. 2022)."""
+        return _TOKENS_A_PARAMETER * self.active_params
+
+
+def expert_sizes(place: Place) -> list[int]:
+    """Elements of every matrix of the experts."""
+    shapes, specs = place.blueprint.param_shapes, place.blueprint.specs
+    return [leaf.size for path, leaf in flat(shapes).items() if "expert" in flat(specs)[path].dims[:2]]
+
+
+def estimate(experiment: Experiment) -> Estimate:
+    """Raises ConfigError as make_place does."""
+    place = make_place(experiment)
+    hardware, plan, train = place.experiment.hardware, experiment.plan, experiment.train
+    flops, traffic = flops_by_part(place), memory_traffic(place)
+    repeated = repeated_flops(place, flops)
+    peak = 1e12 * (hardware.bf16_tflops if place.itemsize == 2 else hardware.fp32_tflops) * place.num_devices
+    least = traffic_of(place.experiment, place.blueprint, place.itemsize)
+    sent = times_of(hardware, place.experiment.mesh, place.sizes, place.sides, least, plan.network_share)
+    bandwidth = hardware.memory_gb_per_sec * 1e9 * plan.memory_share
+    compute = (sum(flops.values()) + repeated) / (peak * plan.compute_share) if peak else 0.0
+    step = Step(compute, sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent)
+    mfu = sum(flops.values()) / (peak * step.total) if peak and step.total else 0.0
+    seconds = step.total * (plan.tokens / place.tokens_per_step if plan.tokens else train.steps)
+    hours = seconds / _HOUR * place.num_devices
+    kwh = hours * hardware.power_watts / 1e3 * plan.pue
+    run = Run(
+        plan.tokens or float(train.steps * place.tokens_per_step), seconds / _DAY, hours * hardware.price_usd_per_hour,
+        kwh, kwh * plan.co2_g_per_kwh / 1e3,
+    )  # fmt: skip
+    limit = hardware.memory_gib * 2**30 * plan.usable_share
+    return Estimate(place, memory_of(place), limit, flops, repeated, traffic, step, mfu, run)

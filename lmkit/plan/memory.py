@@ -1,0 +1,157 @@
+"""The memory of a device, item by item.
+
+What is there all through a step, and what only in one of its two narrow places: the loss, whose logits exist a chunk at
+a time, and the backward pass of a layer, beside which all gradients already have their room.
+"""
+
+import math
+from typing import NamedTuple
+
+from lmkit.config.families import ViTConfig
+from lmkit.config.model import Remat, TransformerConfig
+from lmkit.config.sections import ObjectiveKind
+from lmkit.nn.tree import flat
+from lmkit.plan.activations import Share, kept_bytes, offloaded_bytes, working_bytes
+from lmkit.plan.place import Place, kernel_of, local_bytes
+from lmkit.train.flops import is_head
+from lmkit.train.traffic import stack_lengths
+
+_F32 = 4
+ALWAYS, BACKWARD, LOSS = "all through the step", "in the backward pass", "in the loss"
+
+
+class Item(NamedTuple):
+    """Something that takes room on a device."""
+
+    name: str
+    size: float  # bytes
+    when: str  # ALWAYS, BACKWARD or LOSS
+    why: str
+
+
+class Memory(NamedTuple):
+    """What a step takes."""
+
+    items: list[Item]
+    host_bytes: float  # of a host: what a save copies, and what remat=offload keeps there
+
+    @property
+    def narrow(self) -> str:
+        """The place where most is needed."""
+        return max((BACKWARD, LOSS), key=self._at)
+
+    @property
+    def peak(self) -> float:
+        return self._at(ALWAYS) + self._at(self.narrow)
+
+    def _at(self, when: str) -> float:
+        return sum(item.size for item in self.items if item.when == when)
+
+
+def memory_of(place: Place) -> Memory:
+    """Every item, by formula."""
+    shapes, train = place.blueprint.shapes, place.experiment.train
+    held = {
+        "parameters": local_bytes(place.blueprint.param_shapes), "optimiser state": local_bytes(shapes["opt"]),
+        "moving average": local_bytes(shapes.get("ema", {})),
+    }  # fmt: skip
+    gradients = local_bytes(shapes["params"])
+    layers = _of_layers(place)
+    items = [Item(name, size, ALWAYS, "exact, by shapes and shardings") for name, size in held.items()]
+    if train.accumulate_steps > 1:
+        why = f"float32, over train.accumulate_steps={train.accumulate_steps}"
+        items.append(Item("accumulated gradients", gradients, ALWAYS, why))
+    items += [
+        Item("activations", layers.kept, ALWAYS, layers.why),
+        Item("ends of the model", layers.ends, ALWAYS, "the stream after the last layer and its norm"),
+        Item("gradients", gradients, BACKWARD, "float32, of what trains"),
+        Item("working set of a layer", layers.working, BACKWARD, "made again, and gradients on their way"),
+        Item("communication buffers", layers.buffers, BACKWARD, "two layers' weights gathered, a layer's gradients"),
+        Item("logits chunk", _loss(place), LOSS, f"objective.chunk_tokens={place.experiment.objective.chunk_tokens}"),
+    ]
+    saved = sum(local_bytes(tree) for name, tree in shapes.items() if name not in place.blueprint.unsaved)
+    per_host = min(place.experiment.hardware.devices_per_host, place.num_devices)
+    return Memory([item for item in items if item.size], per_host * (saved + layers.offloaded))
+
+
+class _Layers(NamedTuple):
+    kept: float
+    offloaded: float
+    working: float
+    buffers: float
+    ends: float
+    why: str
+
+
+def _of_layers(place: Place) -> _Layers:
+    """The sums, and the largest, over the stacks of all transformers of the model."""
+    kept = offloaded = ends = 0.0
+    working, why = [0.0], []
+    for part in place.experiment.model.parts().values():
+        for length, layers, joins in stack_lengths(place.experiment, part):
+            length += part.num_places - part.num_patches if isinstance(part, ViTConfig) else 0
+            share = share_of(place, length, joins - 1)
+            here = layers / place.size("stage")
+            kept += here * kept_bytes(part, share)
+            offloaded += here * offloaded_bytes(part, share)
+            working.append(_working(place, part, share, length))
+            ends += share.tokens * part.embed_dim * (share.itemsize + _F32) / share.stream
+        why.append(f"{part.num_layers} layers, model.remat={part.remat.name}")
+        if part.remat is Remat.none:
+            kept += _copies(place, part)
+    return _Layers(kept, offloaded, max(working), _buffers(place), ends, "; ".join(why))
+
+
+def _working(place: Place, part: TransformerConfig, share: Share, length: int) -> float:
+    fused = place.experiment.hardware.platform != "cpu"
+    return working_bytes(part, share, kernel_of(place, part, length), length, fused=fused)
+
+
+def share_of(place: Place, length: int, attentions: int = 1) -> Share:
+    """What a device has of a layer for sequences of this length."""
+    context, tensor = place.size("context"), place.size("tensor")
+    stream = tensor if length % (context * tensor) == 0 else 1  # see rules.residual_dims
+    return Share(place.rows * length / context, tensor, stream, place.itemsize, place.num_devices == 1, attentions)
+
+
+def _copies(place: Place, part: TransformerConfig) -> float:
+    """The layers' weights in the compute dtype, which are kept without remat; experts' are kept gathered."""
+    if place.itemsize == _F32:
+        return 0.0
+    gathered = place.size("fsdp") if part.num_experts else 1
+    total = 0.0
+    for path, leaf, spec in _leaves(place):
+        if "layers" in spec.dims and spec.num_in:
+            total += leaf * place.itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
+    return total / len(place.experiment.model.parts())
+
+
+def _leaves(place: Place):
+    """(path, elements on a device, spec) of every parameter."""
+    specs = flat(place.blueprint.specs)
+    for path, leaf in flat(place.blueprint.param_shapes).items():
+        yield path, math.prod(leaf.sharding.shard_shape(leaf.shape)), specs[path]
+
+
+def _buffers(place: Place) -> float:
+    """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
+    gradients before they are scattered."""
+    layers = max(part.num_layers for part in place.experiment.model.parts().values()) / place.size("stage")
+    local = sum(size for _, size, spec in _leaves(place) if "layers" in spec.dims) / layers
+    return 3 * local * place.size("fsdp") * place.itemsize
+
+
+def _loss(place: Place) -> float:
+    """The head gathered and its gradient, a chunk's logits, their exponentials and gradients, the stream's gradient."""
+    experiment = place.experiment
+    heads = [path for path in flat(place.blueprint.specs) if is_head(experiment.model, path)]
+    if not heads or experiment.objective.kind in (ObjectiveKind.classify, ObjectiveKind.regress):
+        return 0.0
+    part = next(iter(experiment.model.parts().values()))
+    length = place.predicted or place.target_len or place.source_len
+    tokens, tensor = place.rows * length / place.size("context"), place.size("tensor")
+    chunk = min(experiment.objective.chunk_tokens or tokens, tokens)
+    chunk = tokens / math.ceil(tokens / chunk)
+    logits = chunk * part.vocab_size / tensor * (2 * _F32 + place.itemsize)
+    head = part.vocab_size / tensor * part.embed_dim * (2 * _F32 + place.itemsize)
+    return logits + head + tokens * part.embed_dim * (place.itemsize + _F32)

@@ -1,0 +1,149 @@
+"""The plan, for people and for programs."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lmkit.plan.advice import Advice
+from lmkit.plan.estimate import Estimate
+from lmkit.plan.memory import ALWAYS
+
+_GIB = 2**30
+
+
+def show(console: Console, found: Estimate, changes: list[Advice]) -> None:
+    """The verdict, then how it comes about."""
+    experiment, place = found.place.experiment, found.place
+    hardware = experiment.hardware
+    axes = " x ".join(f"{axis}={n}" for axis, n in place.sizes.items() if n > 1) or "one device"
+    sides = f" ({'x'.join(map(str, place.sides))} chips)" if place.sides else ""
+    verdict = "[bold green]fits[/]" if found.fits else "[bold red]does not fit[/]"
+    room = f" of {found.limit / _GIB:.1f} that it may take" if found.limit else "; the device's memory is not known"
+    console.print(f"{verdict}: {found.memory.peak / _GIB:.2f} GiB a device{room}", soft_wrap=True)
+    console.print(
+        f"{experiment.run.name}, {found.place.blueprint.num_params:,} parameters, on {place.num_devices} x "
+        f"{hardware.name}{sides}, {axes}\n",
+        soft_wrap=True,
+    )
+    if not found.fits:
+        _show_advice(console, changes)
+    _show_memory(console, found)
+    _show_time(console, found)
+    _show_run(console, found)
+
+
+def _show_advice(console: Console, changes: list[Advice]) -> None:
+    rows = [
+        (row.keys, f"{row.saved / _GIB:.2f}", f"{row.peak / _GIB:.2f}", "fits" if row.fits else "", f"{row.step:.2f}")
+        for row in changes[:8]
+    ]
+    _table(console, "what would help", ("one change", "GiB saved", "GiB then", "", "s a step"), rows)
+    if not any(row.fits for row in changes):
+        console.print("none of these is enough alone: combine them, or take more devices\n")
+
+
+def _show_memory(console: Console, found: Estimate) -> None:
+    memory = found.memory
+    rows = []
+    for item in sorted(memory.items, key=lambda one: -one.size):
+        counted = item.when in (ALWAYS, memory.narrow)
+        note = item.why if counted else f"{item.why}; only {item.when}, so not in the sum"
+        size = f"{item.size / _GIB:.2f}" if counted else f"({item.size / _GIB:.2f})"
+        rows.append((item.name, size, note))
+    rows.append(("together", f"{memory.peak / _GIB:.2f}", f"the most is needed {memory.narrow}"))
+    _table(console, "memory of a device", ("", "GiB", ""), rows)
+    host, room = memory.host_bytes / _GIB, found.place.experiment.hardware.host_memory_gib
+    limit = f" of {room:,.0f}" if room else ""
+    warning = "" if found.fits_host else ": [bold red]more than it has[/]"
+    console.print(f"a host needs {host:,.1f} GiB{limit} while it saves{warning}\n")
+
+
+def _show_time(console: Console, found: Estimate) -> None:
+    step, plan = found.step, found.place.experiment.plan
+    total = sum(found.flops.values())
+    tokens = found.place.tokens_per_step
+    rows = [(name, f"{flops / tokens / 1e9:,.3f}", f"{flops / total:.1%}")
+            for name, flops in sorted(found.flops.items(), key=lambda item: -item[1])]  # fmt: skip
+    rows += [("together", f"{total / tokens / 1e9:,.3f}", "")]
+    rows += [("computed again", f"{found.repeated / tokens / 1e9:,.3f}", f"{found.repeated / total:.1%}")]
+    _table(console, "FLOPs of a token, forward and backward", ("part", "GFLOP", "share"), rows)
+    rows = [("computing", "", "", f"{step.compute:.3f}", f"at {plan.compute_share:.0%} of the peak")]
+    moved = sum(found.memory_traffic.values())
+    rows += [
+        ("memory", "", f"{moved / _GIB:,.1f}", f"{step.memory:.3f}", f"at {plan.memory_share:.0%} of its bandwidth")
+    ]
+    for one in step.sent:
+        known = f"{one.seconds:.3f}" if one.network.bytes_per_sec else "not known"
+        how = "beside computing" if one.overlapped else "waited for"
+        how += f", at {plan.network_share:.0%} of {one.network.bytes_per_sec / 1e9:,.0f} GB/s"
+        rows.append((" x ".join(one.axes), one.network.name, f"{one.sent_bytes / _GIB:,.2f}", known, how))
+    _table(console, "a step", ("", "network", "GiB", "s", ""), rows)
+    console.print(
+        f"{step.total:.3f} s a step, bound by {step.bound}: the longest of computing ({step.compute:.3f}), memory "
+        f"({step.memory:.3f}) and what is sent beside them ({step.overlapped:.3f}), and then what is waited for "
+        f"({step.waited:.3f})\n",
+        soft_wrap=True,
+    )
+
+
+def _show_run(console: Console, found: Estimate) -> None:
+    run, plan, hardware = found.run, found.place.experiment.plan, found.place.experiment.hardware
+    usd = f"{run.usd:,.0f} USD, at {hardware.price_usd_per_hour:g} an hour ({hardware.price_source})"
+    kwh = f"{run.kwh:,.0f} kWh, at {hardware.power_watts:g} W a device and a PUE of {plan.pue:g}"
+    co2 = f"{run.co2_kg:,.0f} kg, at {plan.co2_g_per_kwh:g} g a kWh (plan.co2_g_per_kwh)"
+    optimal = found.optimal_tokens
+    speed = found.tokens_per_sec
+    rows = [
+        ("speed", f"{speed:,.0f} tokens/s, {speed / found.place.num_devices:,.0f} a device"),
+        ("MFU", f"{found.mfu:.1%}"),
+        ("tokens", f"{run.tokens / 1e9:,.2f} billion"),
+        ("time", f"{run.days:,.1f} days"),
+        ("cost", usd if run.usd else "the price is not known: hardware.price_usd_per_hour"),
+        ("energy", kwh if run.kwh else "the power is not known: hardware.power_watts"),
+        ("CO2", co2 if run.kwh else "not known"),
+        ("hint", f"{optimal / 1e9:,.1f} billion tokens are the best use of their FLOPs at this size (Hoffmann et al. "
+                 f"2022: 20 a parameter); this is {run.tokens / optimal:.2f} of that"),
+    ]  # fmt: skip
+    _table(console, "the run", ("", ""), rows)
+
+
+def _table(console: Console, title: str, names: Iterable[str], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(title=f"[bold]{title}", title_justify="left", box=None)
+    for name in names:
+        table.add_column(name, justify="right" if name.startswith(("GiB", "GFLOP", "share", "s")) else "left")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print()
+
+
+def as_plain(found: Estimate, changes: list[Advice]) -> dict[str, Any]:
+    """Every figure of the plan, for JSON; sizes in bytes, times in seconds unless their names say otherwise."""
+    memory, step = found.memory, found.step
+    return {
+        "name": found.place.experiment.run.name,
+        "hardware": found.place.experiment.hardware.name,
+        "devices": found.place.num_devices,
+        "mesh": found.place.sizes,
+        "params": found.place.blueprint.num_params,
+        "fits": found.fits,
+        "memory": {
+            "peak_bytes": memory.peak, "limit_bytes": found.limit, "narrow": memory.narrow,
+            "host_bytes": memory.host_bytes, "items": [item._asdict() for item in memory.items],
+        },
+        "flops_per_step": found.flops,
+        "repeated_flops_per_step": found.repeated,
+        "memory_traffic_bytes": found.memory_traffic,
+        "step": {
+            "total_sec": step.total, "compute_sec": step.compute, "memory_sec": step.memory, "bound": step.bound,
+            "overlapped_sec": step.overlapped, "waited_sec": step.waited,
+            "sent": [one._asdict() | {"network": one.network._asdict()} for one in step.sent],
+        },
+        "tokens_per_sec": found.tokens_per_sec,
+        "mfu": found.mfu,
+        "run": found.run._asdict(),
+        "optimal_tokens": found.optimal_tokens,
+        "advice": [row._asdict() for row in changes],
+    }  # fmt: skip

@@ -1,0 +1,99 @@
+"""What a step computes, and what it moves between a device and its memory.
+
+FLOPs are those of train/flops.py: 6 a parameter of a product and token, attention 6 x 2 N H x the keys that a query
+sees (of causal attention half), a mixture's experts as those a token goes to. What remat computes again comes on top,
+and is no part of MFU:
+
+| remat | computed again, of the forward pass |
+|---|---|
+| none | nothing |
+| dots | attention's products; all of the experts |
+| names, offload | and all of the layers but the two products whose results are kept or not needed |
+| full | and attention's output projection |
+
+Attention's kernels keep no weights [T, S]: each backward pass makes the scores once more.
+"""
+
+import dataclasses
+import math
+
+from lmkit.config.model import NormOrder, Remat
+from lmkit.nn.tree import flat
+from lmkit.plan.activations import kept_bytes
+from lmkit.plan.memory import share_of
+from lmkit.plan.place import Place, local_bytes
+from lmkit.train.flops import SCORES, flops_of_each, is_head
+from lmkit.train.traffic import stack_lengths
+
+_F32 = 4
+_PARTS = {  # of a dotted path, the first that is in it
+    "attention.out": "attention: output", "attention": "attention: q, k, v", "cross.out": "attention: output",
+    "cross": "attention: q, k, v", "router": "router", "mlp.down": "MLP: down", "mlp": "MLP: up",
+}  # fmt: skip
+
+
+def flops_by_part(place: Place) -> dict[str, float]:
+    """Of a step over all devices, forward and backward, without what is computed again."""
+    each = flops_of_each(
+        place.experiment.model, place.blueprint.specs, place.source_len, place.target_len, place.predicted
+    )
+    parts: dict[str, float] = {}
+    for path, flops in each.items():
+        name = _part_of(place, path)
+        parts[name] = parts.get(name, 0.0) + flops * place.experiment.train.batch_size
+    return {name: flops for name, flops in parts.items() if flops}
+
+
+def _part_of(place: Place, path: str) -> str:
+    if path == SCORES:
+        return "attention: scores"
+    if is_head(place.experiment.model, path):
+        return "head"
+    words = f".{path}."
+    return next((part for word, part in _PARTS.items() if f".{word}." in words), "ends")
+
+
+def repeated_flops(place: Place, parts: dict[str, float]) -> float:
+    """What remat and attention's backward pass compute again, in a step over all devices."""
+    part = next(iter(place.experiment.model.parts().values()))
+    scores = parts.get("attention: scores", 0.0)
+    again = scores / 6  # queries times keys: half of the forward pass
+    if part.remat is Remat.none:
+        return again
+    experts = bool(part.num_experts)
+    names = ["attention: scores"]
+    if part.remat is not Remat.dots:
+        names += ["attention: q, k, v"]
+    if part.remat is not Remat.dots or experts:
+        names += ["MLP: up"]
+    if experts or (part.remat is Remat.full and part.norm_order is not NormOrder.pre):
+        names += ["MLP: down"]  # a router's gradient needs what the experts gave
+    if part.remat is Remat.full:
+        names += ["attention: output"]
+    return again + sum(parts.get(name, 0.0) for name in names) / 3
+
+
+def memory_traffic(place: Place) -> dict[str, float]:
+    """Bytes between a device and its memory in a step.
+
+    The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights
+    are written once and read for each product of each pass; activations, as much as a layer without remat keeps, are
+    written and read in each pass.
+    """
+    experiment, shapes = place.experiment, place.blueprint.shapes
+    micro, passes = experiment.train.accumulate_steps, 0.0
+    activations = 0.0
+    for part in experiment.model.parts().values():
+        passes = 2.0 if part.remat is Remat.none else 3.0
+        for length, layers, joins in stack_lengths(experiment, part):
+            everything = dataclasses.replace(part, remat=Remat.none)
+            activations += 2 * passes * layers * kept_bytes(everything, share_of(place, length, joins - 1))
+    whole = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in flat(place.blueprint.param_shapes).values()
+    ) * place.size("fsdp")
+    return {
+        "update of the state": 2 * local_bytes(shapes),
+        "gradients": 2 * micro * local_bytes(shapes["params"]),
+        "weights": micro * whole * place.itemsize * (2 * passes + 1),
+        "activations": micro * activations / place.size("stage"),
+    }
