@@ -39,6 +39,11 @@ class ParamSpec:
     num_in: int
 
     @property
+    def in_stack(self) -> bool:
+        """Whether it is a layer's."""
+        return self.dims[:1] in (("layers",), ("layer",))
+
+    @property
     def stacked(self) -> int:
         """Leading dims that are not the matrix's own: layers of a stack, experts of a mixture."""
         return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "layer", "expert")), len(self.dims))

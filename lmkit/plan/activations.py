@@ -37,7 +37,7 @@ class Share(NamedTuple):
     tensor: int  # what heads and F are divided by
     stream: int  # what the stream between sub-layers is divided by
     itemsize: int
-    flat: bool  # nothing is split: each linear layer has a flat copy of its input of its own
+    flat: bool  # only the batch is split, on CPUs, or nothing is: each linear layer has a flat copy of its input of its own
     attentions: int = 1  # of a layer: 2 with cross-attention
 
 
@@ -87,7 +87,8 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     if not part.num_experts:
         return inner
     chosen = part.experts_per_token
-    each = inner + 2 * part.embed_dim * share.itemsize  # what goes into an expert and what comes out, sorted
+    # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
+    each = inner + part.embed_dim * (4 * share.itemsize + 2)
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 

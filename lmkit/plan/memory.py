@@ -111,7 +111,9 @@ def share_of(place: Place, length: int, attentions: int = 1) -> Share:
     """What a device has of a layer for sequences of this length."""
     context, tensor = place.size("context"), place.size("tensor")
     stream = tensor if length % (context * tensor) == 0 else 1  # see rules.residual_dims
-    return Share(place.rows * length / context, tensor, stream, place.itemsize, place.num_devices == 1, attentions)
+    on_cpu = place.experiment.hardware.platform == "cpu"
+    flat_products = place.num_devices == 1 or (on_cpu and context == 1)
+    return Share(place.rows * length / context, tensor, stream, place.itemsize, flat_products, attentions)
 
 
 def _copies(place: Place, part: TransformerConfig) -> float:
@@ -121,7 +123,7 @@ def _copies(place: Place, part: TransformerConfig) -> float:
     gathered = place.size("fsdp") if part.num_experts else 1
     total = 0.0
     for path, leaf, spec in _leaves(place):
-        if "layers" in spec.dims and spec.num_in:
+        if spec.in_stack and spec.num_in:
             total += leaf * place.itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
     return total / len(place.experiment.model.parts())
 
@@ -137,7 +139,7 @@ def _buffers(place: Place) -> float:
     """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
     gradients before they are scattered."""
     layers = max(part.num_layers for part in place.experiment.model.parts().values()) / place.size("stage")
-    local = sum(size for _, size, spec in _leaves(place) if "layers" in spec.dims) / layers
+    local = sum(size for _, size, spec in _leaves(place) if spec.in_stack) / layers
     return 3 * local * place.size("fsdp") * place.itemsize
 
 

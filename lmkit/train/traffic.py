@@ -95,7 +95,7 @@ def _of_parameter(
         yield Least(others, "all-reduce", 2 * local * size * (group - 1) / group, "gradients")
     if "fsdp" not in split or (looked_up and not is_head(experiment.model, path)):
         return
-    what = "layers" if "layers" in spec.dims else "head and ends"
+    what = "layers" if spec.in_stack else "head and ends"
     one = local * (fsdp - 1) * itemsize * micro
     yield Least(("fsdp",), "all-gather", one * _passes(experiment, spec), f"{what}: parameters")
     if trained:
@@ -105,7 +105,7 @@ def _of_parameter(
 def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     """How often a parameter is gathered: what an unrolled layer without remat gathered can still be there backward."""
     again = any(part.remat is not Remat.none or part.scan_layers for part in experiment.model.parts().values())
-    return 2 if again and "layers" in spec.dims else 1
+    return 2 if again and spec.in_stack else 1
 
 
 def stack_lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:

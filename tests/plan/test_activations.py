@@ -85,5 +85,5 @@ def test_what_each_activation_keeps(activation: Activation, gated: bool) -> None
 def test_what_a_device_of_a_mesh_keeps(remat: Remat) -> None:
     config = GPTConfig(**SIZES, **LLAMA, remat=remat)
     mesh = build_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
-    share = Share(ROWS * SEQ / 2, tensor=4, stream=4, itemsize=2, flat=False)
+    share = Share(ROWS * SEQ / 2, tensor=4, stream=4, itemsize=2, flat=True)
     assert kept_bytes(config, share) == pytest.approx(traced_bytes(config, mesh), rel=0.01)

@@ -66,12 +66,14 @@ def test_tensor_moves_the_stream(remat: str, gathers: int, scatters: int) -> Non
 
 def test_an_odd_length_is_summed_whole() -> None:
     """Patches of an image that tensor does not divide: the stream is not split, so it is all-reduced."""
-    words = "run.name=x model=vit_ti16 model.num_heads=4 model.embed_dim=32 model.image_size=48 model.num_classes=4"
+    words = "run.name=x model=vit_ti16 model.num_heads=4 model.embed_dim=32 model.image_size=32 model.num_classes=4"
     experiment = compose([*words.split(), "objective=classify", "mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2",
                           "model.num_layers=1", "train.batch_size=8", "model.dtype=float32"])  # fmt: skip
     blueprint = make_blueprint(experiment.model, experiment.optim, 10, build_mesh(experiment.mesh))
     found = summed(least_traffic(experiment, blueprint))
-    assert found["tensor", "all-reduce"] == pytest.approx(2 * 4 * (2 * 9 * 32 * 4) / 2)
+    assert found["tensor", "all-reduce"] == pytest.approx(
+        2 * 4 * (2 * 5 * 32 * 4) / 2
+    )  # four patches and a class token
     assert ("tensor", "all-gather") not in found
 
 
