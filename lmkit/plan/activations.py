@@ -37,7 +37,7 @@ class Share(NamedTuple):
     tensor: int  # what heads and F are divided by
     stream: int  # what the stream between sub-layers is divided by
     itemsize: int
-    flat: bool  # only the batch is split, on CPUs, or nothing is: each linear layer has a flat copy of its input of its own
+    flat: bool  # only the batch is split, on a CPU: each linear layer has a flat copy of its input of its own
     attentions: int = 1  # of a layer: 2 with cross-attention
 
 
