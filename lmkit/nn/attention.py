@@ -12,7 +12,7 @@ from lmkit.nn.cache import Past, attend_cached
 from lmkit.nn.linear import Linear
 from lmkit.nn.norm import RMSNorm
 from lmkit.nn.position import Table, apply_rope, rope_table
-from lmkit.parallel.rules import residual_dims, seq_dim
+from lmkit.parallel.rules import in_pipeline, residual_dims, seq_dim, split_axes
 
 
 class Places(NamedTuple):
@@ -58,6 +58,10 @@ class Attention(nnx.Module):
             y_BTNH = self._extend(q_BTNH, k_BSKH, v_BSKH, places, windowed)
         elif isinstance(windowed, bool):
             y_BTNH = self._mix(q_BTNH, k_BSKH, v_BSKH, places, windowed)
+        elif in_pipeline() and "context" in split_axes():
+            # Another stage's layer may be of the other kind; collectives in a branch would wait for its devices.
+            both = (self._mix(q_BTNH, k_BSKH, v_BSKH, places, kind) for kind in (True, False))
+            y_BTNH = jnp.where(windowed, *both)
         else:  # kernels need a static window: compile both, run one
             y_BTNH = jax.lax.cond(
                 windowed,

@@ -76,6 +76,11 @@ def split_axes() -> dict[str, int]:
     return {axis: size for axis, size, kind in kinds if size > 1 and kind is not AxisType.Manual}
 
 
+def in_pipeline() -> bool:
+    """Whether this is one stage's work, where the other axes alone are laid out by rules."""
+    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+
+
 def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = True) -> Callable:
     """shard_map over the axes that are not Manual already: inside a pipeline, over those of a stage.
 
