@@ -58,8 +58,5 @@ def check_mesh(experiment: Experiment, num_devices: int) -> dict[str, int]:
         "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
         train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES), parts,
     )  # fmt: skip
-    resolved = dataclasses.replace(
-        experiment.mesh, **{axis: n // getattr(experiment.mesh.dcn, axis) for axis, n in sizes.items()}
-    )
-    dataclasses.replace(experiment, mesh=resolved)  # checks the sizes that were -1
+    dataclasses.replace(experiment, mesh=experiment.mesh.resolved(sizes))  # checks the sizes that were -1
     return sizes

@@ -16,14 +16,10 @@ from lmkit.config.sections import MeshConfig, TrainConfig
 def check_axes(model: ModelConfig, data: DataConfig, train: TrainConfig, mesh: MeshConfig) -> None:
     """Raises ConfigError where an axis does not go with the rest of the experiment, with the way out."""
     for prefix, part in model.parts().items():
-        _check_tensor(prefix, part, data, _size(mesh, "tensor"))
-        _check_context(prefix, part, data, _size(mesh, "context"), max(_size(mesh, "tensor"), 1))
+        _check_tensor(prefix, part, data, mesh.size("tensor"))
+        _check_context(prefix, part, data, mesh.size("context"), max(mesh.size("tensor"), 1))
         _check_stages(prefix, part, train, mesh)
-    _check_experts(model, _size(mesh, "expert"))
-
-
-def _size(mesh: MeshConfig, axis: str) -> int:
-    return getattr(mesh, axis) * getattr(mesh.dcn, axis)
+    _check_experts(model, mesh.size("expert"))
 
 
 def _check_tensor(prefix: str, part: TransformerConfig, data: DataConfig, tensor: int) -> None:
@@ -80,12 +76,12 @@ def _check_experts(model: ModelConfig, size: int) -> None:
 
 def _check_stages(prefix: str, part: TransformerConfig, train: TrainConfig, mesh: MeshConfig) -> None:
     """Every stage has as many layers, and every micro-batch as many rows on each device."""
-    if (stages := _size(mesh, "stage")) <= 1:
+    if (stages := mesh.size("stage")) <= 1:
         return
     axis = "mesh.stage" if part.rounds == 1 else f"{prefix}.rounds x mesh.stage"
     for name, layers in part.stacks().items():
         check_divides(f"{prefix}.{name}", layers, axis, part.rounds * stages)
-    asked, shards = part.microbatches, [_size(mesh, axis) for axis in ROW_AXES]
+    asked, shards = part.microbatches, [mesh.size(axis) for axis in ROW_AXES]
     if part.rounds > 1 and 0 < asked < stages:
         raise ConfigError(
             f"{prefix}.microbatches={asked} with {prefix}.rounds={part.rounds}: a second round begins when the "

@@ -1,6 +1,7 @@
 """The sections of an experiment other than the model: what they are called, mean, and may be."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -195,6 +196,14 @@ class MeshConfig(Section):
             )
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
+
+    def size(self, axis: str) -> int:
+        """Of an axis, inside slices and across them together; negative where it takes what is left."""
+        return getattr(self, axis) * getattr(self.dcn, axis)
+
+    def resolved(self, sizes: Mapping[str, int]) -> "MeshConfig":
+        """The same with these sizes, inside slices and across them together."""
+        return replace(self, **{axis: n // getattr(self.dcn, axis) for axis, n in sizes.items()})
 
 
 class Best(Enum):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives 0, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
-_MAX_SCORES = 2**20  # of a head that exist at once: longer blocks run in pieces, one after the other
+_MAX_SCORES = 2**20  # of a head that exist at once: where there are more, blocks run in pieces, one after the other
+_MIN_ROWS = 64  # of a piece
 Segments = tuple[jax.Array, jax.Array]  # int [B, T] of the queries, int [B, S] of the keys
 
 
@@ -96,11 +97,15 @@ def _cut(block: _Block, segments: Segments | None, bias_NTS) -> tuple[Any, Any, 
     return own, others, None if bias_NTS is None else bias_NTS[:, rows, keys]
 
 
-def _pieces(rows: int, keys: int) -> int:
-    """Into how many pieces, one after the other, the rows of a block are cut so that few scores exist at once."""
-    pieces = 1
-    while rows % (2 * pieces) == 0 and rows // pieces * keys > _MAX_SCORES:
+def _pieces(rows: int, keys: int, queries: int) -> int:
+    """Into how many pieces, one after the other, the rows of a block are cut so that few scores exist at once.
+
+    Small blocks of a large product are cut, too: outside of a loop a scheduler may hold the scores of all blocks.
+    """
+    pieces, most = 1, _MAX_SCORES // _MAX_BLOCKS
+    while queries * keys > _MAX_SCORES and rows % (2 * pieces) == 0 and rows // pieces * keys > most:
         pieces *= 2
+        most = most if rows // pieces > _MIN_ROWS else _MAX_SCORES
     return pieces
 
 
@@ -173,7 +178,7 @@ def forward(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options: Options, offse
             q, own, bias, base = xs
             return _attend_rows(q, k, v, None if own is None else (own, others), bias, options, base)
 
-        pieces = _pieces(q.shape[3], k.shape[2])
+        pieces = _pieces(q.shape[3], k.shape[2], q_BKGTH.shape[3])
         if pieces == 1:
             results.append(piece((q, own, bias, base)))
             continue
@@ -226,7 +231,7 @@ def backward(q, k, v, segments, bias_NTS, d_out, shared, log_sum, options: Optio
             return _gradients(q, k, v, ids, bias, d_out, shared, log_sum, options, base)
 
         mine = tuple(x[:, :, :, rows] for x in (q, d_out, shared, log_sum))
-        pieces = _pieces(block.stop - block.start, some_k.shape[2])
+        pieces = _pieces(block.stop - block.start, some_k.shape[2], q.shape[3])
         if pieces == 1:
             d_q, d_keys, d_part = piece((*mine, own, bias, base))
         else:

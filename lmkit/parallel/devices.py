@@ -1,5 +1,7 @@
 """What must be set before the first device is touched."""
 
+import dataclasses
+
 import jax
 
 from lmkit.config.paths import cache_dir
@@ -16,6 +18,12 @@ def setup_jax(run: RunConfig) -> None:
         folder = cache_dir() / "xla" if run.compile_cache == "auto" else run.compile_cache
         jax.config.update("jax_compilation_cache_dir", str(folder))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def setup_cpu(run: RunConfig) -> None:
+    """For verbs that run nothing: accelerators that are here may be busy."""
+    here = max(run.cpu_devices, jax.config.jax_num_cpu_devices, 1)  # type: ignore[attr-defined]
+    setup_jax(dataclasses.replace(run, cpu_devices=here))
 
 
 def platform() -> str:

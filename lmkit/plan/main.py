@@ -1,15 +1,13 @@
 """`lmkit.plan`, top to bottom."""
 
-import dataclasses
 import json
 from pathlib import Path
 
-import jax
 from rich.console import Console
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.devices import setup_cpu
 from lmkit.plan.advice import advice
 from lmkit.plan.estimate import estimate
 from lmkit.plan.show import as_plain, show
@@ -19,8 +17,7 @@ console = Console(highlight=False)
 
 def plan(experiment: Experiment) -> int:
     """Prints the plan. 0 where it fits, else 1."""
-    here = max(experiment.run.cpu_devices, jax.config.jax_num_cpu_devices, 1)  # type: ignore[attr-defined]
-    setup_jax(dataclasses.replace(experiment.run, cpu_devices=here))  # an accelerator that is here may be busy
+    setup_cpu(experiment.run)
     found = estimate(experiment)
     changes = [] if found.fits else advice(found)
     target = experiment.plan.json

@@ -7,7 +7,6 @@ a time, and the backward pass of a layer, beside which all gradients already hav
 import math
 from typing import NamedTuple
 
-from lmkit.config.families import ViTConfig
 from lmkit.config.model import Remat, TransformerConfig
 from lmkit.config.sections import ObjectiveKind
 from lmkit.nn.tree import flat
@@ -89,7 +88,6 @@ def _of_layers(place: Place) -> _Layers:
     working, why = [0.0], []
     for part in place.experiment.model.parts().values():
         for length, layers, joins in stack_lengths(place.experiment, part):
-            length += part.num_places - part.num_patches if isinstance(part, ViTConfig) else 0
             share = share_of(place, length, joins - 1)
             here = layers / place.size("stage")
             kept += here * kept_bytes(part, share)

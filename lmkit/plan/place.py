@@ -67,7 +67,7 @@ def make_place(experiment: Experiment) -> Place:
     check_mesh(experiment, math.prod(sizes.values()))
     hardware = dataclasses.replace(hardware, devices=math.prod(sizes.values()))
     sides = hardware.slice_sides(slices)
-    mesh = dataclasses.replace(experiment.mesh, **{axis: n // getattr(dcn, axis) for axis, n in sizes.items()})
+    mesh = experiment.mesh.resolved(sizes)
     dtype = DType.float32 if hardware.platform == "cpu" else DType.bfloat16
     model = _settled(experiment, experiment.model, dtype)
     experiment = dataclasses.replace(experiment, hardware=hardware, mesh=mesh, model=model)
@@ -80,7 +80,7 @@ def make_place(experiment: Experiment) -> Place:
 def _sizes(experiment: Experiment, devices: int) -> dict[str, int]:
     """The sizes of the axes; where they do not multiply to the devices, the error says which would."""
     mesh, name = experiment.mesh, experiment.hardware.name.removeprefix("tpu_")
-    asked = {axis: getattr(mesh, axis) * getattr(mesh.dcn, axis) for axis in AXES}
+    asked = {axis: mesh.size(axis) for axis in AXES}
     fixed, rest = math.prod(size for size in asked.values() if size > 0), min(asked.values()) < 0
     if devices % fixed == 0 and (rest or devices == fixed):
         return axis_sizes(mesh, devices)
@@ -98,7 +98,7 @@ def _sizes(experiment: Experiment, devices: int) -> dict[str, int]:
 
 def _asked(experiment: Experiment) -> int:
     """The devices of a mesh that says them all."""
-    sizes = [getattr(experiment.mesh, axis) * getattr(experiment.mesh.dcn, axis) for axis in AXES]
+    sizes = [experiment.mesh.size(axis) for axis in AXES]
     if min(sizes) < 0:
         name = experiment.hardware.name.removeprefix("tpu_")
         raise ConfigError(

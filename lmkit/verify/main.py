@@ -34,7 +34,7 @@ def verify(experiment: Experiment) -> int:
     small = shrink(experiment, sizes)
     model = fit_heads(small)
     batch = make_inputs(small, model)
-    mesh = build_mesh(_mesh_of(experiment.mesh, sizes), jax.devices()[: math.prod(sizes.values())])
+    mesh = build_mesh(experiment.mesh.resolved(sizes), jax.devices()[: math.prod(sizes.values())])
     one = run_step(small, model, batch, build_mesh(MeshConfig(data=1), jax.devices()[:1]))
     many = run_step(small, model, batch, mesh)
     rows = compare(one, many)
@@ -56,17 +56,13 @@ def choose_devices(experiment: Experiment) -> dict[str, int]:
     if experiment.verify.real_devices:
         setup_jax(experiment.run)
         return axis_sizes(experiment.mesh, len(jax.devices()))
-    asked = {axis: getattr(experiment.mesh, axis) * getattr(experiment.mesh.dcn, axis) for axis in AXES}
+    asked = {axis: experiment.mesh.size(axis) for axis in AXES}
     sizes = {axis: _REST if size < 0 else size for axis, size in asked.items()}
     needed = math.prod(sizes.values())
     if needed == 1:
         raise ConfigError("this mesh has one device, with nothing to compare: set mesh.data, mesh.fsdp or mesh.tensor")
     setup_jax(dataclasses.replace(experiment.run, cpu_devices=max(needed, experiment.run.cpu_devices)))
     return sizes
-
-
-def _mesh_of(mesh: MeshConfig, sizes: dict[str, int]) -> MeshConfig:
-    return dataclasses.replace(mesh, **{axis: n // getattr(mesh.dcn, axis) for axis, n in sizes.items()})
 
 
 def fit_heads(experiment: Experiment):

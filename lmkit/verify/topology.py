@@ -10,7 +10,7 @@ from lmkit.config.experiment import Experiment
 from lmkit.data.loader import array_sharding
 from lmkit.objectives.build import Batch
 from lmkit.parallel.collectives import Collective, collectives
-from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.devices import setup_cpu
 from lmkit.parallel.topology import COUNTABLE, topology_devices
 from lmkit.train.setup import lower_step, setup_mesh
 from lmkit.train.state import Blueprint, make_blueprint
@@ -19,8 +19,7 @@ from lmkit.verify.inputs import make_inputs
 
 def compile_for(experiment: Experiment, name: str) -> tuple[Blueprint, Any]:
     """The state's blueprint on a slice such as v5e:16x16, and the compiled train step."""
-    here = max(experiment.run.cpu_devices, jax.config.jax_num_cpu_devices, 1)  # type: ignore[attr-defined]
-    setup_jax(dataclasses.replace(experiment.run, cpu_devices=here))  # a CPU is enough to compile on
+    setup_cpu(experiment.run)
     mesh = setup_mesh(experiment, topology_devices(name))
     if any(not part.vocab_size for part in experiment.model.parts().values() if hasattr(part, "tie_embeddings")):
         raise ConfigError("model.vocab_size=0 takes the tokenizer's size, which is not known here: set it")

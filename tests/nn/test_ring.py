@@ -121,8 +121,8 @@ def compiled(seq: int, devices: int, heads: int = 1, **options: Any) -> Any:
 
 @pytest.mark.parametrize("context", [RING, ALL_TO_ALL])
 def test_memory_of_a_device_falls(context: ContextAttention) -> None:
-    peaks = [compiled(4096, n, heads=4, context=context).memory_analysis().temp_size_in_bytes for n in (1, 2, 4)]
-    assert all(more > 1.5 * less for more, less in pairwise(peaks)), peaks
+    peaks = [compiled(131_072, n, heads=4, context=context).memory_analysis().temp_size_in_bytes for n in (1, 2, 4)]
+    assert all(more > 1.3 * less for more, less in pairwise(peaks)), peaks
 
 
 def test_a_window_asks_only_its_neighbours() -> None:
