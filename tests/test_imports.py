@@ -25,8 +25,9 @@ FLOORS = [
         "lmkit.decode",
     },
     {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
-    {"lmkit.train.step", "lmkit.train.flops"},
+    {"lmkit.train.step", "lmkit.train.flops", "lmkit.train.inputs"},
     {"lmkit.train.setup", "lmkit.train.traffic"},
+    {"lmkit.train.aot", "lmkit.train.collectives"},
     {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.plan", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))

@@ -1,9 +1,10 @@
 """What a plan assumes: of the machine in practice, of the length of the run, of the electricity."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
-from lmkit.config.base import Section, key
+from lmkit.config.base import ConfigError, Section, key, nearest
+from lmkit.config.sections import AxesConfig
 
 
 @dataclass
@@ -21,4 +22,19 @@ class PlanConfig(Section):
         1.1, "electricity of the data centre over that of the devices (Google's fleet in 2023: 1.10)", at_least=1.0
     )
     co2_g_per_kwh: float = key(481.0, "grams of CO2 for a kWh (the world's mean in 2023, Ember 2024)", at_least=0.0)
+    compile: bool = key(False, "have the compiler for that hardware make the step, too; the hardware need not be here")
+    search: bool = key(False, "look for the mesh, model.remat and train.accumulate_steps with most tokens a second")
+    axes: list[str] = key(
+        ["data", "fsdp", "tensor", "expert"], "mesh axes that a search may split; expert where there are experts"
+    )
+    confirm: int = key(3, "with plan.search and plan.compile: how many of the best are compiled", at_least=1)
+    save: str = key("", "a YAML file for what a search found best; in a folder of yours, experiment/NAME.yaml")
     json: str = key("", "a file for every figure of the plan; - prints it in place of the tables")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        axes = [one.name for one in fields(AxesConfig)]
+        if bad := sorted(set(self.axes) - set(axes)):
+            raise ConfigError(
+                f"plan.axes: {bad[0]} is no mesh axis.{nearest(bad[0], axes)} There are {', '.join(axes)}"
+            )

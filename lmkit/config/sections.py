@@ -1,7 +1,8 @@
 """The sections of an experiment other than the model: what they are called, mean, and may be."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -196,6 +197,11 @@ class MeshConfig(Section):
             )
         if list(sizes.values()).count(-1) > 1:
             raise ConfigError(f"mesh: only one axis may be -1, got {[a for a, n in sizes.items() if n == -1]}")
+
+    @property
+    def num_slices(self) -> int:
+        """Parts of the devices between which the network is slow."""
+        return math.prod(getattr(self.dcn, one.name) for one in fields(self.dcn))
 
     def size(self, axis: str) -> int:
         """Of an axis, inside slices and across them together; negative where it takes what is left."""

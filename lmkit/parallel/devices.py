@@ -20,9 +20,9 @@ def setup_jax(run: RunConfig) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 
-def setup_cpu(run: RunConfig) -> None:
-    """For verbs that run nothing: accelerators that are here may be busy."""
-    here = max(run.cpu_devices, jax.config.jax_num_cpu_devices, 1)  # type: ignore[attr-defined]
+def setup_cpu(run: RunConfig, devices: int = 1) -> None:
+    """For verbs that run nothing: accelerators that are here may be busy. At least so many CPU devices."""
+    here = max(run.cpu_devices, jax.config.jax_num_cpu_devices, devices)  # type: ignore[attr-defined]
     setup_jax(dataclasses.replace(run, cpu_devices=here))
 
 

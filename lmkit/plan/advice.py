@@ -27,7 +27,7 @@ def advice(found: Estimate) -> list[Advice]:
     rows = []
     for keys, changed in _changes(found.place):
         try:
-            other = estimate(changed)
+            other = estimate(changed, found.place.blueprint)
         except ConfigError:  # it divides nothing evenly
             continue
         saved = found.memory.peak - other.memory.peak
@@ -41,7 +41,10 @@ def _changes(place: Place) -> Iterator[tuple[str, Experiment]]:
     now = max(part.remat.value for part in experiment.model.parts().values())
     for remat in Remat:
         if remat.value > now:
-            yield f"model.remat={remat.name}", dataclasses.replace(experiment, model=_with(experiment.model, remat))
+            yield (
+                f"model.remat={remat.name}",
+                dataclasses.replace(experiment, model=with_remat(experiment.model, remat)),
+            )
     for times in (2, 4, 8):
         more = train.accumulate_steps * times
         if train.batch_size % more == 0:
@@ -67,7 +70,8 @@ def _changes(place: Place) -> Iterator[tuple[str, Experiment]]:
         )
 
 
-def _with(model: ModelConfig, remat: Remat) -> ModelConfig:
+def with_remat(model: ModelConfig, remat: Remat) -> ModelConfig:
+    """The model with this policy in all of its transformers."""
     if isinstance(model, CLIPConfig):
-        return dataclasses.replace(model, text=_with(model.text, remat), vision=_with(model.vision, remat))
+        return dataclasses.replace(model, text=with_remat(model.text, remat), vision=with_remat(model.vision, remat))
     return dataclasses.replace(model, remat=remat)

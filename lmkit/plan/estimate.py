@@ -13,6 +13,7 @@ from lmkit.plan.memory import Memory, memory_of
 from lmkit.plan.network import Sent, times_of
 from lmkit.plan.place import Place, make_place
 from lmkit.plan.work import flops_by_part, memory_traffic, repeated_flops
+from lmkit.train.state import Blueprint
 from lmkit.train.traffic import traffic_of
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, section 3: the least loss for given FLOPs (approach 1, rounded)
@@ -103,9 +104,9 @@ def expert_sizes(place: Place) -> list[int]:
     return [leaf.size for path, leaf in flat(shapes).items() if "expert" in flat(specs)[path].dims[:2]]
 
 
-def estimate(experiment: Experiment) -> Estimate:
-    """Raises ConfigError as make_place does."""
-    place = make_place(experiment)
+def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Estimate:
+    """Raises ConfigError as make_place does, whose arguments they are."""
+    place = make_place(experiment, blueprint)
     hardware, plan, train = place.experiment.hardware, experiment.plan, experiment.train
     flops, traffic = flops_by_part(place), memory_traffic(place)
     repeated = repeated_flops(place, flops)

@@ -52,29 +52,40 @@ class Place(NamedTuple):
         return math.prod(self.sizes.get(axis, 1) for axis in axes)
 
 
-def make_place(experiment: Experiment) -> Place:
-    """Raises ConfigError where the hardware is not known, or the mesh, the batch or a parameter does not divide."""
+def make_place(experiment: Experiment, blueprint: Blueprint | None = None) -> Place:
+    """Raises ConfigError where the hardware is not known, or the mesh, the batch or a parameter does not divide.
+
+    `blueprint`: of the same model on any mesh, where there is one already.
+    """
     hardware, train = experiment.hardware, experiment.train
-    if hardware.name == "auto":
-        raise ConfigError(
-            "hardware=auto looks at the devices here: name those that are meant, such as hardware=h100_64"
-        )
-    dcn = experiment.mesh.dcn
-    slices = math.prod(getattr(dcn, axis) for axis in AXES)
-    if hardware.devices:
-        hardware.slice_sides(slices)
-    sizes = _sizes(experiment, hardware.devices or _asked(experiment))
+    sizes = _sizes(experiment, count_devices(experiment))
     check_mesh(experiment, math.prod(sizes.values()))
     hardware = dataclasses.replace(hardware, devices=math.prod(sizes.values()))
-    sides = hardware.slice_sides(slices)
+    sides = hardware.slice_sides(experiment.mesh.num_slices)
     mesh = experiment.mesh.resolved(sizes)
     dtype = DType.float32 if hardware.platform == "cpu" else DType.bfloat16
     model = _settled(experiment, experiment.model, dtype)
     experiment = dataclasses.replace(experiment, hardware=hardware, mesh=mesh, model=model)
     abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
-    blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
+    if blueprint is None:
+        blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
+    elif blueprint.mesh != abstract:
+        blueprint = blueprint.on(abstract)  # type: ignore[arg-type]
     part = next(iter(model.parts().values()))
     return Place(experiment, blueprint, sizes, sides, jnp.dtype(part.dtype.name).itemsize, *_lengths(experiment))
+
+
+def count_devices(experiment: Experiment) -> int:
+    """Of the hardware, else of the mesh. Raises ConfigError where that is not known, or no slice has so many."""
+    hardware = experiment.hardware
+    if hardware.name == "auto":
+        raise ConfigError(
+            "hardware=auto looks at the devices here: name those that are meant, such as hardware=h100_64"
+        )
+    if not hardware.devices:
+        return _asked(experiment)
+    hardware.slice_sides(experiment.mesh.num_slices)
+    return hardware.devices
 
 
 def _sizes(experiment: Experiment, devices: int) -> dict[str, int]:

@@ -6,32 +6,100 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.parallel.collectives import total
 from lmkit.plan.advice import Advice
+from lmkit.plan.compiled import Compiled
 from lmkit.plan.estimate import Estimate
 from lmkit.plan.memory import ALWAYS
+from lmkit.plan.place import local_bytes
+from lmkit.plan.search import Found, Search
+from lmkit.train.collectives import show_traffic
+from lmkit.train.traffic import least_traffic
 
 _GIB = 2**30
+_SHOWN = 10  # of what a search found
 
 
-def show(console: Console, found: Estimate, changes: list[Advice]) -> None:
+def show(console: Console, found: Estimate, changes: list[Advice], compiled: Compiled | None = None) -> None:
     """The verdict, then how it comes about."""
     experiment, place = found.place.experiment, found.place
     hardware = experiment.hardware
     axes = " x ".join(f"{axis}={n}" for axis, n in place.sizes.items() if n > 1) or "one device"
     sides = f" ({'x'.join(map(str, place.sides))} chips)" if place.sides else ""
-    verdict = "[bold green]fits[/]" if found.fits else "[bold red]does not fit[/]"
     room = f" of {found.limit / _GIB:.1f} that it may take" if found.limit else "; the device's memory is not known"
-    console.print(f"{verdict}: {found.memory.peak / _GIB:.2f} GiB a device{room}", soft_wrap=True)
+    peak, fits, who = found.memory.peak, found.fits, ", by arithmetic"
+    if compiled is not None:
+        peak, fits, who = compiled.peak, compiled.fits(found.limit), ", by the compiler"
+    verdict = "[bold green]fits[/]" if fits else "[bold red]does not fit[/]"
+    console.print(f"{verdict}: {peak / _GIB:.2f} GiB a device{room}{who}", soft_wrap=True)
     console.print(
         f"{experiment.run.name}, {found.place.blueprint.num_params:,} parameters, on {place.num_devices} x "
         f"{hardware.name}{sides}, {axes}\n",
         soft_wrap=True,
     )
-    if not found.fits:
+    if compiled is not None:
+        _show_compiled(console, found, compiled)
+    if not fits:
         _show_advice(console, changes)
     _show_memory(console, found)
     _show_time(console, found)
     _show_run(console, found)
+
+
+def show_search(console: Console, found: Search) -> None:
+    """The best ways to run, one a line, and the first as words for a command line."""
+    console.print(f"{found.tried:,} ways over {found.meshes} meshes tried by arithmetic, {len(found.best):,} fit")
+    if not found.best:
+        near, place = found.closest, found.closest.place
+        keys = " ".join(f"{key}={value}" for key, value in Found(near).keys.items() if value != "1")
+        console.print(
+            f"[bold red]nothing fits[/]: the least is {near.memory.peak / _GIB:.2f} GiB a device of "
+            f"{near.limit / _GIB:.1f}, with {keys}; take more than {place.num_devices} devices, or a smaller "
+            f"train.batch_size",
+            soft_wrap=True,
+        )
+        return
+    rows = []
+    for one in found.best[:_SHOWN]:
+        place, gib = one.estimate.place, f"{one.estimate.memory.peak / _GIB:.2f}"
+        if one.compiled is not None:
+            gib += f" ({one.compiled.peak / _GIB:.2f} compiled)"
+        (remat, *_) = {part.remat.name for part in place.experiment.model.parts().values()}
+        axes = " x ".join(f"{axis}={n}" for axis, n in place.sizes.items() if n > 1) or "one device"
+        micro = str(place.experiment.train.accumulate_steps)
+        rows.append((
+            axes, remat, micro, gib, f"{one.estimate.step.total:.3f}", f"{one.estimate.tokens_per_sec:,.0f}",
+            f"{one.estimate.mfu:.1%}", one.estimate.step.bound,
+        ))  # fmt: skip
+    names = ("mesh", "remat", "micro-batches", "GiB a device", "s a step", "speed, tokens/s", "share, MFU", "bound by")
+    _table(console, "the best", names, rows)
+    console.print(" ".join(f"{key}={value}" for key, value in found.best[0].keys.items()) + "\n", soft_wrap=True)
+
+
+def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> None:
+    """The compiler's figures beside those of arithmetic, the largest arrays, and what is sent."""
+    place = found.place
+    console.print(f"compiled in {compiled.seconds:.0f} s; nothing was run", style="dim")
+    if compiled.refusal:
+        console.print(f"the compiler: {compiled.refusal}", soft_wrap=True)
+    state = local_bytes(place.blueprint.shapes)
+    rows = [
+        ("the state and a batch", compiled.arguments, state, "arguments of the step"),
+        ("temporaries", compiled.temporary, found.memory.peak - state, "activations, gradients, buffers"),
+        ("peak", compiled.peak, found.memory.peak, "all that is there at once"),
+        ("host", compiled.host, 0.0, "what model.remat=offload keeps there"),
+    ]
+    _table(console, "memory of a device, by the compiler", ("", "GiB", "GiB by arithmetic", ""), [
+        (name, f"{size / _GIB:.2f}" if size else "not told", f"{asked / _GIB:.2f}", why)
+        for name, size, asked, why in rows if size or asked
+    ])  # fmt: skip
+    if compiled.arrays:
+        rows = [(f"{one.size / _GIB:.2f}", one.array, one.source) for one in compiled.arrays]
+        _table(console, "largest arrays that the program makes", ("GiB", "array", "where"), rows)
+    if compiled.sent:
+        least = least_traffic(place.experiment, place.blueprint)
+        show_traffic(console, "collectives of a step, a device", compiled.sent, least, "MiB")
+        console.print()
 
 
 def _show_advice(console: Console, changes: list[Advice]) -> None:
@@ -119,7 +187,7 @@ def _table(console: Console, title: str, names: Iterable[str], rows: Iterable[tu
     console.print()
 
 
-def as_plain(found: Estimate, changes: list[Advice]) -> dict[str, Any]:
+def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None = None) -> dict[str, Any]:
     """Every figure of the plan, for JSON; sizes in bytes, times in seconds unless their names say otherwise."""
     memory, step = found.memory, found.step
     return {
@@ -146,4 +214,11 @@ def as_plain(found: Estimate, changes: list[Advice]) -> dict[str, Any]:
         "run": found.run._asdict(),
         "optimal_tokens": found.optimal_tokens,
         "advice": [row._asdict() for row in changes],
+        "compiled": compiled and {
+            "seconds": compiled.seconds, "peak_bytes": compiled.peak, "argument_bytes": compiled.arguments,
+            "temporary_bytes": compiled.temporary, "host_bytes": compiled.host, "refusal": compiled.refusal,
+            "fits": compiled.fits(found.limit), "arrays": [one._asdict() for one in compiled.arrays],
+            "sent": [{"axes": axes, "kind": kind} | sums._asdict()
+                     for (axes, kind), sums in total(compiled.sent, "axes", "kind").items()],
+        },
     }  # fmt: skip

@@ -6,7 +6,7 @@
 """
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -71,6 +71,11 @@ class Blueprint:
             for leaf in jax.tree.leaves(self.shapes)
         )
 
+    def on(self, mesh: Mesh) -> "Blueprint":
+        """The same on another mesh. Raises ConfigError where it does not divide a parameter."""
+        shardings, shapes = _laid_out(self.shapes, self.specs, self.trainable, self.optim, mesh)
+        return replace(self, mesh=mesh, shardings=shardings, shapes=shapes)
+
     def merge(self, *params: Any) -> nnx.Module:
         """The model with the parameters of these trees, which together are all; free at trace time."""
         return nnx.merge(self.graph, nnx.State(union(*params)))
@@ -92,8 +97,15 @@ def make_blueprint(
     graph, abstract = nnx.split(nnx.eval_shape(lambda: _build(model, lora, nnx.Rngs(0))))
     all_specs = param_specs(abstract)
     trainable = _trainable(list(flat(all_specs)), optim.freeze, lora)
+    chain = build_optim(optim, steps, divide(all_specs, trainable)[0])
+    bare = jax.eval_shape(lambda: _init(model, lora, trainable, chain, optim.ema, jax.random.key(0)))
+    shardings, shapes = _laid_out(bare, all_specs, trainable, chain, mesh)
+    return Blueprint(model, graph, all_specs, trainable, lora, chain, optim.ema, mesh, shardings, shapes)
+
+
+def _laid_out(bare: State, all_specs: Any, trainable: frozenset[str], chain: Optim, mesh: Mesh) -> tuple[State, State]:
+    """The shardings of the state on a mesh, and its shapes with them."""
     specs, frozen_specs = divide(all_specs, trainable)
-    chain = build_optim(optim, steps, specs)
     params, frozen = _shardings(specs, mesh), _shardings(frozen_specs, mesh)
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -102,28 +114,16 @@ def make_blueprint(
             return leaf
         return sharding if leaf.shape == spec.shape else replicated  # factored moments are small
 
-    bare = jax.eval_shape(lambda: _init(model, lora, trainable, chain, optim.ema, jax.random.key(0)))
-    shardings = {
-        "step": replicated,
-        "params": params,
-        "opt": optax.tree_map_params(
-            chain.transform,
-            place,
-            bare["opt"],
-            specs,
-            params,
-            transform_non_params=lambda _: replicated,
-            is_leaf=_is_masked,
-        ),
-    }
-    if optim.ema:
-        shardings["ema"] = params
-    if frozen:
-        shardings["frozen"] = frozen
+    opt = optax.tree_map_params(
+        chain.transform, place, bare["opt"], specs, params,
+        transform_non_params=lambda _: replicated, is_leaf=_is_masked,
+    )  # fmt: skip
+    shardings = {"step": replicated, "params": params, "opt": opt}
+    shardings |= ({"ema": params} if "ema" in bare else {}) | ({"frozen": frozen} if frozen else {})
     shapes = jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), bare, shardings
     )
-    return Blueprint(model, graph, all_specs, trainable, lora, chain, optim.ema, mesh, shardings, shapes)
+    return shardings, shapes
 
 
 def _build(model: ModelConfig, lora: LoraConfig, rngs: nnx.Rngs) -> nnx.Module:

@@ -14,12 +14,13 @@ from lmkit.config.sections import MeshConfig, ObjectiveKind
 from lmkit.parallel.collectives import collectives
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
+from lmkit.train.collectives import show_traffic
+from lmkit.train.inputs import make_inputs
 from lmkit.train.task import check_task
 from lmkit.train.traffic import least_traffic
 from lmkit.verify.compare import Row, compare, first_departing, run_step
-from lmkit.verify.inputs import make_inputs
 from lmkit.verify.shrink import shrink
-from lmkit.verify.traffic import show_topology, show_traffic
+from lmkit.verify.topology import show_topology
 
 console = Console(highlight=False)
 _REST = 2  # devices that an axis of -1 takes where they are pretended

@@ -1,16 +1,11 @@
 """The arithmetic against the compiler there is here, the CPU's: the memory that it gives the whole step."""
 
-import dataclasses
-
 import jax
 import pytest
 
 from lmkit.config.entry import compose
-from lmkit.parallel.rules import sharding_of
 from lmkit.plan.estimate import estimate
-from lmkit.train.setup import lower_step, setup_mesh
-from lmkit.train.state import make_blueprint
-from lmkit.verify.inputs import make_inputs
+from lmkit.train.aot import compile_step
 
 MODEL = ["model.vocab_size=8192", "model.num_layers=12", "model.num_heads=8", "model.embed_dim=256",
          "model.qk_norm=false", "model.max_seq_len=512", "data.seq_len=512", "train.batch_size=32",
@@ -34,17 +29,7 @@ slow = pytest.mark.slow  # a few seconds each, on an idle machine
 def test_the_peak_is_what_the_compiler_says(words: str) -> None:
     devices = 8 if "mesh." in words else 1
     experiment = compose(["+experiment=gpt_tiny", f"hardware=cpu_{devices}", *MODEL, *words.split()])
-    mesh = setup_mesh(experiment, jax.devices()[:devices])
-    blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh)
-    few = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, batch_size=2, accumulate_steps=1))
-    batch = {
-        name: jax.ShapeDtypeStruct(
-            (experiment.train.batch_size, *x.shape[1:]), x.dtype,
-            sharding=sharding_of(("batch", *[None] * (x.ndim - 1)), mesh),
-        )
-        for name, x in make_inputs(few, experiment.model).items()
-    }  # fmt: skip
-    analysis = lower_step(experiment, blueprint, batch).compile().memory_analysis()
+    analysis = compile_step(experiment, jax.devices()[:devices])[1].memory_analysis()
     assert analysis is not None
     compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes  # the state is donated
     assert estimate(experiment).memory.peak == pytest.approx(compiled, rel=0.1)

@@ -5,10 +5,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from lmkit.config.experiment import Experiment
 from lmkit.parallel.collectives import Collective, Traffic, total
-from lmkit.train.traffic import Least, least_traffic
-from lmkit.verify.topology import compile_for, step_collectives
+from lmkit.train.traffic import Least
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20}
 Rows = dict[tuple[tuple[str, ...], str], tuple[Traffic, float]]
@@ -48,15 +46,3 @@ def show_traffic(console: Console, title: str, found: list[Collective], least: l
 def _figures(traffic: Traffic, least_bytes: float, scale: float) -> tuple[str, str, str, str]:
     ratio = f"{traffic.sent_bytes / least_bytes:.3f}" if least_bytes else ""
     return str(traffic.count), f"{traffic.sent_bytes / scale:,.1f}", f"{least_bytes / scale:,.1f}", ratio
-
-
-def show_topology(console: Console, experiment: Experiment) -> int:
-    """Compiles the full step for `verify.topology` and prints what it sends. Returns the exit status."""
-    name = experiment.verify.topology
-    blueprint, compiled = compile_for(experiment, name)
-    axes = " x ".join(f"{axis}={n}" for axis, n in blueprint.mesh.shape.items() if n > 1)
-    title = f"{experiment.run.name} on {name}, {axes}: collectives of a step, a device"
-    show_traffic(console, title, step_collectives(blueprint, compiled), least_traffic(experiment, blueprint), "MiB")
-    peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", 0)
-    console.print(f"peak memory {peak / 2**30:.2f} GiB a device, by the compiler; nothing was run")
-    return 0

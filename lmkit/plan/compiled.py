@@ -1,0 +1,97 @@
+"""What the compiler says: the very step that `train` would run, compiled for hardware that need not be here."""
+
+import re
+import time
+from typing import NamedTuple
+
+import jax
+
+from lmkit.config.base import ConfigError
+from lmkit.parallel.collectives import Collective, collectives
+from lmkit.parallel.hlo import parse, size_of
+from lmkit.parallel.topology import COUNTABLE, hardware_devices
+from lmkit.plan.place import Place, local_bytes
+from lmkit.train.aot import compile_step
+
+_REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")
+_VIEWS = (
+    "parameter", "bitcast", "get-tuple-element", "tuple", "while", "conditional", "call", "optimization-barrier",
+)  # fmt: skip
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+class Large(NamedTuple):
+    """An array that the program makes, somewhere in a step."""
+
+    size: float  # bytes a device
+    array: str  # bf16[8,1024,3072]
+    source: str  # the operation in the model's code
+
+
+class Compiled(NamedTuple):
+    """What a compiler made of the step, in bytes a device."""
+
+    seconds: float  # that it took
+    arguments: float  # the state and the batch
+    temporary: float
+    peak: float  # all that is there at once
+    host: float
+    sent: list[Collective]
+    arrays: list[Large]  # the largest that it makes
+    refusal: str  # the compiler's own words where it found that it does not fit; only peak is known then, or 0
+
+    def fits(self, limit: float) -> bool:
+        """In so many bytes of a device; 0 = not known."""
+        return not self.refusal and (limit == 0 or self.peak <= limit)
+
+
+def compiled_plan(place: Place) -> Compiled:
+    """Raises ConfigError where no compiler for that hardware is here."""
+    experiment, began = place.experiment, time.perf_counter()
+    devices = hardware_devices(experiment.hardware, experiment.mesh.num_slices)
+    options = COUNTABLE if experiment.hardware.platform == "tpu" else None
+    try:
+        blueprint, compiled = compile_step(experiment, devices, options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        words = str(error).split(": ", 1)[-1].splitlines()[0]
+        return Compiled(time.perf_counter() - began, 0, 0, _needed(words, place), 0, [], [], words)
+    seconds = time.perf_counter() - began
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        raise ConfigError(f"hardware={experiment.hardware.name}: its compiler does not tell what memory it uses")
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    peak = float(getattr(analysis, "peak_memory_in_bytes", 0) or held + analysis.temp_size_in_bytes)
+    host = float(getattr(analysis, "host_temp_size_in_bytes", 0))
+    text = compiled.as_text() or ""
+    return Compiled(
+        seconds, float(analysis.argument_size_in_bytes), float(analysis.temp_size_in_bytes), peak, host,
+        collectives(text, blueprint.mesh.shape), large_arrays(text), "",
+    )  # fmt: skip
+
+
+def _needed(words: str, place: Place) -> float:
+    """What the compiler says that it would take; where it counts temporaries alone, with the state. 0: it does not."""
+    if not (found := _REFUSED.search(words)):
+        return 0.0
+    temporary, unit, used, other = found.groups()
+    if temporary:
+        return float(temporary) * _UNITS[unit] + local_bytes(place.blueprint.shapes)
+    return float(used) * _UNITS[other]
+
+
+def large_arrays(text: str, most: int = 6) -> list[Large]:
+    """The largest arrays that a compiled program makes, each kind of them once; not all are there at the same time."""
+    program = parse(text)
+    fused = {name for lines in program.computations.values() for one in lines.values() if one.opcode == "fusion"
+             for name in one.called}  # fmt: skip
+    found: dict[tuple[str, str], Large] = {}
+    for name, lines in program.computations.items():
+        for one in lines.values() if name not in fused else ():
+            if one.opcode in _VIEWS or "S(" in one.type:  # a view, or in another memory
+                continue
+            for dtype, shape in one.result:
+                array = f"{dtype}[{','.join(map(str, shape))}]"
+                found.setdefault((array, one.source), Large(size_of((dtype, shape)), array, one.source))
+    return sorted(found.values(), key=lambda large: -large.size)[:most]
