@@ -1,6 +1,8 @@
 """Short ways to what many tests need."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -82,3 +84,13 @@ def leaves_equal(a: Any, b: Any) -> bool:
     """Bit for bit."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(np.array_equal(np.asarray(x), np.asarray(y)) for x, y in pairs)
+
+
+def load_tool(name: str) -> ModuleType:
+    """A script of tools/, imported."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "tools" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -44,6 +44,10 @@ POINTS = [  # experiment, hardware, mesh, remat, more
     ("mixtral_8x7b", "v5p:4x4x8", "fsdp=128", "full", "train.batch_size=128"),
     ("gpt3_175b", "v5p:8x8x8", "fsdp=64 tensor=8", "full", ""),
     ("gpt3_175b", "v5p:4x4x8", "fsdp=16 tensor=8", "full", "train.batch_size=128"),
+    ("gpt3_1b3", "h100_8", "data=2 fsdp=4", "none", "train.batch_size=32 train.accumulate_steps=2"),
+    ("llama3_8b", "h100_32", "fsdp=16 tensor=2", "names", "train.batch_size=64"),
+    ("llama3_8b", "v6e:8x8", "fsdp=64", "names", "train.batch_size=64"),
+    ("gpt3_1b3", "v5p:2x2x2", "fsdp=4 context=2", "names", "train.batch_size=32"),
 ]
 Point = tuple[str, str, str, str, str]
 
@@ -70,6 +74,7 @@ def measure(point: Point) -> None:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "jax-cuda13-plugin")}
     line = {
         "point": point, "peak_bytes": found.peak, "argument_bytes": found.arguments, "temp_bytes": found.temporary,
+        "arrays": [(round(one.size / 2**20, 1), one.array, one.source) for one in found.arrays],
         "refusal": found.refusal, "seconds": round(found.seconds, 1), "versions": versions,
     }  # fmt: skip
     with RESULTS.open("a") as file:

@@ -109,6 +109,12 @@ def _pieces(rows: int, keys: int, queries: int) -> int:
     return pieces
 
 
+def scores_at_once(length: int) -> int:
+    """Of a head and row, where so many queries see so many keys: of a block, or of the piece that it is cut into."""
+    rows = -(-length // _MAX_BLOCKS)
+    return rows * length // _pieces(rows, length, length)
+
+
 def _tied(q_BKGTH, segments: Segments | None, keys: int, offset: Any) -> tuple[Any, Segments | None, Any]:
     """The queries, the segments and the offset, the last two as if they came from the queries, where masks are large.
 

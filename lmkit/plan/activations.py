@@ -19,6 +19,7 @@ and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multi
 from typing import NamedTuple
 
 from lmkit.config.model import Activation, Kernel, NormOrder, Remat, TransformerConfig
+from lmkit.nn.blockwise import scores_at_once
 
 _F32 = 4
 # Arrays of width F that the backward pass of an ungated MLP needs, the last product's input too; gated: two more.
@@ -27,7 +28,6 @@ _KEPT = {
     Activation.quick_gelu: 4,
 }  # fmt: skip
 _SIGNS = (Activation.relu, Activation.relu2)  # which need a boolean of that width, too
-_BLOCKS = 8  # of queries, in which attention runs in XLA (nn/blockwise.py)
 
 
 class Share(NamedTuple):
@@ -39,6 +39,11 @@ class Share(NamedTuple):
     itemsize: int
     flat: bool  # only the batch is split, on a CPU: each linear layer has a flat copy of its input of its own
     attentions: int = 1  # of a layer: 2 with cross-attention
+    lanes: int = 1  # what the last dim of an array is filled up to a multiple of: 128 on a TPU
+
+    def head(self, part: TransformerConfig) -> int:
+        """The room of one head's q, k, v or result: their last dim is its size."""
+        return -(-part.head_size // self.lanes) * self.lanes
 
 
 def kept_bytes(part: TransformerConfig, share: Share) -> float:
@@ -50,7 +55,7 @@ def kept_bytes(part: TransformerConfig, share: Share) -> float:
     if part.remat is Remat.names:
         return stream * (1 + share.attentions + late)
     if part.remat is Remat.dots:
-        heads = share.attentions * (part.num_heads + 2 * part.kv_heads) * part.head_size
+        heads = share.attentions * (part.num_heads + 2 * part.kv_heads) * share.head(part)
         inner = 0 if part.num_experts else part.mlp_size * (1 + part.gated)
         router = share.tokens * part.num_experts * _F32
         width = share.tokens * (heads + inner) * share.itemsize / share.tensor
@@ -71,7 +76,7 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
     norms = 2 if part.norm_order is NormOrder.both else 1
     norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
     width = part.embed_dim * share.itemsize
-    heads, keys = part.num_heads * part.head_size, part.kv_heads * part.head_size
+    heads, keys = part.num_heads * share.head(part), part.kv_heads * share.head(part)
     attention = (3 * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
     if part.qk_norm:
         attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
@@ -92,25 +97,27 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 
-def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, *, fused: bool) -> float:
+def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, platform: str) -> float:
     """While the backward pass of one layer runs, first through the MLP and then through attention: what it makes again,
     and gradients on their way. With remat=full both are made again at the start, since one leads to the other.
 
-    fused: the compiler joins what is elementwise to its neighbours, so that of a norm one float32 copy counts, and of
-    the MLP its inner products, their product and the gradients of those. On a CPU all that a layer without remat
-    would keep is there, too.
+    The compilers of GPUs and TPUs join what is elementwise to its neighbours, so that of a norm one float32 copy
+    counts, and of the MLP its inner products, their product and the gradients of those; on a TPU the product's own
+    gradient is joined, too. On a CPU all that a layer without remat would keep is there as well.
     """
     stream = (2 * share.itemsize + _F32) * part.embed_dim / share.stream
     inputs = 2 * part.embed_dim * share.itemsize
-    heads = 2 * (part.num_heads + part.kv_heads) * part.head_size * share.itemsize / share.tensor  # q, k, v, the result
+    width = share.head(part) * share.itemsize / share.tensor
+    heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
     scores = 0.0
     if kernel is Kernel.xla:  # float32 scores and their gradient, of a block of queries
-        scores = 2 * _F32 * part.num_heads / share.tensor * length / _BLOCKS
+        scores = 2 * _F32 * part.num_heads / share.tensor * scores_at_once(length) / length
     copies = part.experts_per_token if part.num_experts else 1
-    inner = copies * (2 + 2 * (1 + part.gated)) * part.mlp_size * share.itemsize / share.tensor
+    arrays = 2 + 2 * (1 + part.gated) - (platform == "tpu")
+    inner = copies * arrays * part.mlp_size * share.itemsize / share.tensor
     if part.num_experts:
         inner += 4 * copies * part.embed_dim * share.itemsize
-    attention, mlp = (heads, 0.0) if fused else _everything(part, share)
+    attention, mlp = _everything(part, share) if platform == "cpu" else (heads, 0.0)
     if part.remat is Remat.none:
         attention, mlp = 0.0, 0.0  # it is kept, and counted there
     beside = attention if part.remat is Remat.full else 0.0

@@ -81,7 +81,7 @@ def _needed(words: str, place: Place) -> float:
     return float(used) * _UNITS[other]
 
 
-def large_arrays(text: str, most: int = 6) -> list[Large]:
+def large_arrays(text: str, most: int = 10) -> list[Large]:
     """The largest arrays that a compiled program makes, each kind of them once; not all are there at the same time."""
     program = parse(text)
     fused = {name for lines in program.computations.values() for one in lines.values() if one.opcode == "fusion"

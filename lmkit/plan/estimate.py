@@ -8,11 +8,12 @@ Each runs at the share of its peak that plan.compute_share, plan.memory_share an
 from typing import NamedTuple
 
 from lmkit.config.experiment import Experiment
+from lmkit.config.pipeline import pipes_of
 from lmkit.nn.tree import flat
 from lmkit.plan.memory import Memory, memory_of
 from lmkit.plan.network import Sent, times_of
 from lmkit.plan.place import Place, make_place
-from lmkit.plan.work import flops_by_part, memory_traffic, repeated_flops
+from lmkit.plan.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops
 from lmkit.train.state import Blueprint
 from lmkit.train.traffic import traffic_of
 
@@ -24,6 +25,7 @@ class Step(NamedTuple):
     """The time of a step, in seconds."""
 
     compute: float
+    bubble: float  # share of the time in the layers in which a pipeline's stage has nothing to do
     memory: float
     sent: list[Sent]
 
@@ -114,8 +116,11 @@ def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Esti
     least = traffic_of(place.experiment, place.blueprint, place.itemsize)
     sent = times_of(hardware, place.experiment.mesh, place.sizes, place.sides, least, plan.network_share)
     bandwidth = hardware.memory_gb_per_sec * 1e9 * plan.memory_share
-    compute = (sum(flops.values()) + repeated) / (peak * plan.compute_share) if peak else 0.0
-    step = Step(compute, sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent)
+    bubble = max((pipe.bubble for pipe in pipes_of(place.experiment.model, train, place.sizes).values()), default=0.0)
+    outside = sum(flops.get(name, 0.0) for name in OUTSIDE)
+    work = outside + (sum(flops.values()) - outside + repeated) / (1 - bubble)
+    compute = work / (peak * plan.compute_share) if peak else 0.0
+    step = Step(compute, bubble, sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent)
     mfu = sum(flops.values()) / (peak * step.total) if peak and step.total else 0.0
     seconds = step.total * (plan.tokens / place.tokens_per_step if plan.tokens else train.steps)
     hours = seconds / _HOUR * place.num_devices

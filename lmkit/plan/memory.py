@@ -16,6 +16,7 @@ from lmkit.train.flops import is_head
 from lmkit.train.traffic import stack_lengths
 
 _F32 = 4
+_LANES = 128
 ALWAYS, BACKWARD, LOSS = "all through the step", "in the backward pass", "in the loss"
 
 
@@ -86,6 +87,7 @@ def _of_layers(place: Place) -> _Layers:
     """The sums, and the largest, over the stacks of all transformers of the model."""
     kept = offloaded = ends = 0.0
     working, why = [0.0], []
+    norm = 0 if place.experiment.hardware.platform == "tpu" else _F32  # there the last norm's copy joins its users
     for part in place.experiment.model.parts().values():
         for length, layers, joins in stack_lengths(place.experiment, part):
             share = share_of(place, length, joins - 1)
@@ -93,7 +95,7 @@ def _of_layers(place: Place) -> _Layers:
             kept += here * kept_bytes(part, share)
             offloaded += here * offloaded_bytes(part, share)
             working.append(_working(place, part, share, length))
-            ends += share.tokens * part.embed_dim * (share.itemsize + _F32) / share.stream
+            ends += share.tokens * part.embed_dim * (share.itemsize + norm) / share.stream
         why.append(f"{part.num_layers} layers, model.remat={part.remat.name}")
         if part.remat is Remat.none:
             kept += _copies(place, part)
@@ -101,8 +103,8 @@ def _of_layers(place: Place) -> _Layers:
 
 
 def _working(place: Place, part: TransformerConfig, share: Share, length: int) -> float:
-    fused = place.experiment.hardware.platform != "cpu"
-    return working_bytes(part, share, kernel_of(place, part, length), length, fused=fused)
+    platform = place.experiment.hardware.platform
+    return working_bytes(part, share, kernel_of(place, part, length), length, platform)
 
 
 def share_of(place: Place, length: int, attentions: int = 1) -> Share:
@@ -111,7 +113,8 @@ def share_of(place: Place, length: int, attentions: int = 1) -> Share:
     stream = tensor if length % (context * tensor) == 0 else 1  # see rules.residual_dims
     on_cpu = place.experiment.hardware.platform == "cpu"
     flat_products = place.num_devices == 1 or (on_cpu and context == 1)
-    return Share(place.rows * length / context, tensor, stream, place.itemsize, flat_products, attentions)
+    lanes = _LANES if place.experiment.hardware.platform == "tpu" else 1
+    return Share(place.rows * length / context, tensor, stream, place.itemsize, flat_products, attentions, lanes)
 
 
 def _copies(place: Place, part: TransformerConfig) -> float:
@@ -152,6 +155,7 @@ def _loss(place: Place) -> float:
     tokens, tensor = place.rows * length / place.size("context"), place.size("tensor")
     chunk = min(experiment.objective.chunk_tokens or tokens, tokens)
     chunk = tokens / math.ceil(tokens / chunk)
-    logits = chunk * part.vocab_size / tensor * (2 * _F32 + place.itemsize)
+    copies = 2 if experiment.hardware.platform == "cpu" else 1  # elsewhere their exponentials join the gradients
+    logits = chunk * part.vocab_size / tensor * (copies * _F32 + place.itemsize)
     head = part.vocab_size / tensor * part.embed_dim * (2 * _F32 + place.itemsize)
     return logits + head + tokens * part.embed_dim * (place.itemsize + _F32)

@@ -137,7 +137,8 @@ def _show_time(console: Console, found: Estimate) -> None:
     rows += [("together", f"{total / tokens / 1e9:,.3f}", "")]
     rows += [("computed again", f"{found.repeated / tokens / 1e9:,.3f}", f"{found.repeated / total:.1%}")]
     _table(console, "FLOPs of a token, forward and backward", ("part", "GFLOP", "share"), rows)
-    rows = [("computing", "", "", f"{step.compute:.3f}", f"at {plan.compute_share:.0%} of the peak")]
+    waiting = f", {step.bubble:.1%} of the layers' time in the pipeline's bubble" if step.bubble else ""
+    rows = [("computing", "", "", f"{step.compute:.3f}", f"at {plan.compute_share:.0%} of the peak{waiting}")]
     moved = sum(found.memory_traffic.values())
     rows += [
         ("memory", "", f"{moved / _GIB:,.1f}", f"{step.memory:.3f}", f"at {plan.memory_share:.0%} of its bandwidth")
@@ -205,8 +206,8 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         "repeated_flops_per_step": found.repeated,
         "memory_traffic_bytes": found.memory_traffic,
         "step": {
-            "total_sec": step.total, "compute_sec": step.compute, "memory_sec": step.memory, "bound": step.bound,
-            "overlapped_sec": step.overlapped, "waited_sec": step.waited,
+            "total_sec": step.total, "compute_sec": step.compute, "bubble": step.bubble, "memory_sec": step.memory,
+            "bound": step.bound, "overlapped_sec": step.overlapped, "waited_sec": step.waited,
             "sent": [one._asdict() | {"network": one.network._asdict()} for one in step.sent],
         },
         "tokens_per_sec": found.tokens_per_sec,

@@ -26,6 +26,7 @@ from lmkit.train.flops import SCORES, flops_of_each, is_head
 from lmkit.train.traffic import stack_lengths
 
 _F32 = 4
+OUTSIDE = ("head", "ends")  # parts of the model that are in none of its layers
 _PARTS = {  # of a dotted path, the first that is in it
     "attention.out": "attention: output", "attention": "attention: q, k, v", "cross.out": "attention: output",
     "cross": "attention: q, k, v", "router": "router", "mlp.down": "MLP: down", "mlp": "MLP: up",
