@@ -106,7 +106,8 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     gradient is joined, too. On a CPU all that a layer without remat would keep is there as well.
     """
     stream = (2 * share.itemsize + _F32) * part.embed_dim / share.stream
-    inputs = 2 * part.embed_dim * share.itemsize
+    # what goes into attention and into the MLP; where that is gathered over `tensor`, what waits to be scattered, too
+    inputs = (4 if share.stream > 1 else 2) * part.embed_dim * share.itemsize
     width = share.head(part) * share.itemsize / share.tensor
     heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
     scores = 0.0

@@ -138,10 +138,12 @@ def _leaves(place: Place):
 
 def _buffers(place: Place) -> float:
     """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
-    gradients before they are scattered."""
+    gradients before they are scattered. Experts' are gathered one matrix after the other."""
     layers = max(part.num_layers for part in place.experiment.model.parts().values()) / place.size("stage")
-    local = sum(size for _, size, spec in _leaves(place) if spec.in_stack) / layers
-    return 3 * local * place.size("fsdp") * place.itemsize
+    local = (
+        sum(size * (1 if "expert" in spec.dims else 3) for _, size, spec in _leaves(place) if spec.in_stack) / layers
+    )
+    return local * place.size("fsdp") * place.itemsize
 
 
 def _loss(place: Place) -> float:
