@@ -24,7 +24,7 @@ FLOORS = [
         "lmkit.metrics",
         "lmkit.decode",
     },
-    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
+    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task", "lmkit.train.chart"},
     {"lmkit.train.step", "lmkit.train.flops"},
     {"lmkit.train.setup", "lmkit.train.traffic"},
     {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.plan", "lmkit.__main__"},

@@ -113,7 +113,9 @@ def climb(rungs: list[Rung], out: Path, more: list[str]) -> list[Path]:
         folders.append(folder := out / one.name)
         if one.name not in todo:
             continue
-        left = f"ETA {(time.perf_counter() - began) / done * sum(todo.values()) / 60:.1f} min" if done else "ETA unknown"
+        left = (
+            f"ETA {(time.perf_counter() - began) / done * sum(todo.values()) / 60:.1f} min" if done else "ETA unknown"
+        )
         print(f"run {number} of {len(rungs)}: depth {one.depth}, {one.matrices:,} parameters in matrices, "
               f"{one.steps:,} steps of {one.batch} x {CONTEXT}; {left}", flush=True)  # fmt: skip
         with (out / f"{one.name}.log").open("a") as log:
@@ -139,7 +141,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.show:
         for one in arguments.ladder:
-            print(shlex.join(["python", "-m", "lmkit.train", *one.keys(), f"run.dir={arguments.out / one.name}", *arguments.keys]))
+            print(
+                shlex.join(
+                    ["python", "-m", "lmkit.train", *one.keys(), f"run.dir={arguments.out / one.name}", *arguments.keys]
+                )
+            )
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     folders = climb(arguments.ladder, arguments.out, arguments.keys)

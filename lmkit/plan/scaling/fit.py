@@ -113,7 +113,7 @@ def fit(points: Points, *, draws: int, seed: int) -> Fit:
 
 
 class _Problem:
-    """The parameters theta = (log E, log A / n^a, log B / d^b, a, b), where n and d are the geometric means of the runs.
+    """theta = (log E, log A / n^a, log B / d^b, a, b), where n and d are the geometric means of the runs.
 
     Around the means a term's size and its exponent are nearly independent, which L-BFGS wants; around N = D = 1 they
     are not (Besiroglu et al. 2024 found that the published fit had stopped too early).
@@ -133,7 +133,9 @@ class _Problem:
     def starts(self) -> list[Floats]:
         """What the terms share of the mean loss, and steep and flat exponents."""
         mean, out = self.target.mean(), []
-        for e, rest, a, b in itertools.product((0.2, 0.5, 0.8), (0.25, 0.75), (0.1, 0.3, 0.6, 1.2), (0.1, 0.3, 0.6, 1.2)):
+        for e, rest, a, b in itertools.product(
+            (0.2, 0.5, 0.8), (0.25, 0.75), (0.1, 0.3, 0.6, 1.2), (0.1, 0.3, 0.6, 1.2)
+        ):
             shares = np.log([e, (1 - e) * rest, (1 - e) * (1 - rest)]) + mean
             out.append(np.array([*shares, a, b]))
         return out
@@ -148,12 +150,15 @@ class _Problem:
 
     def _value(self, theta: Floats, weights: Floats) -> tuple[float, Floats]:
         """Sum of Huber's loss over DELTA^2, and its gradient."""
-        terms = np.exp(theta @ self.design).reshape(3, -1)  # [E, size, tokens; runs]: the bounds keep them small
+        terms = np.exp((theta[:, None] * self.design).sum(axis=0)).reshape(
+            3, -1
+        )  # [E, size, tokens; runs]: the bounds keep them small
         fitted = terms.sum(axis=0)
         r = (np.log(fitted) - self.target) / DELTA
         linear = np.minimum(np.abs(r), 1.0)
         slope = weights * np.copysign(linear, r) / DELTA * terms / fitted
-        return float(weights @ (linear * (np.abs(r) - linear / 2))), self.design @ slope.reshape(-1)
+        value = (weights * linear * (np.abs(r) - linear / 2)).sum()
+        return float(value), (self.design * slope.reshape(-1)).sum(axis=1)
 
     def law(self, theta: Floats) -> Law:
         e, sa, sb, a, b = map(float, theta)
