@@ -106,7 +106,8 @@ def cpu_seconds() -> float:
 
 def climb(rungs: list[Rung], out: Path, more: list[str]) -> list[Path]:
     """Trains what is not finished, and returns the folders. Ends the program where a run fails."""
-    folders, began, done = [], time.perf_counter(), 0.0
+    folders, began, done, logs = [], time.perf_counter(), 0.0, out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     todo = {one.name: one.flops + START_FLOPS for one in rungs if not finished(out / one.name)}
     print(f"{len(rungs)} runs, {len(rungs) - len(todo)} of them finished; {sum(todo.values()):.1e} FLOPs to do")
     for number, one in enumerate(rungs, 1):
@@ -118,12 +119,12 @@ def climb(rungs: list[Rung], out: Path, more: list[str]) -> list[Path]:
         )
         print(f"run {number} of {len(rungs)}: depth {one.depth}, {one.matrices:,} parameters in matrices, "
               f"{one.steps:,} steps of {one.batch} x {CONTEXT}; {left}", flush=True)  # fmt: skip
-        with (out / f"{one.name}.log").open("a") as log:
+        with (logs / f"{one.name}.log").open("a") as log:
             words = [sys.executable, "-m", "lmkit.train", *one.keys(), f"run.dir={folder}", *more]
             start, cpu = time.perf_counter(), cpu_seconds()
             status = subprocess.run(words, stdout=log, stderr=subprocess.STDOUT).returncode
         if status:
-            raise SystemExit(f"run {one.name} ended with status {status}: see {out / one.name}.log")
+            raise SystemExit(f"run {one.name} ended with status {status}: see {logs / one.name}.log")
         summary = json.loads((folder / "summary.json").read_text())
         print(f"  held-out loss {summary['eval/loss']:.4f} in {time.perf_counter() - start:.0f} s "
               f"({cpu_seconds() - cpu:.0f} s of CPU time)", flush=True)  # fmt: skip
@@ -147,7 +148,6 @@ def main() -> None:
                 )
             )
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     folders = climb(arguments.ladder, arguments.out, arguments.keys)
     law = [sys.executable, "-m", "lmkit.plan.scaling", *map(str, folders), "--json", str(arguments.out / "law.json")]
     raise SystemExit(subprocess.run([*law, "--draw", str(arguments.out / "law.svg")]).returncode)

@@ -270,6 +270,7 @@ def test_a_run_is_read(a_run: Path, tmp_path: Path) -> None:
     (part,) = receipt["data"].values()
     assert run.epochs == run.tokens / part["train"]["tokens"]
     link = change(a_run, tmp_path / "other", "summary.json", **{"eval/loss": 2.0})
+    (a_run.parent / "run.log").write_text("what a glob meets, too")
     assert [one.loss for one in read_runs([str(a_run), str(link), f"{a_run.parent}/r*"])] == [run.loss, 2.0]
 
 

@@ -75,7 +75,7 @@ class Result:
             "a": law.A * min(self.size(run) for run in self.fitted) ** -law.a,
             "b": law.B * min(run.tokens for run in self.fitted) ** -law.b,
         }
-        no_floor = ["E"] if law.E < 1e-3 * least else []
+        no_floor = ["E"] if law.E / least < 1e-3 else []
         return no_floor + [
             name
             for name, most in terms.items()
