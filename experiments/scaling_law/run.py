@@ -18,10 +18,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-BASE_DEPTH, HEAD, CONTEXT, VOCABULARY = 2, 16, 128, 257  # the rate was chosen at the base; the rest are conf/'s
-BASE_RATE = 1e-2
+BASE_DEPTH, BASE_RATE = 2, 1e-2  # the rate was chosen at this depth
+HEAD, CONTEXT, VOCABULARY = 16, 128, 257
+# Rows of a step, for all: how many are worth their tokens depends on the loss that is reached, not on the size (Kaplan
+# et al. 2020, section 5.1), and at these losses it is few.
+BATCH = 4
 # The largest is left out of the fit. Sizes share ratios and differ in them, so that both exponents can be told apart.
-LADDER = "2x20,2x60,2x180,3x10,3x30,4x3,4x8,5x1,5x3,6x4"
+LADDER = "2x20,2x60,2x180,3x10,3x30,4x3,4x10,5x2,6x3"
 START_FLOPS = 4e11  # what starting, compiling and evaluating cost in FLOPs not done meanwhile: for the ETA alone
 
 
@@ -51,19 +54,14 @@ class Rung(NamedTuple):
         return 12 * self.depth * self.width**2
 
     @property
-    def batch(self) -> int:
-        """Rows of a step: as N^(1/3), since larger models bear larger batches (McCandlish et al. 2018, section 2.4)."""
-        return 2 * self.depth
-
-    @property
     def steps(self) -> int:
-        return -(-round(self.ratio * self.matrices) // (self.batch * CONTEXT))
+        return -(-round(self.ratio * self.matrices) // (BATCH * CONTEXT))
 
     @property
     def flops(self) -> float:
         """Of the whole run: 6 a parameter and token, and attention."""
         token = 6 * (self.matrices + VOCABULARY * self.width) + 6 * self.depth * self.width * CONTEXT
-        return float(token * self.steps * self.batch * CONTEXT)
+        return float(token * self.steps * BATCH * CONTEXT)
 
     def keys(self) -> list[str]:
         """What the depth sets. Rates as muP (Yang et al. 2022, table 3, Adam): 1/width for hidden matrices and the
@@ -71,7 +69,7 @@ class Rung(NamedTuple):
         factor = BASE_DEPTH / self.depth
         return [
             "+experiment=scaling_law", f"run.name={self.name}", f"model.num_layers={self.depth}",
-            f"model.num_heads={self.heads}", f"model.embed_dim={self.width}", f"train.batch_size={self.batch}",
+            f"model.num_heads={self.heads}", f"model.embed_dim={self.width}", f"train.batch_size={BATCH}",
             f"train.steps={self.steps}", f"optim.warmup_steps={max(self.steps // 10, 1)}",
             f"optim.learning_rate={BASE_RATE}", f"+optim.rates={{*.kernel:{factor:.6g},head:{factor:.6g}}}",
         ]  # fmt: skip
@@ -118,7 +116,7 @@ def climb(rungs: list[Rung], out: Path, more: list[str]) -> list[Path]:
             f"ETA {(time.perf_counter() - began) / done * sum(todo.values()) / 60:.1f} min" if done else "ETA unknown"
         )
         print(f"run {number} of {len(rungs)}: depth {one.depth}, {one.matrices:,} parameters in matrices, "
-              f"{one.steps:,} steps of {one.batch} x {CONTEXT}; {left}", flush=True)  # fmt: skip
+              f"{one.steps:,} steps of {BATCH} x {CONTEXT}; {left}", flush=True)  # fmt: skip
         with (logs / f"{one.name}.log").open("a") as log:
             words = [sys.executable, "-m", "lmkit.train", *one.keys(), f"run.dir={folder}", *more]
             start, cpu = time.perf_counter(), cpu_seconds()

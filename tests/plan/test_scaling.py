@@ -322,11 +322,10 @@ def study() -> SimpleNamespace:
 
 
 def test_the_dial(study: SimpleNamespace) -> None:
-    """Twice the depth: twice the width, the heads and the batch, half the rate, eight times the parameters."""
+    """Twice the depth: twice the width and the heads, half the rate, eight times the parameters and the steps."""
     two, four = study.Rung(2, 10), study.Rung(4, 10)
-    assert (four.width, four.heads, four.batch) == (2 * two.width, 2 * two.heads, 2 * two.batch)
-    assert four.matrices == 8 * two.matrices
-    assert four.steps * four.batch == pytest.approx(8 * two.steps * two.batch, rel=0.01)
+    assert (four.width, four.heads) == (2 * two.width, 2 * two.heads)
+    assert (four.matrices, four.steps) == (8 * two.matrices, 8 * two.steps)
     one, other = (compose(rung.keys()) for rung in (two, four))
     assert other.model.embed_dim == 2 * one.model.embed_dim  # type: ignore[attr-defined]
     assert one.optim.learning_rate == other.optim.learning_rate  # of embeddings and norms

@@ -17,7 +17,7 @@ from lmkit.config.base import ConfigError
 
 Floats = NDArray[np.float64]
 NUM_PARAMS = 5
-DELTA = 1e-3  # where Huber's loss turns linear: appendix D.2 there
+DELTA = 1e-3  # where Huber's loss turns linear: section 3.3 there
 MOST_EXPONENT = 2.0  # of a and b; beyond, a term is a step and no power law
 LEAST_SHARE = 1e-4  # of the loss that E may be
 
@@ -63,7 +63,7 @@ class Points(NamedTuple):
                 f"beside those held out; add runs, or set --hold-out 0"
             )
         for name, values in (("sizes", self.params), ("numbers of tokens", self.tokens)):
-            if (many := len(np.unique(values.round(-1)))) < 3:
+            if (many := len(np.unique(values))) < 3:
                 raise ConfigError(f"{many} different {name}: an exponent needs at least 3; add runs of others")
         x, y = np.log(self.params), np.log(self.tokens)
         if abs(np.corrcoef(x, y)[0, 1]) > 0.999:
@@ -80,9 +80,9 @@ class Fit(NamedTuple):
     draws: list[Law]
     residuals: Floats  # log(measured / fitted) of the runs fitted
 
-    def interval(self, values: Sequence[float] | Floats, share: float = 0.9) -> tuple[float, float]:
-        """The middle `share` of values, one a draw."""
-        low, high = np.quantile(np.asarray(values, float), [(1 - share) / 2, (1 + share) / 2])
+    def interval(self, values: Sequence[float]) -> tuple[float, float]:
+        """The middle 90 % of values, one a draw."""
+        low, high = np.quantile(values, [0.05, 0.95])
         return float(low), float(high)
 
     def predict(self, params: float, tokens: float, seed: int) -> tuple[float, tuple[float, float]]:
