@@ -389,3 +389,19 @@ def test_rungs_that_cannot_be(words: str) -> None:
     done = subprocess.run([sys.executable, str(STUDY / "run.py"), "--ladder", words], capture_output=True, text=True)
     assert done.returncode == 2
     assert "DEPTHxRATIO" in done.stderr or "above 0" in done.stderr
+
+
+def test_the_figures_of_the_study(capsys: pytest.CaptureFixture) -> None:
+    """Its runs, fitted again, give the law that its files tell of, and README tells the same."""
+    told, readme = json.loads((STUDY / "law.json").read_text()), (STUDY / "README.md").read_text()
+    assert main([str(STUDY / "law.json"), "--draws", "20", "--json", "-"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for name, one in told["law"].items():
+        assert one["value"] == pytest.approx(again["law"][name]["value"], rel=1e-3), name
+        assert f"{one['value']:.3g}" in readme, name
+    held_out = told["runs"][-1]
+    assert held_out["held_out"]
+    assert held_out["flops"] == max(run["flops"] for run in told["runs"])
+    assert [run["name"] for run in told["runs"] if f"{run['loss']:.4f} | {run['law']:.4f}" not in readme] == []
+    picture = (STUDY / "law.svg").read_text()
+    assert all(f"{run['name']}: {run['loss']:.4f}" in picture for run in told["runs"])

@@ -102,13 +102,11 @@ def fit(points: Points, *, draws: int, seed: int) -> Fit:
     points.check()
     problem = _Problem(points)
     ones = np.ones(len(points.loss))
-    solved = sorted((problem.solve(start, ones) for start in problem.starts()), key=lambda pair: pair[0])
-    law = problem.law(solved[0][1])
-    rng = np.random.default_rng(seed)
-    found = []
-    for weights in rng.dirichlet(ones, draws) * len(ones):
-        best = min((problem.solve(theta, weights) for _, theta in solved[:2]), key=lambda pair: pair[0])
-        found.append(problem.law(best[1]))
+    starts = problem.starts()
+    theta, other = problem.best(starts, ones), starts[len(starts) // 2]
+    weights = np.random.default_rng(seed).dirichlet(ones, draws) * len(ones)
+    found = [problem.law(problem.best([theta, other], row)) for row in weights]
+    law = problem.law(theta)
     return Fit(law, found, np.log(points.loss / law.loss(points.params, points.tokens)))
 
 
@@ -147,6 +145,10 @@ class _Problem:
             options={"maxiter": 500, "ftol": 1e-12, "gtol": 1e-8},
         )  # fmt: skip
         return float(found.fun), found.x
+
+    def best(self, starts: Sequence[Floats], weights: Floats) -> Floats:
+        """The lowest minimum from any start."""
+        return min((self.solve(start, weights) for start in starts), key=lambda pair: pair[0])[1]
 
     def _value(self, theta: Floats, weights: Floats) -> tuple[float, Floats]:
         """Sum of Huber's loss over DELTA^2, and its gradient."""
