@@ -27,7 +27,7 @@ class Run(NamedTuple):
     non_embedding: int  # parameters without tables of tokens, positions and the head
     total: int  # all parameters
     tokens: int  # seen in training, those seen again too
-    epochs: float  # visits of the training text
+    epochs: float  # visits of the training text; 0 = not known
     flops: float  # of the training, by lmkit/train/flops.py
     loss: float  # nats a token, of all held-out text, at the end
     same: dict[str, Any]  # what runs must have in common for their losses to be compared
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     tokens, data = summary["tokens"], receipt["data"]
     available = sum(part["train"].get("tokens", 0) for part in data.values())
     return Run(
-        folder.resolve().name, total - tables, total, tokens, tokens / available if available else math.nan,
+        folder.resolve().name, total - tables, total, tokens, tokens / available if available else 0.0,
         receipt["model"]["flops_per_token"] * tokens, loss, _same(config, data),
     )  # fmt: skip
 

@@ -1,7 +1,5 @@
 """A law, for people."""
 
-import math
-
 from rich.console import Console
 from rich.table import Table
 
@@ -74,7 +72,7 @@ def _show_runs(console: Console, result: Result) -> None:
 
 
 def _row(result: Result, run: Run, law: float) -> tuple[str, ...]:
-    visits = "" if math.isnan(run.epochs) else f"{run.epochs:.2f}"
+    visits = f"{run.epochs:.2f}" if run.epochs else ""
     size, off = compact(result.size(run), 3), f"{100 * (run.loss / law - 1):+.2f} %"
     return run.name, size, compact(run.tokens, 3), visits, f"{run.flops:.1e}", f"{run.loss:.4f}", f"{law:.4f}", off
 
