@@ -5,6 +5,7 @@ from lmkit.config.paths import options_of
 
 VERBS = {
     "plan": "will it fit, how long, what does it cost: by arithmetic, with no accelerator",
+    "plan.scaling": "the scaling law that finished runs follow, and what it says of larger ones",
     "train": "train a model; prepares its data when that is missing",
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
@@ -17,7 +18,7 @@ def main() -> None:
     """Prints the verbs and the experiments."""
     print(f"lmkit {__version__}: a JAX research toolkit for large models with sharding\n")
     for verb, about in VERBS.items():
-        print(f"  python -m lmkit.{verb:<10} {about}")
+        print(f"  python -m lmkit.{verb:<13} {about}")
     print(f"\nexperiments: {', '.join(options_of('experiment'))}")
     print("example:     python -m lmkit.train +experiment=gpt_small")
     print("all keys:    python -m lmkit.train --help")

@@ -24,7 +24,7 @@ FLOORS = [
         "lmkit.metrics",
         "lmkit.decode",
     },
-    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
+    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task", "lmkit.train.chart"},
     {"lmkit.train.step", "lmkit.train.flops", "lmkit.train.inputs"},
     {"lmkit.train.setup", "lmkit.train.traffic"},
     {"lmkit.train.aot", "lmkit.train.collectives"},

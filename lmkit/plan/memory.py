@@ -140,10 +140,8 @@ def _buffers(place: Place) -> float:
     """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
     gradients before they are scattered. Experts' are gathered one matrix after the other."""
     layers = max(part.num_layers for part in place.experiment.model.parts().values()) / place.size("stage")
-    local = (
-        sum(size * (1 if "expert" in spec.dims else 3) for _, size, spec in _leaves(place) if spec.in_stack) / layers
-    )
-    return local * place.size("fsdp") * place.itemsize
+    times = ((size, 1 if "expert" in spec.dims else 3) for _, size, spec in _leaves(place) if spec.in_stack)
+    return sum(size * count for size, count in times) / layers * place.size("fsdp") * place.itemsize
 
 
 def _loss(place: Place) -> float:

@@ -1,0 +1,1 @@
+"""Scaling laws: what finished runs say of a larger one."""
