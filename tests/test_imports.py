@@ -27,7 +27,8 @@ FLOORS = [
     {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task"},
     {"lmkit.train.step", "lmkit.train.flops"},
     {"lmkit.train.setup", "lmkit.train.traffic"},
-    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.plan", "lmkit.__main__"},
+    {"lmkit.plan"},
+    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.__main__"},
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

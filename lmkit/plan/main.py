@@ -9,6 +9,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.parallel.devices import setup_cpu
 from lmkit.plan.advice import advice
+from lmkit.plan.calibrate import calibrate
 from lmkit.plan.estimate import estimate
 from lmkit.plan.show import as_plain, show
 
@@ -16,7 +17,10 @@ console = Console(highlight=False)
 
 
 def plan(experiment: Experiment) -> int:
-    """Prints the plan. 0 where it fits, else 1."""
+    """Prints the plan. 0 where it fits, else 1. With plan.calibrate it learns from a run, and plans nothing."""
+    if experiment.plan.calibrate:
+        calibrate(experiment, console)
+        return 0
     setup_cpu(experiment.run)
     found = estimate(experiment)
     changes = [] if found.fits else advice(found)

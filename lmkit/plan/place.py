@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """An experiment and where it is to run."""
 
     experiment: Experiment  # with the sizes of the mesh, the compute dtype and the vocabulary
-    blueprint: Blueprint  # on a mesh without devices
+    blueprint: Blueprint
     sizes: dict[str, int]  # of the mesh's axes
     sides: tuple[int, ...]  # of a TPU slice, in chips; () for what is no TPU
     itemsize: int  # bytes of a number in the compute dtype
@@ -52,8 +52,11 @@ class Place(NamedTuple):
         return math.prod(self.sizes.get(axis, 1) for axis in axes)
 
 
-def make_place(experiment: Experiment) -> Place:
-    """Raises ConfigError where the hardware is not known, or the mesh, the batch or a parameter does not divide."""
+def make_place(experiment: Experiment, blueprint: Blueprint | None = None) -> Place:
+    """Raises ConfigError where the hardware is not known, or the mesh, the batch or a parameter does not divide.
+
+    `blueprint`: of a run, whose mesh has devices; by default one is made on a mesh without.
+    """
     hardware, train = experiment.hardware, experiment.train
     if hardware.name == "auto":
         raise ConfigError(
@@ -72,7 +75,8 @@ def make_place(experiment: Experiment) -> Place:
     model = _settled(experiment, experiment.model, dtype)
     experiment = dataclasses.replace(experiment, hardware=hardware, mesh=mesh, model=model)
     abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Explicit,) * len(sizes))
-    blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
+    if blueprint is None:
+        blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
     part = next(iter(model.parts().values()))
     return Place(experiment, blueprint, sizes, sides, jnp.dtype(part.dtype.name).itemsize, *_lengths(experiment))
 

@@ -1,6 +1,9 @@
 """What the devices can do: the catalogue in conf/hardware, and a short measurement where it has no entry."""
 
+import os
+import platform
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +48,31 @@ def matmul_flops(dtype: jnp.dtype, size: int = 1024, repeats: int = 6) -> float:
         multiply(x).block_until_ready()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def copy_rate(megabytes: int = 64, repeats: int = 5) -> float:
+    """Measured bytes/s between a device and its memory, of an array read and another written: the best of a few."""
+    x = jnp.ones(megabytes * 2**20 // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    add(x).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        add(x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * x.nbytes / best
+
+
+def device_name(device: jax.Device) -> str:
+    """What jax calls a device; of a CPU, the processor and how many there are."""
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor() or platform.machine()}"
 
 
 def check_fits(hardware: HardwareConfig | None, needed_bytes: float) -> None:
