@@ -1,11 +1,12 @@
 """Planned against measured on the CPU that is here: three models, before and after a calibration from one of them.
 
-    python tools/plan_truth.py [--rounds 3] [--learn gpt_small] [--out FOLDER]
+    python tools/plan_truth.py [--rounds 3] [--cores 1] [--learn gpt_small] [--out FOLDER]
 
-Each model trains a few steps, plans.calibrate learns from one of these runs, then all train again. The figures are those
-of the receipts, of all rounds their medians; rounds take turns, for on a shared machine an hour is not like the next.
-"Before" is planned with the catalogue's shares and the rates that a run measures of the machine as it starts. Prints a
-Markdown table, and keeps every run and receipt under --out.
+Each model trains a few steps, plan.calibrate learns from one of these runs, then all train again. The figures are
+those of the receipts, of all rounds their medians; rounds take turns, for on a shared machine an hour is not like the
+next. "Before" is planned with the shares that are assumed and the rates that a run measures of the machine as it
+starts. Runs are pinned to --cores. On one core a step's time is its CPU seconds, which say the same on a busy machine.
+Prints a Markdown table, and keeps every run and receipt under --out.
 """
 
 import argparse
@@ -31,10 +32,11 @@ MODELS = {
 }  # fmt: skip
 
 
-def lmkit(verb: str, words: list[str], calibrations: Path) -> None:
-    """Runs a verb with a file of calibrations of its own, and the user's data."""
+def lmkit(verb: str, words: list[str], calibrations: Path, cores: set[int]) -> None:
+    """Runs a verb on these cores, with a file of calibrations of its own."""
     done = subprocess.run(
         [sys.executable, "-m", f"lmkit.{verb}", *words], cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
         env={**os.environ, "LMKIT_CACHE": str(calibrations), "JAX_PLATFORMS": "cpu"},
     )  # fmt: skip
     if done.returncode:
@@ -45,10 +47,14 @@ def main() -> None:
     """Trains, learns, trains again, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--learn", default="gpt_small", choices=MODELS)
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     out = (args.out or Path(tempfile.mkdtemp(prefix="plan_truth_"))).absolute()
+    if args.out and args.out.exists():
+        parser.error(f"--out {args.out} is there already: its runs would go on where they were")
+    cores = set(sorted(os.sched_getaffinity(0))[-args.cores :])
     data = f"data.cache_dir={cache_dir()}"
     told: dict[tuple[str, str], list[dict]] = {}
     for number in range(args.rounds):
@@ -56,7 +62,7 @@ def main() -> None:
         for when in ("before", "after"):
             for name, words in MODELS.items():
                 run = folder / f"{name.replace(' ', '')}_{when}"
-                lmkit("train", [*words, *FEW, data, f"run.dir={run}"], folder)
+                lmkit("train", [*words, *FEW, data, f"run.dir={run}"], folder, cores)
                 receipt = json.loads((run / "receipt.json").read_text())
                 row = {"name": name, "when": when, **{key: receipt[key] for key in ("planned", "measured")}}
                 told.setdefault((name, when), []).append(row)
@@ -65,28 +71,30 @@ def main() -> None:
                       f"load {row['measured']['load']:.1f}", file=sys.stderr, flush=True)  # fmt: skip
             if when == "before":
                 learnt = folder / f"{args.learn.replace(' ', '')}_before"
-                lmkit("plan", [f"plan.calibrate={learnt}"], folder)
+                lmkit("plan", [f"plan.calibrate={learnt}"], folder, cores)
     show(told)
     print(f"\nruns and receipts: {out}")
 
 
 def show(told: dict[tuple[str, str], list[dict]]) -> None:
-    """A row a model: medians over the rounds, and the range of the ratios after calibration."""
-    print("| | s a step, planned before | measured | | planned after | measured | | range of rounds | CPU s a step | "
-          "MiB planned | measured | |\n|---|---|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    """A row a model: medians over the rounds; the ratios are those within a round, with their range after."""
+    alone = next(iter(told.values()))[0]["measured"]["cores"] == 1
+    unit = "CPU s a step" if alone else "s a step"
+    print(f"| | {unit}, planned before | measured | | planned after | measured | | of rounds | wall s a step | "
+          f"MiB planned | measured | |\n|{'---|' * 12}")  # fmt: skip
     for name in MODELS:
-        cells = [name]
+        cells, ratios = [name], []
         for when in ("before", "after"):
-            planned, measured = (
-                [row[part]["step_sec"] for row in told[name, when]] for part in ("planned", "measured")
-            )
+            rows = told[name, when]
+            planned = [row["planned"]["step_sec"] for row in rows]
+            measured = [row["measured"]["cpu_sec" if alone else "step_sec"] for row in rows]
             ratios = [a / b for a, b in zip(planned, measured, strict=True)]
             cells += [f"{statistics.median(planned):.4g}", f"{statistics.median(measured):.4g}",
                       f"{statistics.median(ratios) - 1:+.1%}"]  # fmt: skip
         after = told[name, "after"]
-        cpu = statistics.median(row["measured"]["cpu_sec"] for row in after)
+        wall = statistics.median(row["measured"]["step_sec"] for row in after)
         a, b = (after[0][part]["memory_bytes"] / 2**20 for part in ("planned", "measured"))
-        cells += [f"{min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}", f"{cpu:.4g}", f"{a:,.1f}", f"{b:,.1f}",
+        cells += [f"{min(ratios) - 1:+.1%} to {max(ratios) - 1:+.1%}", f"{wall:.4g}", f"{a:,.1f}", f"{b:,.1f}",
                   f"{a / b - 1:+.1%}"]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
     loads = [row["measured"]["load"] for rows in told.values() for row in rows]

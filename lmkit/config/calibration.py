@@ -15,8 +15,9 @@ import yaml
 from lmkit.config.base import ConfigError
 from lmkit.config.paths import cache_dir
 
-_ABOUT = """# What runs taught lmkit about hardware: plans for it use the factors below. Written by plan.calibrate=RUN_DIR, an entry
-# for each device of the catalogue. Delete an entry, or this file, to go back to what is assumed.
+_ABOUT = """# What runs taught lmkit about hardware: plans for it use the factors below.
+# Written by plan.calibrate=RUN_DIR, an entry for each device of the catalogue.
+# Delete an entry, or this file, to go back to what is assumed.
 """
 
 
@@ -46,9 +47,8 @@ def read_calibration(hardware: str) -> Calibration | None:
     entry, place = _entries().get(hardware), f"{calibration_file()}: {hardware}"
     if entry is None:
         return None
-    known = {f.name: f.type for f in fields(Calibration)}
-    missing = [name for name in ("run", "date", "device", "factors") if name not in (entry or ())]
-    if not isinstance(entry, dict) or missing or not set(entry) <= set(known):
+    known, needed = {one.name for one in fields(Calibration)}, {"run", "date", "device", "factors"}
+    if not isinstance(entry, dict) or not needed <= set(entry) <= known:
         raise ConfigError(f"{place}: it has not the keys that were written; delete the entry and calibrate again")
     found = Calibration(**{"hardware": hardware, **entry})
     for name, value in (found.factors | found.peaks).items():

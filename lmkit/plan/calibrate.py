@@ -27,9 +27,15 @@ class Told(NamedTuple):
     def terms(self) -> Terms:
         return Terms(**self.planned["terms"])
 
+    @property
+    def seconds(self) -> float:
+        """Of a step: on the wall; where a CPU's run had one core, its CPU seconds, which no neighbour lengthens."""
+        alone = self.planned["peaks"] and self.measured["cores"] == 1
+        return self.measured["cpu_sec" if alone else "step_sec"]
+
 
 def calibrate(experiment: Experiment, console: Console) -> Calibration:
-    """Fits the factors to a run, writes the user's file and shows both. Raises ConfigError where a run tells nothing."""
+    """Fits the factors to a run, writes the user's file, shows both. Raises ConfigError where a run tells nothing."""
     folder = Path(experiment.plan.calibrate).expanduser().absolute()
     told = read_run(folder)
     name, asked = told.planned["hardware"], experiment.hardware.name
@@ -75,14 +81,14 @@ def calibration_of(told: Told, folder: Path) -> tuple[Calibration, Fit]:
 
     A CPU's peaks are what was measured on the machine for a moment, so there they are raised with a share above 1.
     """
-    planned, seconds = told.planned, told.measured["step_sec"]
+    planned, seconds = told.planned, told.seconds
     peaks = planned["peaks"]
     found = fit(told.terms, ASSUMED, seconds, capped=not peaks)
     reached = told.terms.total(found.factors)
     if abs(reached / seconds - 1) > _OFF:
         raise ConfigError(
-            f"plan.calibrate={folder}: a step took {seconds:.4g} s, but with hardware={planned['hardware']} at its peaks "
-            f"it takes {reached:.4g}: mend the figures of hardware.*, or take a run on what they are of"
+            f"plan.calibrate={folder}: a step took {seconds:.4g} s, but with hardware={planned['hardware']} at its "
+            f"peaks it takes {reached:.4g}: mend the figures of hardware.*, or take a run on what they are of"
         )
     factors = found.seen
     for name, value in list(factors.items()):
@@ -90,7 +96,7 @@ def calibration_of(told: Told, folder: Path) -> tuple[Calibration, Fit]:
         key = next((key for key in peaks if peak and key.endswith(peak)), None)
         if value > 1 and key:
             peaks, factors = peaks | {key: peaks[key] * value}, factors | {name: 1.0}
-    figures = {key: told.measured[key] for key in ("step_sec", "cpu_sec", "steps", "load", "memory_bytes")}
+    figures = {key: told.measured[key] for key in ("step_sec", "cpu_sec", "steps", "cores", "load", "memory_bytes")}
     before = {"planned_step_sec": planned["step_sec"], "planned_memory_bytes": planned["memory_bytes"]}
     return Calibration(
         planned["hardware"], str(folder), time.strftime("%Y-%m-%d %H:%M"), planned["device"],
@@ -109,12 +115,14 @@ def _show(console: Console, told: Told, fitted: Fit) -> None:
                   title_justify="left")  # fmt: skip
     for name in ("", "planned", "measured", "planned / measured", "calibrated"):
         table.add_column(name, justify="left" if not name else "right")
+    told_rate, room = planned["tokens_per_sec"], planned["memory_bytes"] / 2**20
     rows: list[tuple[str, float, float, float, str]] = [
         ("s a step", step, measured["step_sec"], now, ".4g"),
-        ("tokens/s", planned["tokens_per_sec"], measured["tokens_per_sec"], planned["tokens_per_sec"] * step / now, ",.0f"),
-        ("MiB a device", planned["memory_bytes"] / 2**20, measured["memory_bytes"] / 2**20,
-         planned["memory_bytes"] / 2**20, ",.1f"),
-    ]  # fmt: skip
+        ("tokens/s", told_rate, measured["tokens_per_sec"], told_rate * step / now, ",.0f"),
+        ("MiB a device", room, measured["memory_bytes"] / 2**20, room, ",.1f"),
+    ]
+    if told.seconds != measured["step_sec"]:
+        rows.insert(0, ("CPU s a step", step, told.seconds, now, ".4g"))
     for name, before, seen, after, form in rows:
         table.add_row(name, f"{before:{form}}", f"{seen:{form}}", f"{before / seen:.2f}", f"{after:{form}}")
     console.print(table)

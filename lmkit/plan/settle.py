@@ -7,7 +7,7 @@ import yaml
 
 from lmkit.config.calibration import Calibration, read_calibration
 from lmkit.config.hardware import HardwareConfig
-from lmkit.config.paths import conf_dir, options_of
+from lmkit.config.paths import conf_dir
 from lmkit.config.plan import ASSUMED, PlanConfig
 
 
@@ -43,6 +43,5 @@ def _filled(plan: PlanConfig, factors: dict[str, float]) -> PlanConfig:
 
 
 def _catalogue(name: str) -> dict:
-    return (
-        yaml.safe_load((conf_dir() / "hardware" / f"{name}.yaml").read_text()) if name in options_of("hardware") else {}
-    )
+    file = conf_dir() / "hardware" / f"{name}.yaml"
+    return yaml.safe_load(file.read_text()) if file.is_file() else {}

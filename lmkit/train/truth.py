@@ -20,7 +20,7 @@ from lmkit.config.plan import ASSUMED
 from lmkit.nn.param import compute_dtype
 from lmkit.plan.estimate import Estimate, estimate
 from lmkit.plan.fit import terms_of
-from lmkit.train.hardware import copy_rate, device_name, known_hardware, matmul_flops
+from lmkit.train.hardware import copy_rate, cores_here, device_name, known_hardware, matmul_flops
 from lmkit.train.progress import peak_resident, size
 from lmkit.train.state import Blueprint
 
@@ -54,8 +54,9 @@ def _hardware(experiment: Experiment, blueprint: Blueprint) -> HardwareConfig | 
         return entry
     dtype = compute_dtype(next(iter(blueprint.model_config.parts().values())).dtype)
     peak = "bf16_tflops" if dtype.itemsize == 2 else "fp32_tflops"
-    rates = {peak: matmul_flops(dtype) / 1e12, "memory_gb_per_sec": copy_rate() / 1e9}
-    return dataclasses.replace(entry, **{name: rate / devices for name, rate in rates.items()})  # they share the cores
+    busy, cores = time.process_time, cores_here()  # of CPU seconds, which neighbours on the machine do not change
+    rates = {peak: matmul_flops(dtype, clock=busy) / 1e12, "memory_gb_per_sec": copy_rate(clock=busy) / 1e9}
+    return dataclasses.replace(entry, **{name: rate * cores / devices for name, rate in rates.items()})
 
 
 def _as_plain(found: Estimate, device: str) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def measure_run(clock: Clock, planned: dict[str, Any], tokens_per_step: int, com
     """What came of a run in this process; {"reason": ...} beside its memory where steps are too few.
 
     Memory is the devices' own count where they have one, and what the compiler gave the step (arguments and
-    temporaries, the state counted once) where they do not, as a CPU. The process's peak stands beside it.
+    temporaries, the state counted once) where they do not, as a CPU. The process's peak stands beside it, and beside
+    the seconds of a step those of the process's CPUs.
     """
     clock.pause()
     measured: dict[str, Any] = {
@@ -117,6 +119,7 @@ def measure_run(clock: Clock, planned: dict[str, Any], tokens_per_step: int, com
         "memory_of": "the fullest device" if clock.device_peak else "the compiled step",
         "process_peak_bytes": peak_resident(),
         "steps": len(clock.wall),
+        "cores": cores_here(),
         "load": os.getloadavg()[0],  # of the last minute: on a busy machine a CPU's steps take longer
     }
     if len(clock.wall) < FEWEST:
