@@ -30,7 +30,7 @@ class Told(NamedTuple):
     @property
     def seconds(self) -> float:
         """Of a step: on the wall; where a CPU's run had one core, its CPU seconds, which no neighbour lengthens."""
-        alone = self.planned["peaks"] and self.measured["cores"] == 1
+        alone = self.planned["peaks"] and self.measured["cores"] == self.measured["processes"] == 1
         return self.measured["cpu_sec" if alone else "step_sec"]
 
 
@@ -96,7 +96,10 @@ def calibration_of(told: Told, folder: Path) -> tuple[Calibration, Fit]:
         key = next((key for key in peaks if peak and key.endswith(peak)), None)
         if value > 1 and key:
             peaks, factors = peaks | {key: peaks[key] * value}, factors | {name: 1.0}
-    figures = {key: told.measured[key] for key in ("step_sec", "cpu_sec", "steps", "cores", "load", "memory_bytes")}
+    figures = {
+        key: told.measured[key]
+        for key in ("step_sec", "cpu_sec", "steps", "cores", "processes", "load", "memory_bytes")
+    }
     before = {"planned_step_sec": planned["step_sec"], "planned_memory_bytes": planned["memory_bytes"]}
     return Calibration(
         planned["hardware"], str(folder), time.strftime("%Y-%m-%d %H:%M"), planned["device"],

@@ -45,12 +45,13 @@ def plan_run(experiment: Experiment, blueprint: Blueprint) -> dict[str, Any]:
 
 
 def _hardware(experiment: Experiment, blueprint: Blueprint) -> HardwareConfig | None:
-    """The catalogue's entry for the devices. A CPU's has, until a run taught better, what is measured here and now."""
+    """The catalogue's entry for the devices. A CPU's has what is measured now, unless a run on it taught its peaks."""
     device, devices = blueprint.mesh.devices.flat[0], blueprint.mesh.devices.size
     if device.platform != "cpu" or experiment.hardware.name != "auto":
         return known_hardware(experiment.hardware, device.device_kind)
     entry = HardwareConfig(**sized("cpu_1") or {})
-    if read_calibration(entry.name) is not None:
+    learnt = read_calibration(entry.name)
+    if learnt is not None and learnt.device == device_name(device):  # of another CPU the shares are of use, no peaks
         return entry
     dtype = compute_dtype(next(iter(blueprint.model_config.parts().values())).dtype)
     peak = "bf16_tflops" if dtype.itemsize == 2 else "fp32_tflops"
@@ -120,6 +121,7 @@ def measure_run(clock: Clock, planned: dict[str, Any], tokens_per_step: int, com
         "process_peak_bytes": peak_resident(),
         "steps": len(clock.wall),
         "cores": cores_here(),
+        "processes": jax.process_count(),
         "load": os.getloadavg()[0],  # of the last minute: on a busy machine a CPU's steps take longer
     }
     if len(clock.wall) < FEWEST:

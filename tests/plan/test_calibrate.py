@@ -36,7 +36,7 @@ def write_run(folder: Path, found: Estimate, seconds: float, **changed: dict | N
             "terms": terms_of(found)._asdict(), "step_sec": found.step.total, "tokens_per_sec": found.tokens_per_sec,
             "memory_bytes": found.memory.peak,
         },
-        "measured": {"step_sec": seconds, "cpu_sec": seconds / 2, "steps": 20, "cores": 8, "load": 0.5,
+        "measured": {"step_sec": seconds, "cpu_sec": seconds / 2, "steps": 20, "cores": 8, "processes": 1, "load": 0.5,
                      "tokens_per_sec": found.place.tokens_per_step / seconds, "memory_bytes": 2**30},
     }  # fmt: skip
     parts = {part: (values or {}) | (changed.get(part) or {}) for part, values in parts.items()}
@@ -138,9 +138,10 @@ def test_on_one_core_a_step_takes_its_cpu_seconds(tmp_path: Path) -> None:
     changes = {"planned": {"peaks": {"fp32_tflops": 0.14}}, "measured": {"cores": 1}}
     assert plan(f"plan.calibrate={write_run(tmp_path / 'one', found, seconds, **changes)}") == 0
     assert planned("gpt_tiny", "hardware=cpu_1").step.total == pytest.approx(seconds / 2, rel=1e-3)
-    changes["measured"] = {"cores": 2}
-    assert plan(f"plan.calibrate={write_run(tmp_path / 'two', found, seconds, **changes)}") == 0
-    assert planned("gpt_tiny", "hardware=cpu_1").step.total == pytest.approx(seconds, rel=1e-3)
+    for name, measured in (("two", {"cores": 2}), ("many", {"cores": 1, "processes": 2})):
+        changes["measured"] = measured
+        assert plan(f"plan.calibrate={write_run(tmp_path / name, found, seconds, **changes)}") == 0
+        assert planned("gpt_tiny", "hardware=cpu_1").step.total == pytest.approx(seconds, rel=1e-3)
 
 
 def test_the_file_is_whole_and_has_an_entry_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

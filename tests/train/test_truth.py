@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from helpers import tiny_experiment
-from lmkit.config.calibration import read_calibration
+from lmkit.config.calibration import Calibration, calibration_file, read_calibration, write_calibration
 from lmkit.config.entry import run_verb
 from lmkit.config.hardware import HardwareConfig
 from lmkit.plan.estimate import estimate
@@ -28,7 +28,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def train(corpus: Path, run: Path, *words: str) -> dict:
     """Runs, and returns the receipt."""
-    data = ["data=text_files", f"data.paths=[{corpus}]", "data.holdout_every=5"]
+    data = ["data=text_files", f"data.paths=[{corpus}]", "data.holdout_every=30"]
     assert run_verb("train", "lmkit.train.main:train", "about", [*WORDS, *data, f"run.dir={run}", *words]) == 0
     return json.loads((run / "receipt.json").read_text())
 
@@ -108,6 +108,16 @@ def test_the_devices_of_a_cpu_share_what_is_measured_of_it(monkeypatch: pytest.M
     monkeypatch.setattr(truth, "cores_here", lambda: 4)
     found = plan_run(tiny_experiment(), blueprint_of())
     assert found["peaks"] == pytest.approx({"fp32_tflops": 4 * 0.3, "memory_gb_per_sec": 40.0})
+    device = "4 x a CPU"
+    monkeypatch.setattr(truth, "device_name", lambda _: device)
+    write_calibration(Calibration("cpu", "/run", "today", device, {"memory_share": 0.5}, {"fp32_tflops": 0.5}))
+    taught = plan_run(tiny_experiment(), blueprint_of())
+    assert taught["peaks"] == pytest.approx({"fp32_tflops": 0.5})
+    device = "8 x another CPU"  # of which the share is taken, and no peak
+    elsewhere = plan_run(tiny_experiment(), blueprint_of())
+    assert elsewhere["peaks"] == found["peaks"]
+    assert elsewhere["factors"]["memory_share"] == taught["factors"]["memory_share"] == 0.5
+    calibration_file().unlink()
     entry = HardwareConfig(name="cpu", platform="cpu", fp32_tflops=0.15, memory_gb_per_sec=5.0)
     by_hand = dataclasses.replace(tiny_experiment(), hardware=entry)
     assert plan_run(by_hand, blueprint_of())["step_sec"] == pytest.approx(found["step_sec"])
