@@ -2,18 +2,23 @@
 
 A step takes the longest of three things that run beside each other (computing, moving memory, and what is sent over
 data, fsdp, context and stage: Williams et al. 2009), and then what is waited for: what is sent over tensor and expert.
-Each runs at the share of its peak that plan.compute_share, plan.memory_share and plan.network_share assume.
+On a CPU nothing runs beside anything, for the same cores do all of it: there they are added up. Each runs at the share
+of its peak that plan.compute_share, plan.memory_share and plan.network_share say, and plan.step_overhead_sec comes on
+top.
 """
 
+import dataclasses
 from typing import NamedTuple
 
+from lmkit.config.calibration import Calibration
 from lmkit.config.experiment import Experiment
 from lmkit.config.pipeline import pipes_of
 from lmkit.nn.tree import flat
 from lmkit.plan.memory import Memory, memory_of
 from lmkit.plan.network import Sent, times_of
 from lmkit.plan.place import Place, make_place
-from lmkit.plan.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops
+from lmkit.plan.settle import settle
+from lmkit.plan.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops, update_flops
 from lmkit.train.state import Blueprint
 from lmkit.train.traffic import traffic_of
 
@@ -28,6 +33,8 @@ class Step(NamedTuple):
     bubble: float  # share of the time in the layers in which a pipeline's stage has nothing to do
     memory: float
     sent: list[Sent]
+    overhead: float = 0.0
+    beside: bool = True  # whether computing, memory and what is sent run beside each other
 
     @property
     def overlapped(self) -> float:
@@ -41,12 +48,16 @@ class Step(NamedTuple):
 
     @property
     def total(self) -> float:
-        return max(self.compute, self.memory, self.overlapped) + self.waited
+        together = max if self.beside else lambda *times: sum(times)
+        return together(self.compute, self.memory, self.overlapped) + self.waited + self.overhead
 
     @property
     def bound(self) -> str:
         """What the step waits for most."""
-        times = {"computing": self.compute, "memory": self.memory, "the network": self.overlapped}
+        times = {
+            "computing": self.compute, "memory": self.memory, "the network": self.overlapped,
+            "its overhead": self.overhead,
+        }  # fmt: skip
         return max(times, key=lambda name: times[name])
 
 
@@ -72,6 +83,8 @@ class Estimate(NamedTuple):
     step: Step
     mfu: float  # FLOPs of the model over what the devices could do in the time of a step
     run: Run
+    update: float = 0.0  # FLOPs of the optimiser's own matrix products, in a step over all devices
+    calibration: Calibration | None = None  # where the factors are from, if not assumed or set
 
     @property
     def fits(self) -> bool:
@@ -109,19 +122,23 @@ def expert_sizes(place: Place) -> list[int]:
 def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Estimate:
     """Raises ConfigError as make_place does, whose arguments they are."""
     place = make_place(experiment, blueprint)
-    hardware, plan, train = place.experiment.hardware, experiment.plan, experiment.train
-    flops, traffic = flops_by_part(place), memory_traffic(place)
-    repeated = repeated_flops(place, flops)
+    plan, hardware, calibration = settle(experiment.plan, place.experiment.hardware, place.num_devices)
+    place = place._replace(experiment=dataclasses.replace(place.experiment, plan=plan, hardware=hardware))
+    train, flops, traffic = experiment.train, flops_by_part(place), memory_traffic(place)
+    repeated, update = repeated_flops(place, flops), update_flops(place)
     peak = 1e12 * (hardware.bf16_tflops if place.itemsize == 2 else hardware.fp32_tflops) * place.num_devices
     least = traffic_of(place.experiment, place.blueprint, place.itemsize)
     sent = times_of(hardware, place.experiment.mesh, place.sizes, place.sides, least, plan.network_share)
     bandwidth = hardware.memory_gb_per_sec * 1e9 * plan.memory_share
     bubble = max((pipe.bubble for pipe in pipes_of(place.experiment.model, train, place.sizes).values()), default=0.0)
     outside = sum(flops.get(name, 0.0) for name in OUTSIDE)
-    work = outside + (sum(flops.values()) - outside + repeated) / (1 - bubble)
-    compute = work / (peak * plan.compute_share) if peak else 0.0
-    step = Step(compute, bubble, sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent)
-    mfu = sum(flops.values()) / (peak * step.total) if peak and step.total else 0.0
+    work = outside + update + (sum(flops.values()) - outside + repeated) / (1 - bubble)
+    step = Step(
+        work / (peak * plan.compute_share) if peak else 0.0, bubble,
+        sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent, plan.step_overhead_sec,
+        hardware.platform != "cpu",
+    )  # fmt: skip
+    mfu = sum(flops.values()) / (peak * step.total) if peak else 0.0
     seconds = step.total * (plan.tokens / place.tokens_per_step if plan.tokens else train.steps)
     hours = seconds / _HOUR * place.num_devices
     kwh = hours * hardware.power_watts / 1e3 * plan.pue
@@ -130,4 +147,4 @@ def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Esti
         kwh, kwh * plan.co2_g_per_kwh / 1e3,
     )  # fmt: skip
     limit = hardware.memory_gib * 2**30 * plan.usable_share
-    return Estimate(place, memory_of(place), limit, flops, repeated, traffic, step, mfu, run)
+    return Estimate(place, memory_of(place), limit, flops, repeated, traffic, step, mfu, run, update, calibration)

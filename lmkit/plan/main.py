@@ -1,5 +1,6 @@
 """`lmkit.plan`, top to bottom."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.parallel.devices import setup_cpu
 from lmkit.plan.advice import advice
+from lmkit.plan.calibrate import calibrate
 from lmkit.plan.compiled import Compiled, compiled_plan
 from lmkit.plan.estimate import Estimate, estimate
 from lmkit.plan.search import Search, as_experiment, confirmed, search
@@ -18,15 +20,23 @@ console = Console(highlight=False)
 
 
 def plan(experiment: Experiment) -> int:
-    """Prints the plan. 0 where it fits, by the compiler where it was asked, else 1."""
+    """Prints the plan. 0 where it fits, by the compiler where it was asked, else 1.
+
+    With plan.calibrate it learns from a run, and plans nothing.
+    """
     hardware, wanted = experiment.hardware, experiment.plan
+    if wanted.calibrate:
+        calibrate(experiment, console)
+        return 0
     setup_cpu(experiment.run, max(hardware.devices, 1) if hardware.platform == "cpu" else 1)
     searched = _searched(experiment) if wanted.search else None
     if searched is not None:
         show_search(console, searched)
         if not searched.best:
             return 1
-        found, (compiled, reason) = searched.best[0].estimate, (searched.best[0].compiled, searched.reason)
+        best, compiled, reason = searched.best[0].estimate.place, searched.best[0].compiled, searched.reason
+        # once more from what was asked, which tells factors that were set from calibrated ones
+        found = estimate(dataclasses.replace(best.experiment, plan=wanted, hardware=hardware), best.blueprint)
         if wanted.save:
             _write("plan.save", wanted.save, as_experiment(searched.best[0]))
     else:

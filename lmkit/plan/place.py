@@ -25,7 +25,7 @@ class Place(NamedTuple):
     """An experiment and where it is to run."""
 
     experiment: Experiment  # with the sizes of the mesh, the compute dtype and the vocabulary
-    blueprint: Blueprint  # on a mesh without devices
+    blueprint: Blueprint
     sizes: dict[str, int]  # of the mesh's axes
     sides: tuple[int, ...]  # of a TPU slice, in chips; () for what is no TPU
     itemsize: int  # bytes of a number in the compute dtype
@@ -55,7 +55,7 @@ class Place(NamedTuple):
 def make_place(experiment: Experiment, blueprint: Blueprint | None = None) -> Place:
     """Raises ConfigError where the hardware is not known, or the mesh, the batch or a parameter does not divide.
 
-    `blueprint`: of the same model on any mesh, where there is one already.
+    `blueprint`: of the same model on any mesh, where there is one already; its mesh may have devices.
     """
     hardware, train = experiment.hardware, experiment.train
     sizes = _sizes(experiment, count_devices(experiment))

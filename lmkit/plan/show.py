@@ -1,11 +1,13 @@
 """The plan, for people and for programs."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.config.plan import ASSUMED
 from lmkit.parallel.collectives import total
 from lmkit.plan.advice import Advice
 from lmkit.plan.compiled import Compiled
@@ -34,9 +36,11 @@ def show(console: Console, found: Estimate, changes: list[Advice], compiled: Com
     console.print(f"{verdict}: {peak / _GIB:.2f} GiB a device{room}{who}", soft_wrap=True)
     console.print(
         f"{experiment.run.name}, {found.place.blueprint.num_params:,} parameters, on {place.num_devices} x "
-        f"{hardware.name}{sides}, {axes}\n",
+        f"{hardware.name}{sides}, {axes}",
         soft_wrap=True,
     )
+    where = found.calibration or "shares of peaks and the overhead are assumed or set by hand: see plan.calibrate"
+    console.print(f"{where}\n", soft_wrap=True, markup=False)
     if compiled is not None:
         _show_compiled(console, found, compiled)
     if not fits:
@@ -136,6 +140,8 @@ def _show_time(console: Console, found: Estimate) -> None:
             for name, flops in sorted(found.flops.items(), key=lambda item: -item[1])]  # fmt: skip
     rows += [("together", f"{total / tokens / 1e9:,.3f}", "")]
     rows += [("computed again", f"{found.repeated / tokens / 1e9:,.3f}", f"{found.repeated / total:.1%}")]
+    if found.update:
+        rows += [("optimiser", f"{found.update / tokens / 1e9:,.3f}", f"{found.update / total:.1%}")]
     _table(console, "FLOPs of a token, forward and backward", ("part", "GFLOP", "share"), rows)
     waiting = f", {step.bubble:.1%} of the layers' time in the pipeline's bubble" if step.bubble else ""
     rows = [("computing", "", "", f"{step.compute:.3f}", f"at {plan.compute_share:.0%} of the peak{waiting}")]
@@ -150,9 +156,9 @@ def _show_time(console: Console, found: Estimate) -> None:
         rows.append((" x ".join(one.axes), one.network.name, f"{one.sent_bytes / _GIB:,.2f}", known, how))
     _table(console, "a step", ("", "network", "GiB", "s", ""), rows)
     console.print(
-        f"{step.total:.3f} s a step, bound by {step.bound}: the longest of computing ({step.compute:.3f}), memory "
-        f"({step.memory:.3f}) and what is sent beside them ({step.overlapped:.3f}), and then what is waited for "
-        f"({step.waited:.3f})\n",
+        f"{step.total:.3f} s a step, bound by {step.bound}: {'the longest' if step.beside else 'the sum'} of computing "
+        f"({step.compute:.3f}), memory ({step.memory:.3f}) and what is sent {'beside them ' * step.beside}"
+        f"({step.overlapped:.3f}), then what is waited for ({step.waited:.3f}) and an overhead ({step.overhead:.3g})\n",
         soft_wrap=True,
     )
 
@@ -204,10 +210,14 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         },
         "flops_per_step": found.flops,
         "repeated_flops_per_step": found.repeated,
+        "update_flops_per_step": found.update,
+        "shares": {name: getattr(found.place.experiment.plan, name) for name in ASSUMED},
+        "calibration": asdict(found.calibration) if found.calibration else None,
         "memory_traffic_bytes": found.memory_traffic,
         "step": {
             "total_sec": step.total, "compute_sec": step.compute, "bubble": step.bubble, "memory_sec": step.memory,
             "bound": step.bound, "overlapped_sec": step.overlapped, "waited_sec": step.waited,
+            "overhead_sec": step.overhead,
             "sent": [one._asdict() | {"network": one.network._asdict()} for one in step.sent],
         },
         "tokens_per_sec": found.tokens_per_sec,

@@ -18,6 +18,7 @@ import dataclasses
 import math
 
 from lmkit.config.model import NormOrder, Remat
+from lmkit.config.sections import Optimizer, ParamKind
 from lmkit.nn.tree import flat
 from lmkit.plan.activations import kept_bytes
 from lmkit.plan.memory import share_of
@@ -27,6 +28,7 @@ from lmkit.train.traffic import stack_lengths
 
 _F32 = 4
 OUTSIDE = ("head", "ends")  # parts of the model that are in none of its layers
+_ITERATIONS = 5  # of Newton and Schulz, as in optax
 _PARTS = {  # of a dotted path, the first that is in it
     "attention.out": "attention: output", "attention": "attention: q, k, v", "cross.out": "attention: output",
     "cross": "attention: q, k, v", "router": "router", "mlp.down": "MLP: down", "mlp": "MLP: up",
@@ -72,6 +74,27 @@ def repeated_flops(place: Place, parts: dict[str, float]) -> float:
     if part.remat is Remat.full:
         names += ["attention: output"]
     return again + sum(parts.get(name, 0.0) for name in names) / 3
+
+
+def update_flops(place: Place) -> float:
+    """The optimiser's own matrix products, in a step over all devices: Muon's.
+
+    Each of 5 iterations on a matrix [m, n], m <= n, is X Xᵀ, its square, and their product with X (Jordan et al. 2024):
+    4 m² n + 2 m³. A device works on its shard of layers and experts; rows and columns count as if shared out, too.
+    """
+    if place.experiment.optim.kind is not Optimizer.muon:
+        return 0.0
+    total, specs = 0.0, flat(place.blueprint.specs)
+    for path, leaf in flat(place.blueprint.shapes["params"]).items():
+        spec = specs[path]
+        if spec.kind is not ParamKind.matrix:
+            continue
+        split = spec.stacked + spec.num_in
+        sides = math.prod(leaf.shape[spec.stacked : split]), math.prod(leaf.shape[split:])
+        m, n, matrices = min(sides), max(sides), math.prod(leaf.shape[: spec.stacked])
+        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) / leaf.size
+        total += _ITERATIONS * matrices * (4.0 * m * m * n + 2.0 * m**3) * local * place.num_devices
+    return total
 
 
 def memory_traffic(place: Place) -> dict[str, float]:

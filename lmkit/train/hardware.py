@@ -1,6 +1,11 @@
 """What the devices can do: the catalogue in conf/hardware, and a short measurement where it has no entry."""
 
+import os
+import platform
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,8 @@ import yaml
 from lmkit.config.base import ConfigError
 from lmkit.config.hardware import HardwareConfig
 from lmkit.config.paths import conf_dir
+
+Clock = Callable[[], float]
 
 
 def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
@@ -34,17 +41,43 @@ def peak_flops(hardware: HardwareConfig | None, dtype: jnp.dtype) -> float:
     return 1e12 * (hardware.bf16_tflops if dtype == jnp.bfloat16 else hardware.fp32_tflops)
 
 
-def matmul_flops(dtype: jnp.dtype, size: int = 1024, repeats: int = 6) -> float:
+def matmul_flops(dtype: jnp.dtype, size: int = 1024, repeats: int = 6, clock: Clock = time.perf_counter) -> float:
     """Measured FLOP/s of a square matrix product on one device: the best of a few, about 0.1 s on a CPU."""
-    x = jnp.ones((size, size), dtype)
-    multiply = jax.jit(lambda x: x @ x)
-    multiply(x).block_until_ready()
-    best = float("inf")
+    return 2 * size**3 / _fastest(lambda x: x @ x, jnp.ones((size, size), dtype), repeats, clock)
+
+
+def copy_rate(mebibytes: int = 64, repeats: int = 5, clock: Clock = time.perf_counter) -> float:
+    """Measured bytes/s between a device and its memory, of an array read and another written: the best of a few."""
+    x = jnp.ones(mebibytes * 2**20 // 4, jnp.float32)
+    return 2 * x.nbytes / _fastest(lambda x: x + 1, x, repeats, clock)
+
+
+def _fastest(work: Callable[[jax.Array], jax.Array], x: jax.Array, repeats: int, clock: Clock) -> float:
+    """Seconds of the fastest of a few calls, compiled before."""
+    call, best = jax.jit(work), float("inf")
+    call(x).block_until_ready()
     for _ in range(repeats):
-        start = time.perf_counter()
-        multiply(x).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+        start = clock()
+        call(x).block_until_ready()
+        best = min(best, clock() - start)
+    return best
+
+
+def cores_here() -> int:
+    """Those that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def device_name(device: Any) -> str:
+    """What jax calls a device; of a CPU, the processor and on how many of its cores this process may run."""
+    if device.platform != "cpu":
+        return device.device_kind
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{cores_here()} x {names[0] if names else platform.processor() or platform.machine()}"
 
 
 def check_fits(hardware: HardwareConfig | None, needed_bytes: float) -> None:

@@ -33,6 +33,7 @@ from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
 from lmkit.train.task import Task, check_task, prepare_task
 from lmkit.train.texts import can_score, make_writer
+from lmkit.train.truth import Clock, compare_run, measure_run, plan_run
 
 SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
 
@@ -91,6 +92,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
             checkpoints.close()
         stopped, wall = loop.stop.signal, time.perf_counter() - began
         summary = facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped)
+        loop.compare()
         run.write_json("summary.json", summary | loop.best.summary())
     except BaseException as error:
         hosts.note_failure(error)
@@ -114,7 +116,9 @@ class Loop:
         shapes = batch_shapes(task.batches, experiment.train.batch_size, blueprint.mesh)
         self.path, self.programs = run.path, compile_programs(experiment, blueprint, shapes)
         facts.add_compiled(receipt, experiment.hardware, self.programs.memory_bytes)
+        receipt["planned"] = plan_run(experiment, blueprint) if hosts.is_first() else {}
         run.write_json("receipt.json", receipt)
+        self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()
         train = experiment.train
         self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
         self.trackers = Trackers([])
@@ -157,6 +161,7 @@ class Loop:
                 saving = last or _due(step, save_every)
                 if evaluating or saving:
                     pending = self._log(bar, pending)
+                    self.clock.pause()
                     start = time.perf_counter()
                     with self.watch.pause(f"the evaluation or save at step {step}"):
                         value = self._evaluate(bar, state, step, last) if evaluating else None
@@ -179,6 +184,7 @@ class Loop:
         step, arrays = pending
         loss, grad_norm = float(arrays["loss"]), float(arrays["grad_norm"])
         self.watch.ended(step)
+        self.clock.ended()
         if not math.isfinite(loss + grad_norm):  # at every step: what is saved next must be good
             raise DivergedError(
                 f"the loss is {loss} and the gradient norm {grad_norm} at step {step}; "
@@ -220,6 +226,14 @@ class Loop:
             self.trackers.text(step, "sample", text.removeprefix(train.sample_prompt))
             bar.say("\n".join(f"  | {line}" for line in text.splitlines()))
         return self.best.see(step, means)
+
+    def compare(self) -> None:
+        """Puts what was measured beside what was planned."""
+        if hosts.is_first():
+            planned, tokens = self.receipt["planned"], self.meter.tokens_per_step
+            self.receipt["measured"] = measure_run(self.clock, planned, tokens, self.programs.memory_bytes)
+            self.write_json("receipt.json", self.receipt)
+            console.print(compare_run(planned, self.receipt["measured"]), style="dim", markup=False)
 
 
 def _due(step: int, every: int) -> bool:

@@ -72,6 +72,41 @@ def confusion_table(path: Path) -> str:
     return f'<h2>Classes</h2>\n<div class="sheet">{table}</div>'
 
 
+def planned_table(planned: dict[str, Any], measured: dict[str, Any]) -> str:
+    """What the plan said beside what came of it, and where either has nothing to say the reason; "" without a plan."""
+    if not planned:
+        return ""
+    lines = []
+    for title, name, write in (
+        ("Seconds a step (median)", "step_sec", lambda value: f"{value:.4g}"),
+        ("Tokens per second", "tokens_per_sec", lambda value: f"{value:,.0f}"),
+        ("Model FLOPs utilisation", "mfu", lambda value: f"{value:.1%}"),
+        ("Memory of a device", "memory_bytes", lambda value: f"{value / GIB:,.3f} GiB"),
+        ("Peak of the whole process", "process_peak_bytes", lambda value: f"{value / GIB:,.3f} GiB"),
+        ("CPU seconds a step", "cpu_sec", lambda value: f"{value:.4g}"),
+    ):
+        told, seen = (_positive(part.get(name)) for part in (planned, measured))
+        if told or seen:
+            shown = [write(told) if told else "–", write(seen) if seen else "–"]
+            shown.append(f"{told / seen:.2f}" if told and seen else "–")
+            cells = "".join(f"<td>{cell}</td>" for cell in shown)
+            lines.append(f'<tr><th scope="row">{title}</th>{cells}</tr>')
+    said = [f"planned: {planned.get('from', '')}"] if "reason" not in planned else []
+    said += [f"not {what}: {part['reason']}" for what, part in (("planned", planned), ("measured", measured))
+             if "reason" in part]  # fmt: skip
+    if "memory_of" in measured:
+        said.append(f"memory measured: {measured['memory_of']}; load {_positive(measured.get('load')):.1f}")
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("Figure", "Planned", "Measured", "Ratio"))
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>" if lines else ""
+    note = escape("; ".join(map(str, said)))
+    return f'<h2>Planned and measured</h2>\n<div class="sheet">{table}<p class="soft">{note}</p></div>'
+
+
+def _positive(value: Any) -> float:
+    """A number above 0, or 0."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300 else 0.0
+
+
 def _cell(count: int, share: float, right: bool) -> str:
     tint = "23,119,68" if right else "190,60,40"
     style = f' style="background:rgba({tint},{0.08 + 0.6 * share:.2f})"' if count else ""

@@ -166,14 +166,18 @@ def memory_now() -> dict[str, float]:
     try:
         host = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     except OSError:  # not Linux: the peak so far
-        host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        host = peak_resident()
     stats = jax.local_devices()[0].memory_stats() or {}
     device = {"memory/device_bytes": float(stats["bytes_in_use"])} if "bytes_in_use" in stats else {}
     return {"memory/host_bytes": float(host), **device}
 
 
+def peak_resident() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def peak_memory() -> int:
     """Largest resident set of this process so far, or of a device where it tells."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return int(stats.get("peak_bytes_in_use", host))
+    return int(stats.get("peak_bytes_in_use", peak_resident()))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.train.chart import CHART_STYLE, SCRIPT, compact, draw_charts, escape, exact
-from lmkit.train.pictures import GIB, Columns, charts_of, confusion_table
+from lmkit.train.pictures import GIB, Columns, charts_of, confusion_table, planned_table
 
 MOST_SAMPLES, MOST_SAMPLE_CHARS = 50, 20_000  # earlier ones; more would outweigh the rest of the page
 
@@ -187,7 +187,7 @@ def _facts(receipt: dict[str, Any]) -> str:
     rows = []
     for name, group in receipt.items():
         facts = [f'<span class="soft">{escape(key)}</span> {escape(value)}' for key, value in _flat(group)]
-        if facts and name != "expected":  # it has a table of its own
+        if facts and name not in ("expected", "planned", "measured"):  # they have tables of their own
             cell = " ".join(f'<span class="fact">{fact}</span>' for fact in facts)
             rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{cell}</td></tr>')
     return f'<h2>Facts</h2>\n<div class="sheet"><table>{"".join(rows)}</table></div>' if rows else ""
@@ -263,6 +263,7 @@ def _page(run_dir: Path) -> str:
 <div class="charts">{figures or "No metrics yet."}</div>
 {confusion_table(run_dir / "confusion.json")}
 {_expected(_group(receipt, "expected"), summary)}
+{planned_table(_group(receipt, "planned"), _group(receipt, "measured"))}
 {samples}
 {_facts(receipt)}
 <h2>Files</h2>

@@ -159,10 +159,31 @@ def test_what_an_axis_runs_over(option: str, axes: dict, dcn: dict, expected: di
 def test_a_step_is_the_longest_of_what_overlaps_and_what_is_waited_for() -> None:
     step = planned("gpt3_175b", "hardware=v5p_512").step
     assert step.waited > step.overlapped > 0
-    assert step.total == max(step.compute, step.memory, step.overlapped) + step.waited
+    assert step.total == max(step.compute, step.memory, step.overlapped) + step.waited + step.overhead
+    assert step.overhead == 1e-3
     slow = planned("gpt3_175b", "hardware=v5p_512", "hardware.link_gb_per_sec=0.5").step
     assert slow.bound == "the network"
     assert slow.overlapped == pytest.approx(200 * step.overlapped)
+
+
+def test_on_a_cpu_nothing_runs_beside_anything() -> None:
+    rates = ["hardware.memory_gb_per_sec=10", "hardware.dcn_gb_per_sec=1"]
+    step = planned("gpt_small", "hardware=cpu_2", *rates, "plan.step_overhead_sec=0.2").step
+    assert min(step.compute, step.memory, step.overlapped) > 0
+    assert step.total == pytest.approx(step.compute + step.memory + step.overlapped + step.waited + 0.2)
+
+
+def test_muons_own_products_are_counted() -> None:
+    """By hand: q, k, v, the result are 192 x 192, the MLP is 192 x 768 twice; five iterations; four layers."""
+    found = planned("gpt_small", "hardware=cpu_1")
+    square, wide = 6 * 192**3, 4 * 192**2 * 768 + 2 * 192**3
+    assert found.update == 4 * 5 * (4 * square + 2 * wide)
+    split = planned("gpt_small", "hardware=h100_8", "mesh.data=2", "mesh.fsdp=4")
+    assert split.update == pytest.approx(2 * found.update)  # on both of data: only fsdp shares it out
+    without = planned("gpt_small", "hardware=cpu_1", "optim=adamw", "optim.learning_rate=1e-3")
+    assert without.update == 0
+    assert found.step.compute - without.step.compute == pytest.approx(found.update / (0.14e12 * 0.7))
+    assert found.mfu < without.mfu  # they take time and are no part of it
 
 
 def test_money_and_energy() -> None:
