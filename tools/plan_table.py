@@ -48,6 +48,7 @@ POINTS = [  # experiment, hardware, mesh, remat, more
     ("llama3_8b", "h100_32", "fsdp=16 tensor=2", "names", "train.batch_size=64"),
     ("llama3_8b", "v6e:8x8", "fsdp=64", "names", "train.batch_size=64"),
     ("gpt3_1b3", "v5p:2x2x2", "fsdp=4 context=2", "names", "train.batch_size=32"),
+    ("gpt3_6b7", "h100_64", "fsdp=16 stage=4", "full", "train.batch_size=256"),
     ("mixtral_8x7b", "h100_64", "fsdp=8 expert=8", "full", "train.batch_size=64"),
 ]
 Point = tuple[str, str, str, str, str]

@@ -109,10 +109,10 @@ def _pieces(rows: int, keys: int, queries: int) -> int:
     return pieces
 
 
-def scores_at_once(length: int) -> int:
-    """Of a head and row, where so many queries see so many keys: of a block, or of the piece that it is cut into."""
-    rows = -(-length // _MAX_BLOCKS)
-    return rows * length // _pieces(rows, length, length)
+def scores_at_once(queries: int, keys: int, cut: bool = True) -> int:
+    """Of a head and row: of a block, or of the piece that it is cut into; `cut`: causal or windowed."""
+    rows = -(-queries // _MAX_BLOCKS) if cut else queries
+    return rows * keys // _pieces(rows, keys, queries)
 
 
 def _tied(q_BKGTH, segments: Segments | None, keys: int, offset: Any) -> tuple[Any, Segments | None, Any]:

@@ -18,7 +18,7 @@ and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multi
 
 from typing import NamedTuple
 
-from lmkit.config.model import Activation, Kernel, NormOrder, Remat, TransformerConfig
+from lmkit.config.model import Activation, ContextAttention, Kernel, NormOrder, Remat, TransformerConfig
 from lmkit.nn.blockwise import scores_at_once
 
 _F32 = 4
@@ -39,11 +39,17 @@ class Share(NamedTuple):
     itemsize: int
     flat: bool  # only the batch is split, on a CPU: each linear layer has a flat copy of its input of its own
     attentions: int = 1  # of a layer: 2 with cross-attention
+    context: int = 1  # what sequences are divided by
+    experts: int = 1  # devices that a layer's experts are split over
     lanes: int = 1  # what the last dim of an array is filled up to a multiple of: 128 on a TPU
 
     def head(self, part: TransformerConfig) -> int:
         """The room of one head's q, k, v or result: their last dim is its size."""
         return -(-part.head_size // self.lanes) * self.lanes
+
+    def copies(self, part: TransformerConfig) -> float:
+        """Of a token that there is room for in what experts compute: without a capacity, of all devices' on each."""
+        return part.experts_per_token * (part.capacity_factor or self.experts)
 
 
 def kept_bytes(part: TransformerConfig, share: Share) -> float:
@@ -91,7 +97,7 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     inner = part.mlp_size * (arrays * share.itemsize + (part.activation in _SIGNS)) / share.tensor
     if not part.num_experts:
         return inner
-    chosen = part.experts_per_token
+    chosen = share.copies(part)
     # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
     each = inner + part.embed_dim * (4 * share.itemsize + 2)
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
@@ -110,11 +116,9 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     inputs = (4 if share.stream > 1 else 2) * part.embed_dim * share.itemsize
     width = share.head(part) * share.itemsize / share.tensor
     heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
-    scores = 0.0
-    if kernel is Kernel.xla:  # float32 scores and their gradient, of a block of queries
-        scores = 2 * _F32 * part.num_heads / share.tensor * scores_at_once(length) / length
-    copies = part.experts_per_token if part.num_experts else 1
-    arrays = 2 + 2 * (1 + part.gated) - (platform == "tpu")
+    scores = _scores(part, share, kernel, length)
+    copies = share.copies(part) if part.num_experts else 1
+    arrays = 2 * (1 + part.gated) + (0 if part.num_experts else 1 if platform == "tpu" else 2)
     inner = copies * arrays * part.mlp_size * share.itemsize / share.tensor
     if part.num_experts:
         inner += 4 * copies * part.embed_dim * share.itemsize
@@ -123,3 +127,15 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
         attention, mlp = 0.0, 0.0  # it is kept, and counted there
     beside = attention if part.remat is Remat.full else 0.0
     return share.tokens * (stream + inputs + max(attention + heads + scores, beside + mlp + inner))
+
+
+def _scores(part: TransformerConfig, share: Share, kernel: Kernel, length: int) -> float:
+    """A token's, of attention in XLA: float32 scores and their gradient, as many as are there at once; in a ring over
+    `context` also keys and values that come and go, and float32 gradients."""
+    local, heads = length // share.context, part.num_heads / share.tensor
+    if share.context > 1 and part.context_attention is ContextAttention.ring:
+        most = max(scores_at_once(local, local), scores_at_once(local, local // 2, cut=False))
+        width = share.head(part) / share.tensor
+        moving = 4 * part.kv_heads * (share.itemsize + _F32) + part.num_heads * _F32
+        return 2 * _F32 * heads * most / local + moving * width
+    return 2 * _F32 * heads * scores_at_once(length, length) / length if kernel is Kernel.xla else 0.0

@@ -114,7 +114,10 @@ def share_of(place: Place, length: int, attentions: int = 1) -> Share:
     on_cpu = place.experiment.hardware.platform == "cpu"
     flat_products = place.num_devices == 1 or (on_cpu and context == 1)
     lanes = _LANES if place.experiment.hardware.platform == "tpu" else 1
-    return Share(place.rows * length / context, tensor, stream, place.itemsize, flat_products, attentions, lanes)
+    return Share(
+        place.rows * length / context, tensor, stream, place.itemsize, flat_products, attentions, context,
+        place.size("expert"), lanes,
+    )  # fmt: skip
 
 
 def _copies(place: Place, part: TransformerConfig) -> float:
