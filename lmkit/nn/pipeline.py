@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from lmkit.config.pipeline import ROW_AXES, STAGE, choose_microbatches
 from lmkit.nn.attention import Places
-from lmkit.parallel.rules import split_axes
+from lmkit.parallel.rules import on_each_device, split_axes
 
 _WHOLE = ("bias_NTS",)  # the places without rows
 # (parameters, flags, numbers) of some layers, the places of some rows, their stream, the dropout key -> (the stream,
@@ -64,6 +64,12 @@ def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, pl
     places = jax.tree.map(lambda x, rows: _gather(x, stages, microbatches) if rows else x, places, with_rows)
     any_bTD = lax.stop_gradient(waiting_MbTD[0])
 
+    def chunk_of(lap):
+        return jax.tree.map(lambda p: _at(p, lap), params), *jax.tree.map(lambda r: _at(r, lap * stages + stage), rest)
+
+    # Outside of the loop where there is one: what is chosen inside, its backward pass keeps once a tick.
+    only = chunk_of(0) if rounds == 1 else None
+
     def tick(carry, number):
         handed_bTD, waiting_MbTD = carry  # by the stage before; at the first stage, for a round to come
         turn = number - stage
@@ -74,9 +80,8 @@ def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, pl
         # An idle stage computes, too: collectives among its devices stay in step with the others'. It takes rows
         # that are finite, and nobody takes what it makes of them.
         x_bTD = jnp.where(busy, x_bTD, any_bTD)
-        chunk = jax.tree.map(lambda p: _at(p, lap), params), *jax.tree.map(lambda r: _at(r, lap * stages + stage), rest)
         here = jax.tree.map(lambda x, rows: _at(x, part) if rows else x, places, with_rows)
-        x_bTD, kept = run(chunk, here, x_bTD, key)
+        x_bTD, kept = run(only or chunk_of(lap), here, x_bTD, key)
         x_bTD = lax.ppermute(x_bTD, STAGE, [(s, (s + 1) % stages) for s in range(stages)])
         # What the last stage made comes round to the first: for its next round, or to stay.
         turn = number - (stages - 1)
@@ -143,9 +148,11 @@ def _scatter(x: jax.Array, stages: int) -> jax.Array:
 def _exchange(x: jax.Array) -> jax.Array:
     """x[s] goes to stage s, which has [S, ...] then, one of each.
 
-    All that moves is moved so: the sums of psum_scatter, all_gather's transpose, do not lower beside explicit axes.
+    Each device sends its own part: beside axes that are not Manual the compiler would gather x over them first. All
+    that moves is moved so: the sums of psum_scatter, all_gather's transpose, do not lower there (jax 0.10.2).
     """
-    return lax.all_to_all(x, STAGE, 0, 0, tiled=True)
+    spec = jax.typeof(x).sharding.spec
+    return on_each_device(lambda x: lax.all_to_all(x, STAGE, 0, 0, tiled=True), (spec,), spec)(x)
 
 
 # ---- layers ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 from lmkit.config.model import Remat, TransformerConfig
+from lmkit.config.pipeline import Pipe, pipes_of
 from lmkit.config.sections import ObjectiveKind
 from lmkit.nn.tree import flat
 from lmkit.plan.activations import Share, kept_bytes, offloaded_bytes, working_bytes
@@ -88,15 +89,23 @@ def _of_layers(place: Place) -> _Layers:
     kept = offloaded = ends = 0.0
     working, why = [0.0], []
     norm = 0 if place.experiment.hardware.platform == "tpu" else _F32  # there the last norm's copy joins its users
-    for part in place.experiment.model.parts().values():
+    pipes = pipes_of(place.experiment.model, place.experiment.train, place.sizes)
+    for prefix, part in place.experiment.model.parts().items():
+        pipe = pipes.get(prefix, Pipe(1, 1, 1))
         for length, layers, joins in stack_lengths(place.experiment, part):
             share = share_of(place, length, joins - 1)
-            here = layers / place.size("stage")
+            stream = share.tokens * part.embed_dim / share.stream
+            ends += stream * (share.itemsize + norm)
+            if pipe.stages > 1:  # the rows of all stages are in the pipe, on their way in and out, a tick's at a time
+                ends += 2 * stream * share.itemsize * pipe.stages
+                share = share._replace(tokens=share.tokens * pipe.stages / pipe.microbatches)
+            here = layers / pipe.stages / pipe.rounds * pipe.ticks
             kept += here * kept_bytes(part, share)
             offloaded += here * offloaded_bytes(part, share)
             working.append(_working(place, part, share, length))
-            ends += share.tokens * part.embed_dim * (share.itemsize + norm) / share.stream
-        why.append(f"{part.num_layers} layers, model.remat={part.remat.name}")
+        why.append(f"{part.num_layers} layers, model.remat={part.remat.name}{f'; {pipe}' if pipe.stages > 1 else ''}")
+        if pipe.rounds > 1:  # weights chosen for a tick are kept with it
+            kept += sum(size for _, size, spec in _leaves(place) if spec.in_stack) * _F32 / pipe.rounds * pipe.ticks
         if part.remat is Remat.none:
             kept += _copies(place, part)
     return _Layers(kept, offloaded, max(working), _buffers(place), ends, "; ".join(why))

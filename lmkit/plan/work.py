@@ -119,5 +119,5 @@ def memory_traffic(place: Place) -> dict[str, float]:
         "update of the state": 2 * local_bytes(shapes),
         "gradients": 2 * micro * local_bytes(shapes["params"]),
         "weights": micro * whole * place.itemsize * (2 * passes + 1),
-        "activations": micro * activations / place.size("stage"),
+        "activations": micro * activations,
     }

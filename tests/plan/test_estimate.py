@@ -109,8 +109,8 @@ def test_what_stands_in_one_place_only_is_not_in_the_sum() -> None:
     assert found.memory.narrow == LOSS
     always = sum(one.size for one in found.memory.items if one.when == ALWAYS)
     assert found.memory.peak == pytest.approx(always + item(found, "logits chunk"))
-    tokens = 480 / 8 * 1024  # all logits at once: float32 twice, bfloat16 once
-    assert item(found, "logits chunk") > tokens * 50257 * 10
+    tokens = 480 / 8 * 1024  # all logits at once: float32, and bfloat16 gradients
+    assert item(found, "logits chunk") > tokens * 50257 * 6
 
 
 @pytest.mark.parametrize(
