@@ -113,7 +113,7 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     """
     stream = (2 * share.itemsize + _F32) * part.embed_dim / share.stream
     # what goes into attention and into the MLP; where that is gathered over `tensor`, what waits to be scattered, too
-    inputs = (4 if share.stream > 1 else 2) * part.embed_dim * share.itemsize
+    inputs = (4 if share.stream > 1 and platform != "cpu" else 2) * part.embed_dim * share.itemsize
     width = share.head(part) * share.itemsize / share.tensor
     heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
     scores = _scores(part, share, kernel, length)

@@ -62,7 +62,9 @@ def compiled_plan(place: Place) -> Compiled:
     if analysis is None:
         raise ConfigError(f"hardware={experiment.hardware.name}: its compiler does not tell what memory it uses")
     held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = float(getattr(analysis, "peak_memory_in_bytes", 0) or held + analysis.temp_size_in_bytes)
+    peak = float(held + analysis.temp_size_in_bytes)
+    if experiment.hardware.platform == "tpu":  # whose temporaries are not all there at once; others do not count it all
+        peak = float(analysis.peak_memory_in_bytes)
     host = float(getattr(analysis, "host_temp_size_in_bytes", 0))
     text = compiled.as_text() or ""
     return Compiled(

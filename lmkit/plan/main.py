@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
@@ -53,7 +54,7 @@ def plan(experiment: Experiment) -> int:
     if wanted.json != "-":
         show(console, found, changes, compiled)
     if reason:
-        Console(stderr=True, highlight=False).print(f"[bold red]not compiled[/]: {reason}", soft_wrap=True)
+        Console(stderr=True, highlight=False).print(f"[bold red]not compiled[/]: {escape(reason)}", soft_wrap=True)
     return 0 if fits and not reason else 1
 
 

@@ -16,7 +16,7 @@ from lmkit.plan.memory import ALWAYS
 from lmkit.plan.place import local_bytes
 from lmkit.plan.search import Found, Search
 from lmkit.train.collectives import show_traffic
-from lmkit.train.traffic import least_traffic
+from lmkit.train.traffic import traffic_of
 
 _GIB = 2**30
 _SHOWN = 10  # of what a search found
@@ -85,7 +85,7 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
     place = found.place
     console.print(f"compiled in {compiled.seconds:.0f} s; nothing was run", style="dim")
     if compiled.refusal:
-        console.print(f"the compiler: {compiled.refusal}", soft_wrap=True)
+        console.print(f"the compiler: {compiled.refusal}", soft_wrap=True, markup=False)
     state = local_bytes(place.blueprint.shapes)
     rows = [
         ("the state and a batch", compiled.arguments, state, "arguments of the step"),
@@ -101,7 +101,7 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
         rows = [(f"{one.size / _GIB:.2f}", one.array, one.source) for one in compiled.arrays]
         _table(console, "largest arrays that the program makes", ("GiB", "array", "where"), rows)
     if compiled.sent:
-        least = least_traffic(place.experiment, place.blueprint)
+        least = traffic_of(place.experiment, place.blueprint, place.itemsize)
         show_traffic(console, "collectives of a step, a device", compiled.sent, least, "MiB")
         console.print()
 

@@ -210,3 +210,30 @@ def test_dropout_follows_the_row() -> None:
     np.testing.assert_array_equal(dropout(x[:2], 0.5, key, dims, jnp.array([3, 1])), whole[jnp.array([3, 1])])
     each = np.asarray(whole != 0).reshape(24, 32)
     assert len({mask.tobytes() for mask in each}) == 24
+
+
+def test_each_device_moves_its_own_rows_and_weights_are_kept_once() -> None:
+    """Of 2 stages and 4 shards: no exchange has rows of two shards, and no array has the weights of several ticks."""
+    mesh, width, rows, seq, micro = make_mesh(stage=2, fsdp=4), 48, 64, 5, 4
+    x = jax.ShapeDtypeStruct((rows, seq, width), jnp.float32, sharding=sharding_of(("batch", None, None), mesh))
+    weights = jax.ShapeDtypeStruct((L, width, width), jnp.float32, sharding=sharding_of(("layers", None, None), mesh))
+    rest = (np.zeros(L, bool), np.arange(L, dtype=np.int32))
+
+    def run(layers: Any, places: Places, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+        return lax.scan(lambda x, xs: (jax.checkpoint(lambda w, x: x + jnp.tanh(x @ w))(xs[0], x), {}), x, layers)
+
+    def total(weights: jax.Array, x: jax.Array) -> jax.Array:
+        y, _ = pipelined(run, (weights, *rest), x, Places(), None, microbatches=micro, rounds=1)
+        return jnp.sum(jnp.sin(y))
+
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(total, argnums=(0, 1))).lower(weights, x).compile().as_text()
+
+    def shapes(pattern: str) -> list[tuple[int, ...]]:
+        return [tuple(int(n) for n in dims.split(",")) for dims in re.findall(pattern, text)]
+
+    exchanged = shapes(r"f32\[([\d,]+)\]\S* all-to-all\(") + shapes(r"\(f32\[([\d,]+)\]\S*, f32.* all-to-all\(")
+    assert exchanged
+    assert max(math.prod(shape) for shape in exchanged) <= 2 * rows // 8 * seq * width
+    kept = [shape for shape in shapes(r"f32\[([\d,]+)\]") if shape[-2:] == (width, width)]
+    assert max(math.prod(shape) for shape in kept) <= L // 2 * width * width

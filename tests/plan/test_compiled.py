@@ -13,7 +13,7 @@ from lmkit.parallel.topology import hardware_devices
 from lmkit.plan import compiled as module
 from lmkit.plan.compiled import compiled_plan, large_arrays
 from lmkit.plan.estimate import Estimate, estimate
-from lmkit.train.traffic import least_traffic
+from lmkit.train.traffic import traffic_of
 
 TABLE = load_tool("plan_table")
 
@@ -29,7 +29,7 @@ def test_the_cpu_compiles_what_is_planned() -> None:
     assert compiled.peak >= compiled.temporary > 0
     assert {one.axes for one in compiled.sent} == {("fsdp",)}
     assert sum(one.step_bytes for one in compiled.sent) > 0.9 * sum(
-        row.sent_bytes for row in least_traffic(found.place.experiment, found.place.blueprint)
+        row.sent_bytes for row in traffic_of(found.place.experiment, found.place.blueprint, found.place.itemsize)
     )
     assert compiled.arrays[0].size >= compiled.arrays[-1].size > 0
     assert compiled.fits(0)
@@ -117,7 +117,9 @@ def test_a_gpu_that_is_not_here() -> None:
                     "model.remat=names")  # fmt: skip
     compiled = compiled_plan(found.place)
     assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
-    least = sum(row.sent_bytes for row in least_traffic(found.place.experiment, found.place.blueprint))
+    least = sum(
+        row.sent_bytes for row in traffic_of(found.place.experiment, found.place.blueprint, found.place.itemsize)
+    )
     assert 0.99 < sum(one.step_bytes for one in compiled.sent) / least < 1.3
 
 
