@@ -149,7 +149,10 @@ def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=5e-4, atol=2e-6 * scale, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [
+    name if name in ("gpt", "bert", "transformer", "vit") else pytest.param(name, marks=pytest.mark.slow)
+    for name in KINDS
+])  # fmt: skip
 def test_one_device_is_a_mesh_too(name: str) -> None:
     """Two whole steps, as train takes them on a laptop or a single GPU."""
     kind = KINDS[name]

@@ -10,6 +10,7 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.mark.slow
 def test_growth_is_what_comes_on_top_of_the_ideal(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     command = [sys.executable, str(ROOT / "tools" / "bench_scaling.py"), "--config", "T", "--rounds", "1"]

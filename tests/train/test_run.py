@@ -118,7 +118,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     same_run(whole, parts, 40)
 
 
-@pytest.mark.parametrize("axis", ["data", "stage"])
+@pytest.mark.parametrize("axis", ["data", pytest.param("stage", marks=pytest.mark.slow)])
 def test_resumed_on_another_mesh_sees_the_same_samples(axis: str, tmp_path: Path) -> None:
     import shutil
 
@@ -138,6 +138,7 @@ def test_resumed_on_another_mesh_sees_the_same_samples(axis: str, tmp_path: Path
     np.testing.assert_allclose(list(one.values()), list(two.values()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments_ten_times(tmp_path: Path) -> None:
     """A run killed ten times at random ends with the same bits as one left alone."""
     steps = ["train.steps=300", "checkpoint.save_every_steps=6", "train.eval_every_steps=0", "checkpoint.keep_last=2"]

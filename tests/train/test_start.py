@@ -91,6 +91,7 @@ def test_resumed_equals_uninterrupted(base: Path, tmp_path: Path, what: list[str
         assert not np.allclose(one["params"]["head"]["table"], start["head"]["table"])
 
 
+@pytest.mark.slow
 def test_a_lora_run_is_a_source_like_any_other(base: Path, tmp_path: Path) -> None:
     """Its folded parameters start a run at the loss it had; chained, too; exported they are the same."""
     run, second = tmp_path / "lora", tmp_path / "second"
@@ -116,6 +117,7 @@ def test_a_lora_run_is_a_source_like_any_other(base: Path, tmp_path: Path) -> No
     assert leaves_equal(load_model(str(second))[1], params), "a chain of two, and B is still zero in the second"
 
 
+@pytest.mark.slow
 def test_a_base_that_moved_changed_or_went(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first, run = tmp_path / "first", tmp_path / "lora"
     shutil.copytree(base, first)

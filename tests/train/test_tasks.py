@@ -141,8 +141,9 @@ def test_a_whole_run_learns(name: str, tmp_path: Path, corpus: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [
-    "next_sentence", "seq2seq", "mixup",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in ("masked_lm", "span_corruption", "classify_tokens")),
+    "mixup",
+    *(pytest.param(name, marks=pytest.mark.slow)
+      for name in ("next_sentence", "seq2seq", "masked_lm", "span_corruption", "classify_tokens")),
 ])  # fmt: skip
 def test_sharded_equals_unsharded(name: str, tmp_path: Path, corpus: Path) -> None:
     losses = []
@@ -165,7 +166,7 @@ def test_sharded_equals_unsharded(name: str, tmp_path: Path, corpus: Path) -> No
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-5)  # float32, a few steps
 
 
-@pytest.mark.parametrize("name", ["masked_lm", "mixup"])
+@pytest.mark.parametrize("name", ["masked_lm", pytest.param("mixup", marks=pytest.mark.slow)])
 def test_resumed_equals_uninterrupted(name: str, tmp_path: Path, corpus: Path) -> None:
     words = words_of(name, tmp_path, corpus, "mesh.data=8", "model.dropout=0.1", "checkpoint.save_every_steps=10")
     assert train(*words, f"run.dir={tmp_path}/whole", "train.steps=20") == 0
