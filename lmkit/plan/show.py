@@ -103,6 +103,8 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
     if compiled.sent:
         least = traffic_of(place.experiment, place.blueprint, place.itemsize)
         show_traffic(console, "collectives of a step, a device", compiled.sent, least, "MiB")
+        if place.experiment.mesh.num_slices > 1:
+            console.print("between slices hosts send and receive: that is in none of the compiler's collectives")
         console.print()
 
 
