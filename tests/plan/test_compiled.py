@@ -135,10 +135,20 @@ def test_slices_that_are_not_here() -> None:
     assert len({device.slice_index for device in devices}) == 2
     compiled = compiled_plan(found.place)
     assert {one.axes for one in compiled.sent} == {("fsdp",)}  # between slices hosts send and receive: not counted
-    assert compiled_plan(planned(*words, "train.batch_size=1048576").place).refusal
 
 
 def test_an_unknown_gpu_cannot_be_compiled_for() -> None:
     hardware = compose(["+experiment=gpt_tiny", "hardware=h100_8", "hardware.name=h300"]).hardware
     with pytest.raises(ConfigError, match=r"hardware=h300 cannot be compiled for; there are a100, h100"):
         hardware_devices(hardware)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_what_a_tpu_refuses_is_told() -> None:
+    pytest.importorskip("libtpu", reason="LOUD: libtpu is not installed (pip install 'lmkit[tpu]'): nothing compiled")
+    found = planned("+experiment=gpt3_1b3", "hardware=v5e:4x4", "train.batch_size=512")
+    compiled = compiled_plan(found.place)
+    assert "memory" in compiled.refusal
+    assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
+    assert not compiled.fits(0)
