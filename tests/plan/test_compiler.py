@@ -32,4 +32,5 @@ def test_the_peak_is_what_the_compiler_says(words: str) -> None:
     analysis = compile_step(experiment, jax.devices()[:devices])[1].memory_analysis()
     assert analysis is not None
     compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes  # the state is donated
-    assert estimate(experiment).memory.peak == pytest.approx(compiled, rel=0.1)
+    # of the same program one kind of CPU or version of jax gives up to 8 % more than another
+    assert estimate(experiment).memory.peak == pytest.approx(compiled, rel=0.13)
