@@ -4,12 +4,14 @@ from lmkit import __version__
 from lmkit.config.paths import options_of
 
 VERBS = {
+    "prepare": "raw text, images or sounds to the store that train reads; cleaned, on a cluster, checked",
     "plan": "will it fit, how long, what does it cost: by arithmetic, with no accelerator",
     "plan.scaling": "the scaling law that finished runs follow, and what it says of larger ones",
     "train": "train a model; prepares its data when that is missing",
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
+    "data.show": "what a row of a step holds: its text, by documents",
     "launch": "the same experiment on Slurm, Kubernetes or a TPU pod",
 }
 

@@ -10,6 +10,7 @@ from helpers import ROOT
 # From the ground up. A name covers its submodules unless a longer one is listed.
 FLOORS = [
     {"lmkit"},
+    {"lmkit.files"},
     {"lmkit.config"},
     {"lmkit.parallel"},
     {"lmkit.nn"},
@@ -24,12 +25,28 @@ FLOORS = [
         "lmkit.metrics",
         "lmkit.decode",
     },
-    {"lmkit.train.state", "lmkit.train.start", "lmkit.train.task", "lmkit.train.chart"},
+    {
+        "lmkit.train.state",
+        "lmkit.train.start",
+        "lmkit.train.task",
+        "lmkit.train.chart",
+        "lmkit.train.style",
+        "lmkit.train.progress",
+    },
     {"lmkit.train.step", "lmkit.train.flops", "lmkit.train.inputs"},
     {"lmkit.train.setup", "lmkit.train.traffic"},
     {"lmkit.train.aot", "lmkit.train.collectives"},
     {"lmkit.plan"},
-    {"lmkit.train", "lmkit.generate", "lmkit.export", "lmkit.verify", "lmkit.launch", "lmkit.__main__"},
+    {
+        "lmkit.train",
+        "lmkit.prepare",
+        "lmkit.generate",
+        "lmkit.export",
+        "lmkit.verify",
+        "lmkit.launch",
+        "lmkit.data.show",
+        "lmkit.__main__",
+    },
 ]
 MODULES = sorted((ROOT / "lmkit").rglob("*.py"))
 

@@ -2,146 +2,116 @@
 
     python tools/bench.py --config S                                  # lmkit alone
     python tools/bench.py --config S --peer "torch=python bench_torch_nano.py --opt fused" --peer-dir DIR
+    python tools/bench.py --config S --sweep remat --sweep model.attention=xla,cudnn --sweep sequence
 
 A peer is a command that takes --config, --dtype, --threads, --name, --interactive and speaks the protocol of
-tools/bench_worker.py. All processes start, warm up, then take turns while the others sleep. Each is pinned to
-`--threads` CPUs. On a shared machine believe the CPU seconds and the ratios, not the wall time. Appends one JSON
-line a row to experiments/benchmarks/train.jsonl.
+tools/bench_worker.py. All processes start, warm up, then take turns while the others sleep; so does what measures a
+matrix product and a copy (tools/bench_rates.py), in jax and, beside a peer of PyTorch, in that. Each is pinned to
+`--threads` CPUs. On a shared machine believe the CPU seconds and the ratios, not the wall time. A row that fails, for
+want of memory too, says so. Appends one JSON line a row to experiments/benchmarks/train.jsonl at once and draws
+report.html beside it; tools/bench_docs.py puts the figures into docs/performance.md.
 """
 
 import argparse
 import importlib.util
-import json
-import os
-import platform
 import shlex
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-TICKS = os.sysconf("SC_CLK_TCK")
+from speed.page import write_page
+from speed.records import BENCHMARKS, ROOT, Record, keep, newest, records, stamp
+from speed.rows import Setting
+from speed.sweeps import NAMES, Point, points_of
+from speed.tables import terminal
+from speed.turns import Job, Turns, measure
 
-
-class Row:
-    """One process: its answers and its CPU time."""
-
-    def __init__(self, name: str, command: list[str], folder: Path, args: argparse.Namespace):
-        self.name, self.seconds, self.cpu = name, [], []
-        flags = ["--config", args.config, "--dtype", args.dtype, "--threads", str(args.threads)]
-        flags += ["--interactive", "--name", name]
-        cpus = sorted(os.sched_getaffinity(0))[-args.threads :]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "MKL_NUM_THREADS": str(args.threads)}
-        self.process = subprocess.Popen(
-            [*command, *flags], cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            stderr=subprocess.DEVNULL if not args.verbose else None, preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        )  # fmt: skip
-        self.info = self._answer()
-
-    def _answer(self) -> dict:
-        while line := self.process.stdout.readline():  # type: ignore[union-attr]
-            if line.startswith("{"):
-                return json.loads(line)
-        raise SystemExit(f"bench: {self.name} ended with status {self.process.wait()}; see why with --verbose")
-
-    def _tell(self, text: str) -> dict:
-        print(text, file=self.process.stdin, flush=True)
-        return self._answer()
-
-    def _cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / TICKS
-
-    def chunk(self, steps: int) -> None:
-        """Times `steps` steps."""
-        before = self._cpu_seconds()
-        self.seconds.append(self._tell(f"go {steps}")["chunk_s"])
-        self.cpu.append((self._cpu_seconds() - before) / steps)
-
-    def result(self) -> dict:
-        """The figures: medians with the range."""
-        self.info |= self._tell("end")
-        self.process.wait()
-        tokens = self.info["tokens_per_step"]
-        return {
-            "name": self.name, "tokens_per_sec": tokens / statistics.median(self.seconds),
-            "tokens_per_sec_min": tokens / max(self.seconds), "tokens_per_sec_max": tokens / min(self.seconds),
-            "cpu_s": statistics.median(self.cpu), "cpu_s_min": min(self.cpu), "cpu_s_max": max(self.cpu),
-            "to_first_step_s": self.info["to_first_step_s"], "peak_rss_mb": self.info.get("peak_rss_mb"),
-            "first_loss": self.info["warm_losses"][0], "last_loss": self.info["last_loss"],
-            "params": self.info["params"], "versions": self.info["versions"],
-        }  # fmt: skip
+WORKER = [sys.executable, str(ROOT / "tools" / "bench_worker.py")]
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default="S", help="T, S, M, G124 or G1B3 (tools/bench_worker.py)")
-    parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
-    parser.add_argument("--threads", type=int, default=1, help="CPUs that each process is pinned to")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=3, help="steps a turn")
-    parser.add_argument("--lmkit", action="append", default=[], help="NAME=KEYS: a row of lmkit with these keys")
-    parser.add_argument("--peer", action="append", default=[], help="NAME=COMMAND")
-    parser.add_argument("--peer-dir", default=".", help="where peers run")
-    parser.add_argument("--out", default=str(ROOT / "experiments" / "benchmarks" / "train.jsonl"))
-    parser.add_argument("--verbose", action="store_true", help="show what the processes print")
+    add = parser.add_argument
+    add("--config", default="S", help="T, S, M, G124, 350M or G1B3 (tools/speed/model.py)")
+    add("--dtype", default="fp32", choices=["fp32", "bf16"])
+    add("--threads", type=int, default=1, help="CPUs that each process is pinned to; 0 = all")
+    add("--rounds", type=int, default=5)
+    add("--steps", type=int, default=3, help="steps a turn")
+    add("--batch", type=int, help="sequences a step, of every row")
+    add("--layers", type=int, help="of every row")
+    add("--lmkit", action="append", default=[], help="NAME=KEYS: a row of lmkit with these keys")
+    add("--peer", action="append", default=[], help="NAME=COMMAND")
+    add("--peer-dir", default=".", help="where peers run")
+    add("--sweep", action="append", default=[], help=f"KEY=v1,v2,... or one of {', '.join(NAMES)}; one after the other")
+    add("--tokens", type=int, default=32768, help="a step, in the sweep over the sequence")
+    add("--init", default="reference", choices=["reference", "own"], help="lmkit's weights: the peers', or its own")
+    add("--warm", action="store_true", help="start each row again, with its compile cache filled")
+    add("--profile", type=Path, help="folder for traces of lmkit's rows, which xprof opens; prints the dearest ops")
+    add("--limit", type=float, default=3600, help="seconds that a row may take for its start or a turn")
+    add("--seconds", type=float, default=1e6, help="in all: then no round begins, and the figures are of those done")
+    add("--run", default="", help="name of the run, which several calls may share")
+    add("--reuse-rates", action="store_true", help="the machine's rates as --run has measured them in another call")
+    add("--together", action="store_true", help="start the rows beside each other: quicker, but less fair to a start")
+    add("--label", default="", help="the rows are points of a sweep of this name")
+    add("--rehearse", action="store_true", help="the lines count for nothing")
+    add("--out", type=Path, default=BENCHMARKS, help="folder of train.jsonl and report.html")
+    add("--verbose", action="store_true", help="show what the processes print")
     return parser.parse_args()
 
 
-def main() -> None:
-    """Runs the rows in turns and prints the table."""
-    args = parse()
-    worker, folder = [sys.executable, str(ROOT / "tools" / "bench_worker.py")], Path(args.peer_dir).resolve()
-    rows = []
+def setting_of(args: argparse.Namespace, point: Point) -> Setting:
+    """What the rows of a point have in common."""
+    flags = [f"--{name}={value}" for name in ("batch", "layers") if (value := getattr(args, name))]
+    return Setting(point.config, point.dtype, args.threads, flags, args.together, args.limit, args.verbose)
+
+
+def jobs_of(args: argparse.Namespace, point: Point) -> list[Job]:
+    """Every row of a point."""
+    jobs = []
     for spec in args.lmkit or ["lmkit="]:
         name, _, keys = spec.partition("=")
-        rows.append(Row(name, [*worker, *shlex.split(keys)], ROOT, args))
-    for spec in args.peer:
+        name = f"{point.name}, {name}" if args.lmkit and point.name else point.name or name
+        jobs.append(Job("lmkit", name, [*WORKER, f"--init={args.init}", *shlex.split(keys), *point.keys], ROOT))
+    for spec in args.peer if not point.keys else []:  # peers know no keys of lmkit
         name, _, command = spec.partition("=")
         words = [sys.executable if word == "python" else word for word in shlex.split(command)]
         if "torch" in command and importlib.util.find_spec("torch") is None:
             print(f"bench: {name} is left out: torch is not installed")
             continue
-        rows.append(Row(name, words, folder, args))
-    for number in range(args.rounds):
-        for row in rows:
-            row.chunk(args.steps)
-        turns = ", ".join(f"{row.name} {row.cpu[-1]:.2f} CPU s" for row in rows)
-        print(f"round {number + 1}/{args.rounds}: {turns}", flush=True)
-    results = [row.result() for row in rows]
-    best_peer = min((r["cpu_s"] for r in results[len(args.lmkit or [0]) :]), default=None)
-    table(results, best_peer)
-    out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"config": args.config, "dtype": args.dtype, "threads": args.threads, "rounds": args.rounds}
-    facts |= {"when": time.strftime("%Y-%m-%d"), "machine": machine()}
-    with out.open("a") as file:
-        for result in results:
-            file.write(json.dumps(facts | result) + "\n")
+        jobs.append(Job("peer", name, words, Path(args.peer_dir).resolve()))
+    return jobs
 
 
-def table(results: list[dict], best_peer: float | None) -> None:
-    """Prints the rows; the ratio is CPU seconds against the fastest peer's."""
-    widths = f"{'name':24} {'tok/s':>8} {'(min-max)':>17} {'CPU s/step':>10} {'(min-max)':>13} {'ratio':>6}"
-    print(f"\n{widths} {'1st step':>8} {'MiB':>6} first and last loss")
-    for r in results:
-        r["ratio"] = r["cpu_s"] / best_peer if best_peer else None
-        ratio = f"{r['ratio']:.2f}" if best_peer else "-"
-        rates = f"({r['tokens_per_sec_min']:.0f}-{r['tokens_per_sec_max']:.0f})"
-        cpus = f"({r['cpu_s_min']:.2f}-{r['cpu_s_max']:.2f})"
-        speed = f"{r['tokens_per_sec']:8.0f} {rates:>17} {r['cpu_s']:10.2f} {cpus:>13} {ratio:>6}"
-        print(f"{r['name']:24} {speed} {r['to_first_step_s']:8.1f} {r['peak_rss_mb'] or 0:6.0f} ", end="")
-        print(f"{r['first_loss']:.5f} {r['last_loss']:.5f}")
+def known_rates(args: argparse.Namespace, dtype: str) -> list[Record] | None:
+    """Those that this run has measured already, where they are to be taken."""
+    found = [one for one in records(args.out, "rates") if (one["run"], one["dtype"]) == (args.run, dtype)]
+    return newest(found, "name") if args.reuse_rates and found else None
 
 
-def machine() -> str:
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
+def main() -> None:
+    """Every point, kept as it comes."""
+    args = parse()
+    try:
+        points = [one for sweep in args.sweep for one in points_of(sweep, args.config, args.dtype, args.tokens)]
+    except ValueError as error:
+        raise SystemExit(f"bench: {error}") from error
+    turns = Turns(args.rounds, args.steps, args.warm, args.profile, time.time() + args.seconds)
+    began, kept = stamp() | {"threads": args.threads, "rounds": args.rounds}, []
+    began |= ({"run": args.run} if args.run else {}) | ({"rehearsed": True} if args.rehearse else {})
+    for point in points or [Point("", "", [], args.config, args.dtype)]:
+        facts = {"config": point.config, "dtype": point.dtype, "sweep": point.sweep or args.label}
+        facts |= {"asked_batch": args.batch, "asked_layers": args.layers}
+        known = known_rates(args, point.dtype)
+        rows, rates = measure(jobs_of(args, point), setting_of(args, point), turns, point.name or "round", known)
+        kept += [keep(args.out, "train", began | facts | row) for row in rows]
+        for rate in rates if known is None else []:
+            keep(args.out, "rates", began | {"dtype": point.dtype} | rate)
+        print("\n" + terminal(kept) + "\n", flush=True)
+        write_page(args.out / "report.html", [one for one in records(args.out, "train") if one["run"] == began["run"]])
+    print(args.out / "report.html")
+    if all("error" in row for row in kept):
+        raise SystemExit("bench: no row has a figure")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from bench import ROOT, Row, machine
+from speed.records import ROOT, machine
+from speed.rows import Row, Setting
 
 
 def parse() -> argparse.Namespace:
@@ -47,14 +48,15 @@ def main() -> None:
     facts |= {"when": time.strftime("%Y-%m-%d"), "machine": machine()}
     out.parent.mkdir(parents=True, exist_ok=True)
     print(f"{'devices':8} {'CPU s/step':>10} {'(min-max)':>13} {'over ideal':>10} {'(min-max)':>18} {'MiB':>6} loss")
-    one = 0.0
+    one, setting = 0.0, Setting(args.config, args.dtype, args.threads, verbose=args.verbose)
     for n in args.devices:
         axes = [f"mesh.{axis}={n if axis == args.axis else 1}" for axis in ("data", "fsdp")]
         keys = [f"run.cpu_devices={n}", f"train.batch_size={n * args.rows}", *axes, *args.keys]
-        row = Row(f"{args.axis} {n}", [*worker, *keys], ROOT, args)
+        row = Row(f"{args.axis} {n}", [*worker, *keys], ROOT, setting)
         for _ in range(args.rounds):
             row.chunk(args.steps)
-        result = row.result()
+        if "error" in (result := row.result()):
+            raise SystemExit(f"bench_scaling: {n} devices: {result['error']}")
         one = one or result["cpu_s"]
         growth = [cpu / (n * one) - 1 for cpu in (result["cpu_s"], result["cpu_s_min"], result["cpu_s_max"])]
         cpus, span = f"({min(row.cpu):.2f}-{max(row.cpu):.2f})", f"({growth[1]:+.1%}-{growth[2]:+.1%})"

@@ -1,7 +1,8 @@
 """lmkit's row of tools/bench.py: trains a GPT-2-shaped model on random tokens, driven over stdin.
 
 Protocol, shared with the peers: a JSON line {"ready": true, ...} after the warm-up; then for each line "go N" on
-stdin N steps and a line {"chunk_s": seconds a step}; "end" ends with a summary line.
+stdin N steps and a line {"chunk_s": seconds a step}; "end" ends with a summary line. Beyond the peers:
+"profile FOLDER" traces three steps and answers with the ops that took longest.
 """
 
 import argparse
@@ -10,130 +11,129 @@ import json
 import resource
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
-from jax import numpy as jnp
+from speed.floors import floors_of
+from speed.model import SHAPES, batch_of, compile_steps, experiment_of, load_reference, tokens_of
+from speed.profile import expensive_ops, op_names
+from speed.records import free_bytes, process_start
 
-from lmkit.config.entry import compose
-from lmkit.config.experiment import Experiment
 from lmkit.config.process import prefer_huge_pages
 from lmkit.parallel import build_mesh, sharding_of
-from lmkit.parallel.devices import setup_jax
-from lmkit.train.setup import compile_programs
-from lmkit.train.state import Blueprint, State, init_state, make_blueprint
+from lmkit.parallel.devices import platform, setup_jax
+from lmkit.train.progress import size
+from lmkit.train.state import init_state, make_blueprint
 
-SHAPES = {  # layers, width, heads, vocabulary, sequence, batch: the peers' configurations
-    "T": (2, 64, 2, 512, 64, 4),
-    "S": (6, 384, 6, 8192, 256, 16),
-    "M": (12, 768, 12, 50304, 512, 2),
-    "G124": (12, 768, 12, 50304, 1024, 32),
-    "G1B3": (24, 2048, 16, 50304, 2048, 8),
-}
+_PROFILED = 3  # steps
 
 
-def experiment_of(name: str, dtype: str, extra: list[str]) -> Experiment:
-    """GPT-2's layout with the peers' optimiser: AdamW 3e-4 (0.9, 0.95), decay 0.1 on all matrices, clipping at 1."""
-    layers, width, heads, vocab, seq, batch = SHAPES[name]
-    overrides = f"""run.name=bench model=gpt2_124m model.num_layers={layers} model.embed_dim={width}
-        model.num_heads={heads} model.vocab_size={vocab} model.max_seq_len={seq} model.dtype={dtype} data.seq_len={seq}
-        data.isolate_documents=false train.batch_size={batch} optim.schedule=constant optim.warmup_steps=0
-        optim.decay=[matrix,embedding] mesh.data=-1""".split()
-    return compose([*overrides, *extra])
+class Trainer:
+    """A model on its devices, with compiled steps and a place in the data."""
+
+    def __init__(self, args: argparse.Namespace):
+        extra = [*args.overrides, *([f"train.batch_size={args.batch}"] if args.batch else [])]
+        extra += [f"model.num_layers={args.layers}"] if args.layers else []
+        self.experiment = experiment = experiment_of(args.config, args.dtype, extra)
+        setup_jax(dataclasses.replace(experiment.run, compile_cache=args.cache))
+        mesh = build_mesh(experiment.mesh)
+        self.blueprint = make_blueprint(experiment.model, experiment.optim, 1000, mesh)
+        self.sharding = sharding_of(("batch", "seq"), mesh)
+        began, busy = time.perf_counter(), time.process_time()
+        self.programs = compile_steps(experiment, self.blueprint, self.sharding)
+        self.compile_s, self.compile_cpu_s = time.perf_counter() - began, time.process_time() - busy
+        self.losses: list[float] = []
+        self.count = 0
+        if args.compile_only:
+            return
+        if platform() == "cpu" and self.programs.memory_bytes > (free := free_bytes()):  # rather than be killed
+            raise MemoryError(f"the step needs {size(self.programs.memory_bytes)}, {size(free)} are free")
+        self.state = init_state(self.blueprint, 0)
+        if args.init == "reference":
+            self.state = load_reference(self.state, experiment)
+        self.data = [batch_of(tokens) for tokens in tokens_of(experiment)]
+
+    def run(self, steps: int) -> float:
+        """Seconds a step, the last one's loss included."""
+        start, metrics = time.perf_counter(), {}
+        for _ in range(steps):
+            batch = jax.device_put(self.data[self.count % len(self.data)], self.sharding)
+            self.state, metrics = self.programs.train(self.state, batch)
+            self.count += 1
+        self.losses.append(float(metrics["loss"]))
+        return (time.perf_counter() - start) / steps
+
+    def profile(self, folder: Path) -> list[dict[str, Any]]:
+        """A trace of a few steps, and what was dear in it."""
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0
+        with jax.profiler.trace(str(folder), profiler_options=options):
+            self.run(_PROFILED)
+        return expensive_ops(folder, op_names(self.programs.train.as_text()))
+
+    def peaks(self) -> dict[str, Any]:
+        """Of the process, and of the fullest device where it tells."""
+        devices = self.blueprint.mesh.devices.flat
+        most = max((device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in devices)
+        peak = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return {"peak_rss_mb": peak} | ({"device_peak_mb": round(most / 2**20)} if most else {})
+
+    def facts(self) -> dict[str, Any]:
+        """What is known before the first step."""
+        experiment, devices = self.experiment, self.blueprint.mesh.size
+        floors = floors_of(experiment, platform(), devices)
+        return {
+            "params": self.blueprint.num_params, "versions": {"jax": jax.__version__}, "devices": devices,
+            "device": jax.devices()[0].device_kind, "batch": experiment.train.batch_size,
+            "seq": experiment.data.seq_len, "tokens_per_step": experiment.train.batch_size * experiment.data.seq_len,
+            "flops_per_step": floors.flops, "bytes_per_step": floors.num_bytes,
+            "compile_s": round(self.compile_s, 2), "compile_cpu_s": round(self.compile_cpu_s, 2),
+            "program_mb": round(self.programs.memory_bytes / 2**20),
+        }  # fmt: skip
 
 
-def reference_weights(name: str) -> dict[str, np.ndarray]:
-    """The weights that the peers start from (seed 1, drawn in their order), so that the losses can be compared."""
-    layers, width, _, vocab, seq, _ = SHAPES[name]
-    rng, small = np.random.default_rng(1), 0.02 / (2 * layers) ** 0.5
-
-    def normal(*shape: int, std: float = 0.02) -> np.ndarray:
-        return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
-
-    weights = {"wte": normal(vocab, width), "wpe": normal(seq, width)}
-    for layer in range(layers):
-        weights |= {f"{layer}.qkv": normal(width, 3 * width), f"{layer}.out": normal(width, width, std=small)}
-        weights |= {f"{layer}.up": normal(width, 4 * width), f"{layer}.down": normal(4 * width, width, std=small)}
-    return weights
-
-
-def load_reference(state: State, blueprint: Blueprint, name: str) -> State:
-    """The state with the peers' initial weights."""
-    layers, width, heads, *_ = SHAPES[name]
-    w = reference_weights(name)
-    stacked = {p: np.stack([w[f"{layer}.{p}"] for layer in range(layers)]) for p in ("qkv", "out", "up", "down")}
-    qkv = stacked["qkv"].reshape(layers, width, 3, heads, width // heads)
-    params = state["params"]
-    blocks = params["stack"]["blocks"]
-    attention, mlp = blocks["attention"], blocks["mlp"]
-    new = [
-        (params["embed"], "table", w["wte"]),
-        (params["input"]["position"], "table", w["wpe"]),
-        (attention["out"], "kernel", stacked["out"].reshape(layers, heads, width // heads, width)),
-        (mlp["up"], "kernel", stacked["up"]),
-        (mlp["down"], "kernel", stacked["down"]),
-        *((attention[part], "kernel", qkv[:, :, i]) for i, part in enumerate("qkv")),
-    ]
-    for group, key, value in new:
-        assert group[key].shape == value.shape
-        group[key] = jax.device_put(jnp.asarray(value), group[key].sharding)
-    return state
-
-
-def main() -> None:
-    """Sets up, warms up, answers."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="S", choices=SHAPES)
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--batch", type=int, help="sequences a step, instead of the configuration's")
+    parser.add_argument("--layers", type=int, help="instead of the configuration's")
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--name", default="lmkit")
     parser.add_argument("--interactive", action="store_true")
     parser.add_argument("--threads", type=int, help="taken from the CPUs that the process may use")
+    parser.add_argument("--init", default="reference", choices=["reference", "own"], help="own: drawn on the device")
+    parser.add_argument("--cache", default="", help="folder of compiled programs; none without")
+    parser.add_argument("--compile-only", action="store_true", help="compile, say what it took, end")
     parser.add_argument("overrides", nargs="*", help="lmkit keys, e.g. model.scan_layers=false")
-    args = parser.parse_args()
-    began = time.time()
-    experiment = experiment_of(args.config, {"fp32": "float32", "bf16": "bfloat16"}[args.dtype], args.overrides)
-    setup_jax(dataclasses.replace(experiment.run, compile_cache=""))
-    blueprint = make_blueprint(experiment.model, experiment.optim, 1000, build_mesh(experiment.mesh))
-    _, _, _, vocab, seq, _ = SHAPES[args.config]
-    batch = experiment.train.batch_size
-    sharding = sharding_of(("batch", "seq"), blueprint.mesh)
-    dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
-    shapes = {name: jax.ShapeDtypeStruct((batch, seq), dtype, sharding=sharding) for name, dtype in dtypes.items()}
-    programs = compile_programs(experiment, blueprint, shapes)
-    state = load_reference(init_state(blueprint, 0), blueprint, args.config)
-    rng = np.random.default_rng(0)
-    data = [rng.integers(0, vocab, (batch, seq + 1), dtype=np.int32) for _ in range(8)]
-    weights = np.ones((batch, seq), np.float32)
-    losses: list[float] = []
-    count = 0
+    return parser.parse_args()
 
-    def run(steps: int) -> float:
-        nonlocal state, count
-        start = time.perf_counter()
-        metrics = {}
-        for _ in range(steps):
-            tokens = data[count % len(data)]
-            arrays = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights}
-            state, metrics = programs.train(state, jax.device_put(arrays, sharding))
-            count += 1
-        losses.append(float(metrics["loss"]))
-        return (time.perf_counter() - start) / steps
 
-    with jax.set_mesh(blueprint.mesh):
-        run(1)
-        to_first = round(time.time() - began, 2)
+def main() -> None:
+    """Sets up, warms up, answers."""
+    args = parse()
+    trainer = Trainer(args)
+    info = {"name": args.name, "keys": args.overrides, **trainer.facts()}
+    if args.compile_only:
+        print(json.dumps(info), flush=True)
+        return
+    with jax.set_mesh(trainer.blueprint.mesh):
+        trainer.run(1)
+        to_first = round(time.time() - process_start(), 2)
         for _ in range(args.warmup - 1):
-            run(1)
-        info = {"name": args.name, "params": blueprint.num_params, "versions": {"jax": jax.__version__}}
-        info |= {"tokens_per_step": batch * seq, "to_first_step_s": to_first, "warm_losses": losses[:]}
+            trainer.run(1)
+        info |= {"to_first_step_s": to_first, "warm_losses": trainer.losses[:]}
         print(json.dumps({"ready": True, **info}), flush=True)
         for line in sys.stdin:
-            if line.strip() == "end":
+            word, _, argument = line.strip().partition(" ")
+            if word == "end":
                 break
-            print(json.dumps({"chunk_s": run(int(line.split()[1]))}), flush=True)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({**info, "last_loss": losses[-1], "peak_rss_mb": round(peak)}), flush=True)
+            if word == "profile":
+                print(json.dumps({"ops": trainer.profile(Path(argument))}), flush=True)
+            else:
+                print(json.dumps({"chunk_s": trainer.run(int(argument))}), flush=True)
+    print(json.dumps(info | {"last_loss": trainer.losses[-1]} | trainer.peaks()), flush=True)
 
 
 if __name__ == "__main__":

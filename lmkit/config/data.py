@@ -5,6 +5,7 @@ from enum import Enum
 from typing import ClassVar
 
 from lmkit.config.base import ConfigError, Section, key
+from lmkit.config.prepare import CleanConfig
 
 
 class Source(Enum):
@@ -16,9 +17,35 @@ class Source(Enum):
     image_folder = 3  # images: a folder for each class
     idx = 4  # images: MNIST's format, a pair of files of images and labels
     digits = 5  # images: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels
+    tree = 6  # text: every file of a folder, whatever it is called, such as /usr/share/doc
+    warc = 7  # text: web archives, .warc and .wet
+    hf = 8  # text: Hugging Face datasets
+    audio_folder = 9  # sound: files with transcripts beside them
+    store = 10  # text: a finished store (one path), with its own tokenizer and held-out share
 
 
-TEXTS = (Source.python_stdlib, Source.text_files)
+class Packing(Enum):
+    """What a row of text is."""
+
+    windows = 0  # so many tokens of the stream, wherever that cuts
+    best_fit = 1  # whole documents, as many as fit
+
+
+class Curriculum(Enum):
+    """The order of the first epoch."""
+
+    none = 0  # as of any other
+    short_first = 1
+
+
+TEXTS = (Source.python_stdlib, Source.text_files, Source.tree, Source.warc, Source.hf, Source.store)
+
+
+class OnCorrupt(Enum):
+    """What happens where a file of a store is damaged."""
+
+    fail = 0  # the run ends, naming the file
+    skip = 1  # rows that need it weigh nothing, and are counted
 
 
 @dataclass
@@ -30,6 +57,8 @@ class SourceConfig(Section):
     source: Source = key(Source.text_files, "kind of source")
     paths: list[str] = key([], "files, folders or globs, local or fsspec URLs")
     weight: float = key(1.0, "share of the rows of a batch, relative to the other parts", at_least=0.0)
+    final_weight: float = key(-1.0, "what the weight has become by data.anneal_to_step; -1 = it stays", at_least=-1.0)
+    max_epochs: float = key(0.0, "how often it may be seen, then the other parts take its rows; 0 = no cap", at_least=0)
 
 
 @dataclass
@@ -54,19 +83,41 @@ class DataConfig(Section):
     section: ClassVar[str] = "data"
 
     source: Source = key(Source.text_files, "kind of source")
-    paths: list[str] = key([], "files, folders or globs; local or fsspec URLs")
+    paths: list[str] = key([], "files, folders or globs, local or fsspec URLs; with source=hf names of data sets")
+    split: str = key("train", "with source=hf: which split of a data set")
     heldout_paths: list[str] = key([], "of records and images: what is held out, instead of a share of `paths`")
-    mixture: dict[str, SourceConfig] = key({}, "named parts with paths and weights, instead of `source` and `paths`")
+    mixture: dict[str, SourceConfig] = key(
+        {}, "named parts, each with source, paths, weight, final_weight and max_epochs, instead of `source` and `paths`"
+    )
     holdout_every: int = key(20, "one document or record in so many is held out, by a hash of its name", at_least=2)
     fold: int = key(0, "of the `holdout_every` equal shares, the one that is held out", at_least=0)
     seq_len: int = key(1024, "tokens a row (of the source, where there is one); longer records are cut", at_least=1)
     target_len: int = key(0, "with a source: tokens of the target; 0 = seq_len", at_least=0)
+    max_bad_share: float = key(
+        0.01, "of the records of text, so many may be unusable and left out, named, before preparing fails",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
     isolate_documents: bool = key(True, "attention does not cross documents packed into one row")
+    packing: Packing = key(
+        Packing.windows, "rows of text: windows of the stream, or (causal_lm) whole documents that fit"
+    )
+    curriculum: Curriculum = key(Curriculum.none, "order of the first epoch: none, or rows from short to long")
+    anneal_from_step: int = key(0, "step from which the weights of the mixture move to final_weight", at_least=0)
+    anneal_to_step: int = key(0, "step by which they have arrived, in a line of at most 64 levels", at_least=0)
     cache_dir: str = key("", "where stores and tokenizers are kept; '' = $LMKIT_CACHE or the user's cache folder")
-    prefetch: int = key(4, "batches read ahead", at_least=1)
+    prefetch: int = key(4, "batches read ahead at most", at_least=1)
     read_threads: int = key(2, "threads that read them", at_least=1)
+    read_processes: int = key(0, "processes that read them instead; 0 = threads", at_least=0)
+    memory_mb: int = key(
+        1024, "megabytes of a host: half for batches read ahead, half for decoded pieces of stores", at_least=1
+    )
+    on_corrupt: OnCorrupt = key(OnCorrupt.fail, "what happens where a file of a store is damaged")
 
     text_key: str = key("text", "field with the text; a list of words where each word has a label")
+    id_key: str = key("", "of text: field with the name that a document keeps; '' = its file and line")
+    weight_key: str = key(
+        "", "of text: field with a weight of the loss, or a list of [first char, end char, weight]; '' = none"
+    )
     pair_key: str = key("", "field with a second text of the same row")
     target_key: str = key("target", "field with the text to produce, or the number to predict")
     label_key: str = key("label", "field with the class; a list where each word has one")
@@ -81,6 +132,7 @@ class DataConfig(Section):
     image_std: float = key(0.5, "and what they are divided by then", at_least=1e-6)
     resize: bool = key(False, "scale images of another size to model.image_size; false = refuse them")
     augment: AugmentConfig = key(AugmentConfig(), "what happens to training images")
+    clean: CleanConfig = key(CleanConfig(), "what is taken out of texts")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -89,8 +141,56 @@ class DataConfig(Section):
                 f"data.fold={self.fold}: with data.holdout_every={self.holdout_every} the shares are 0 to "
                 f"{self.holdout_every - 1}"
             )
+        self._check_annealing()
+        if self.on_corrupt is OnCorrupt.skip and self.read_processes:
+            raise ConfigError(
+                f"data.on_corrupt=skip with data.read_processes={self.read_processes}: what processes leave out is not "
+                f"counted; set data.read_processes=0"
+            )
+        if self.weight_key and self.clean.active:
+            raise ConfigError(
+                f"data.weight_key={self.weight_key} with data.clean: weights belong to characters that cleaning moves; "
+                f"set data.weight_key='' or clean nothing"
+            )
         if "{content}" not in self.message_format:
             raise ConfigError(f"data.message_format={self.message_format!r} lacks {{content}}")
+
+    def _check_annealing(self) -> None:
+        ends = {name: part.final_weight for name, part in self.mixture.items()}
+        moving = {name: weight for name, weight in ends.items() if weight >= 0}
+        start, end = self.anneal_from_step, self.anneal_to_step
+        if moving and not end:
+            name, weight = next(iter(moving.items()))
+            raise ConfigError(
+                f"data.mixture.{name}.final_weight={weight} with data.anneal_to_step=0: set data.anneal_to_step to the "
+                f"step by which the weights have arrived"
+            )
+        if (start or end) and not moving:
+            raise ConfigError(
+                f"data.anneal_from_step={start}, data.anneal_to_step={end}: no part of data.mixture has a "
+                f"final_weight; give one, or leave them out"
+            )
+        if moving and not any(weight if weight >= 0 else self.mixture[name].weight for name, weight in ends.items()):
+            raise ConfigError("data.mixture: every final_weight is 0; give one part a positive one")
+        if start > end:
+            raise ConfigError(
+                f"data.anneal_from_step={start} is after data.anneal_to_step={end}: set data.anneal_from_step={end} or "
+                f"less"
+            )
+
+    def parts(self, name: str) -> dict[str, SourceConfig]:
+        """The parts of the mixture; without one `source` and `paths`, by this name."""
+        return self.mixture or {name: SourceConfig(source=self.source, paths=self.paths)}
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the memory budget, what batches read ahead may take."""
+        return self.memory_mb * 500_000
+
+    @property
+    def cache_bytes(self) -> int:
+        """Of the memory budget, what decoded pieces of stores may take."""
+        return self.memory_mb * 500_000
 
     @property
     def target_size(self) -> int:
@@ -104,6 +204,8 @@ class TokenizerKind(Enum):
     bpe = 1  # byte-level BPE trained on the training text
     file = 2  # a tokenizer.json
     init = 3  # that of init_from
+    wordpiece = 4  # WordPiece trained on the training text
+    unigram = 5  # unigram pieces of bytes, trained on the training text
 
 
 @dataclass
@@ -112,11 +214,17 @@ class TokenizerConfig(Section):
 
     section: ClassVar[str] = "tokenizer"
 
-    kind: TokenizerKind = key(TokenizerKind.bpe, "bytes, a trained byte-level BPE, a file, or that of init_from")
+    kind: TokenizerKind = key(
+        TokenizerKind.bpe, "bytes, a trained vocabulary (bpe, wordpiece, unigram), a file, or that of init_from"
+    )
     vocab_size: int = key(8192, "size of a trained vocabulary, with its special tokens", at_least=257)
-    train_mb: int = key(64, "megabytes of training text that a BPE is trained on", at_least=1)
-    path: str = key("", "a tokenizer.json, with kind=file")
+    train_mb: int = key(64, "megabytes of training text that a vocabulary is trained on", at_least=1)
+    path: str = key("", "a tokenizer.json, with kind=file: a file, or a URL that fsspec opens")
     end_token: str = key("<|endoftext|>", "token that ends a document; with kind=file it must exist in the file")
     start_token: str = key("", "token that begins a row of an encoder ([CLS]); '' = end_token")
     mask_token: str = key("", "token in the place of a masked one; '' = <|mask|>, [MASK] or <mask> where one is needed")
+    special_tokens: list[str] = key([], "further tokens that a trained vocabulary gets whole, such as <|im_start|>")
+    chat_template: str = key(
+        "", "conversations as Jinja text, or a .jinja file or URL with it; '' = as data.message_format says"
+    )
     sentinels: int = key(0, "tokens <extra_id_0> ... for the spans cut out; 0 = as many as are needed", at_least=0)

@@ -105,7 +105,8 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
             experiment = to_experiment(composed)
             if literal:
                 experiment.generate = dataclasses.replace(experiment.generate, prompt=literal[LITERAL])
-            if not from_model and not (verb == "plan" and experiment.plan.calibrate):  # that is about a run there is
+            apart = verb == "prepare" or (verb == "plan" and experiment.plan.calibrate)  # that is about a run there is
+            if not from_model and not apart:
                 experiment.run.dir = experiment.run.dir or _default_dir(experiment)
             if experiment.hosts.local > 1 and local_place() is None:
                 statuses.append(_start_local(verb, words, experiment, many))
@@ -202,6 +203,7 @@ def _unknown_key(full: str) -> str:
         "launch",
         "hosts",
         "plan",
+        "prepare",
     ]
     for name, _, default, _ in all_keys_of(Experiment):
         if isinstance(default, dict) and full.startswith(f"{name}."):

@@ -15,6 +15,7 @@ from lmkit.config.launch import LaunchConfig
 from lmkit.config.mesh_checks import check_axes
 from lmkit.config.model import ModelConfig, Position, TransformerConfig
 from lmkit.config.plan import PlanConfig
+from lmkit.config.prepare import PrepareConfig
 from lmkit.config.sections import (
     CheckpointConfig,
     MeshConfig,
@@ -50,6 +51,7 @@ class Experiment:
     export: ExportConfig = field(default_factory=ExportConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
     init_from: str = key(
         "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"
     )

@@ -10,6 +10,7 @@ from lmkit.config.base import ConfigError, Section, key
 USER_ERROR = 2  # a mistake that the user can mend
 LOST = 76  # another process was lost, or never came
 STALLED = 77  # no step ended for too long
+GONE = "was lost: killed, crashed, or its machine is gone"
 LOCAL = "LMKIT_LOCAL"  # "<id> <port>", set for each process of hosts.local
 
 
@@ -37,6 +38,11 @@ class HostsConfig(Section):
     stall_pause_sec: float = key(
         3600.0, "the limit of what is no step: compiling, each evaluation, each save", at_least=1.0
     )
+
+    @property
+    def pulse_sec(self) -> float:
+        """How often a process says that it is there."""
+        return min(self.heartbeat_timeout_sec / 4, 1.0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,7 +64,7 @@ class Remat(Enum):
     """What the backward pass keeps of a layer, from most memory to least."""
 
     none = 0  # keep everything
-    dots = 1  # keep the results of matrix multiplications
+    dots = 1  # keep the results of matrix multiplications and of attention: norms and activations are made again
     names = 2  # keep attention's and the MLP's outputs
     offload = 3  # as `names`, kept in host memory
     full = 4  # keep only the layer's input

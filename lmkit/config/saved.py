@@ -1,4 +1,4 @@
-"""A model's configuration as a file beside its parameters: `model.yaml`, the family and every key."""
+"""Configurations read back from files: a model's, `model.yaml` beside its parameters, and a run's, `config.yaml`."""
 
 import dataclasses
 from enum import Enum
@@ -8,11 +8,12 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.experiment import to_plain
+from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.families import MODEL_SCHEMAS
 from lmkit.config.model import ModelConfig
+from lmkit.files import write_text
 
-MODEL_FILE = "model.yaml"
+MODEL_FILE, RUN_FILE = "model.yaml", "config.yaml"
 FAMILIES = {name.removesuffix("_schema"): schema for name, schema in MODEL_SCHEMAS.items()}
 T = TypeVar("T")
 
@@ -20,9 +21,7 @@ T = TypeVar("T")
 def write_model(folder: Path, config: ModelConfig) -> None:
     """Replaces the folder's model.yaml in one step."""
     (family,) = [name for name, schema in FAMILIES.items() if schema is type(config)]
-    tmp = folder / f".{MODEL_FILE}.tmp"
-    tmp.write_text(yaml.safe_dump({"family": family, "model": to_plain(config)}, sort_keys=False))
-    tmp.replace(folder / MODEL_FILE)
+    write_text(folder / MODEL_FILE, yaml.safe_dump({"family": family, "model": to_plain(config)}, sort_keys=False))
 
 
 def read_model(folder: Path) -> ModelConfig:
@@ -36,6 +35,35 @@ def read_model(folder: Path) -> ModelConfig:
         family = saved.get("family") if isinstance(saved, dict) else None
         raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILIES)}")
     return from_plain(FAMILIES[saved["family"]], saved.get("model"), f"{file}: model")
+
+
+def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experiment:
+    """What a run was made with; `changes` are values of other keys by their dotted names.
+
+    Raises ConfigError where the file is missing, or has a key or a value that is not valid.
+    """
+    file = run / RUN_FILE
+    try:
+        saved = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{file}: expected the sections of an experiment, found {type(saved).__name__}")
+    for name, value in (changes or {}).items():
+        section, _, last = name.rpartition(".")
+        inner: Any = saved
+        for part in section.split(".") if section else ():
+            inner = inner.get(part) if isinstance(inner, dict) else None
+        if not isinstance(inner, dict) or section.split(".")[0] == "model":
+            raise ConfigError(f"{name}={value!r}: no such key of the run at {run}, or not one that can change")
+        inner[last] = value
+    saved.pop("model", None)
+    fields = {field.name: field for field in dataclasses.fields(Experiment)}
+    unknown = [name for name in saved if name not in fields]
+    if unknown:
+        raise ConfigError(f"{file}: unknown key {unknown[0]!r}.{nearest(unknown[0], fields)}")
+    typed = {name: _typed(fields[name].type, value, f"{file}: {name}") for name, value in saved.items()}
+    return Experiment(**typed, model=read_model(run))
 
 
 def from_plain(schema: type[T], plain: Any, place: str) -> T:
@@ -57,6 +85,8 @@ def _typed(kind: Any, value: Any, place: str) -> Any:
         return from_plain(kind, value, place)  # type: ignore[arg-type]
     if get_origin(kind) is list and isinstance(value, list):
         return [_typed(get_args(kind)[0], one, place) for one in value]
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _typed(get_args(kind)[1], one, f"{place}.{name}") for name, one in value.items()}
     if isinstance(kind, type) and issubclass(kind, Enum):
         if value not in kind.__members__:
             raise ConfigError(f"{place}={value!r}: it must be one of {', '.join(kind.__members__)}")

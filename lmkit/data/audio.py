@@ -3,6 +3,7 @@
 F frames, M mel bands, R window samples, K frequencies of their spectrum.
 """
 
+import io
 from functools import cache
 from math import gcd
 from pathlib import Path
@@ -17,19 +18,22 @@ SAMPLE_RATE = 16_000  # Hz, of Whisper and of most speech data
 _WINDOW_SEC, _HOP_SEC = 0.025, 0.010
 
 
-def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, content: bytes | None = None) -> np.ndarray:
     """A sound file (wav, flac, ogg) as float32 [samples] in -1 to 1 at `sample_rate`; channels are averaged.
 
+    With `content` these are the file's bytes, and `path` only says where they come from.
     Raises ConfigError for a file that cannot be read or holds no sound.
     """
     try:
         import soundfile
     except (ImportError, OSError) as error:  # OSError: the package is there, the C library is not
         raise ConfigError(f"reading {path} needs soundfile: {error}; pip install 'lmkit[audio]'") from error
-    if not Path(path).is_file():
+    if content is None and not Path(path).is_file():
         raise ConfigError(f"{path}: no such sound file")
     try:
-        channels, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        channels, rate = soundfile.read(
+            path if content is None else io.BytesIO(content), dtype="float32", always_2d=True
+        )
     except (soundfile.SoundFileError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as sound (wav, flac, ogg): {error}") from error
     if not len(channels):

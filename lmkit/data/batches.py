@@ -3,26 +3,39 @@
 Both kinds answer the same questions, so the loader, the step and the evaluation need not know which one they read.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig
 from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
+from lmkit.data.keyed import HELD, OTHER, ROW, hash64
 from lmkit.data.masking import Masker, Pairer, SpanCutter
-from lmkit.data.parts import Batch, Part, Rows, Shapes
-from lmkit.data.record_store import RecordStore
-from lmkit.data.sampler import Draw, Order, Sampler, hash64
+from lmkit.data.mixing import Course, course_of
+from lmkit.data.parts import Batch, Shapes
+from lmkit.data.sampler import Order, Sampler
 from lmkit.data.store import HELDOUT, TRAIN, TokenStore
 from lmkit.data.tokenizer import Tokenizer
 
-_ROW, _OTHER, _SHARE, _HELD = 11, 12, 13, 14  # uses of randomness
+
+class Origin(NamedTuple):
+    """Where a training row comes from."""
+
+    part: str
+    epoch: int
+    index: int  # the element of its part that it is
+    count: int  # of so many
+    pieces: list[
+        tuple[int, int]
+    ]  # of text: where each begins in the training split, and its tokens, the last target too
 
 
 class Batches(Protocol):
     """Where a run's batches come from. Rows are numbers within a global batch."""
+
+    order: Order
 
     def shapes(self) -> Shapes:
         """(shape, dtype) of each array without its batch dim."""
@@ -30,6 +43,14 @@ class Batches(Protocol):
 
     def train(self, step: int, batch_size: int, rows: np.ndarray) -> Batch:
         """Some rows of the global batch of a step."""
+        ...
+
+    def origin(self, row: int) -> Origin:
+        """Where a row of the whole run comes from: number step * batch_size + row of the batch."""
+        ...
+
+    def lost(self) -> dict[str, int]:
+        """Rows that were left out, with data.on_corrupt=skip, by what is wrong with the files that hold them."""
         ...
 
     def num_heldout(self, part: str) -> int:
@@ -64,7 +85,7 @@ class Windows:
 
     def __init__(
         self, stores: dict[str, TokenStore], weights: dict[str, float], tokenizer: Tokenizer, config: DataConfig,
-        objective: ObjectiveConfig, seed: int,
+        objective: ObjectiveConfig, seed: int, batch_size: int = 0,
     ):  # fmt: skip
         self.stores, self.tokenizer, self.config, self.objective, self.seed = stores, tokenizer, config, objective, seed
         self.masker = self.pairer = self.cutter = None
@@ -79,14 +100,23 @@ class Windows:
             self.cutter = SpanCutter(tokenizer, config.seq_len, objective.mask_share, objective.span_tokens)
             self.length = self.stride = self.cutter.raw
             assert self.cutter.spans <= len(tokenizer.sentinel_ids), "more spans than sentinels"
-        sizes = [store.num_tokens(TRAIN) for store in stores.values()]
-        for name, size in zip(stores, sizes, strict=True):
-            if size <= config.seq_len:
+        if (self.masker or self.cutter) and any(store.weighed for store in stores.values()):
+            raise ConfigError(
+                f"objective.kind={objective.kind.name}: tokens have weights of their own (data.weight_key), which only "
+                f"causal_lm heeds; leave data.weight_key out"
+            )
+        self.order = self._order(course_of(config, weights, batch_size))
+
+    def _order(self, course: Course) -> Order:
+        sizes = [store.num_tokens(TRAIN) for store in self.stores.values()]
+        for name, size in zip(self.stores, sizes, strict=True):
+            if size <= self.config.seq_len:
                 raise ConfigError(
-                    f"data.seq_len={config.seq_len}: the training text of {name!r} has only {size} tokens; "
+                    f"data.seq_len={self.config.seq_len}: the training text of {name!r} has only {size} tokens; "
                     f"set data.seq_len={max(size - 1, 1)} or less, or add text"
                 )
-        self.sampler = Sampler(sizes, list(weights.values()), self.stride, seed)
+        self.sampler = Sampler(sizes, course, self.stride, self.seed)
+        return self.sampler.order
 
     def shapes(self) -> Shapes:
         length, ints, floats = self.config.seq_len, np.int32, np.float32
@@ -105,31 +135,45 @@ class Windows:
         return shapes
 
     def train(self, step: int, batch_size: int, rows: np.ndarray) -> Batch:
-        chosen = self.sampler.batch(step, batch_size)
-        part, start = chosen.part[rows], chosen.start[rows]
-        tokens = self._read(part, start)
-        keys = hash64(self.seed, _ROW, step * batch_size + rows)
+        numbers = step * batch_size + rows
+        part, _, start = self.sampler.at(numbers)
+        tokens, weights = self._read(part, start)
+        keys = hash64(self.seed, ROW, numbers)
         others = None
         if self.pairer is not None:  # the second half of some rows comes from another place of the same part
             room = self.sampler.sizes[part] - self.length
-            others = self._read(part, (hash64(keys, _OTHER) % np.maximum(room, 1).astype(np.uint64)).astype(np.int64))
-        return self._make(tokens, np.ones(tokens.shape, bool), keys, others)
+            others, there = self._read(
+                part, (hash64(keys, OTHER) % np.maximum(room, 1).astype(np.uint64)).astype(np.int64)
+            )
+            weights *= there
+        return self._make(tokens, weights, keys, others)
 
-    def _read(self, part: np.ndarray, start: np.ndarray) -> np.ndarray:
+    def origin(self, row: int) -> Origin:
+        part, epoch, start = (int(column[0]) for column in self.sampler.at(np.array([row])))
+        index, count = start // self.stride, int(self.order.counts[part])
+        return Origin(list(self.stores)[part], epoch, index, count, [(start, self.length)])
+
+    def _read(self, part: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows [B, length] and what each of their tokens weighs: 0 in a row that could not be read."""
         tokens = np.empty((len(part), self.length), np.int32)
+        weights = np.empty(tokens.shape, np.float32)
         for number, store in enumerate(self.stores.values()):
             if (here := part == number).any():
-                tokens[here] = store.windows(TRAIN, start[here], self.length)
-        return tokens
+                tokens[here], good = store.try_windows(TRAIN, start[here], self.length)
+                weights[here] = np.stack(store.weights(TRAIN, start[here], start[here] + self.length)) * good[:, None]
+        return tokens, weights
 
-    def _make(self, tokens: np.ndarray, real: np.ndarray, keys: np.ndarray, others: np.ndarray | None) -> Batch:
-        """Windows [B, length] and which of their tokens are there, to a batch."""
-        end, isolate = self.tokenizer.end_id, self.config.isolate_documents
+    def lost(self) -> dict[str, int]:
+        return {what: count for store in self.stores.values() for what, count in store.lost.items()}
+
+    def _make(self, tokens: np.ndarray, weights: np.ndarray, keys: np.ndarray, others: np.ndarray | None) -> Batch:
+        """Windows [B, length] and what each token weighs, 0 where there is none, to a batch."""
+        end, isolate, real = self.tokenizer.end_id, self.config.isolate_documents, weights > 0
         if self.cutter is not None:
             batch = self.cutter(tokens, keys)
             return batch | {"weights": batch["weights"] * real.all(axis=1, keepdims=True)}
         if self.masker is None:
-            return make_batch(tokens, end, isolate, real[:, 1:].astype(np.float32))
+            return make_batch(tokens, end, isolate, weights[:, 1:])
         if self.pairer is not None:
             assert others is not None
             batch = self.pairer(tokens, others, keys)
@@ -148,88 +192,25 @@ class Windows:
         return -(-(size - 1) // self.stride)
 
     def heldout(self, part: str, index: np.ndarray) -> Batch:
-        store, end = self.stores[part], self.tokenizer.end_id
+        store = self.stores[part]
         size = store.num_tokens(HELDOUT)
-        tokens, real = self._heldout_windows(store, index * self.stride, size)
-        keys = hash64(_HELD, index)  # the same in every evaluation
+        tokens, weights = self._heldout_windows(store, index * self.stride, size)
+        keys = hash64(HELD, index)  # the same in every evaluation
         others = None
         if self.pairer is not None:
             room = max(size - self.length, 1)
-            others, _ = self._heldout_windows(store, (hash64(keys, _OTHER) % np.uint64(room)).astype(np.int64), size)
-        return self._make(np.where(real, tokens, end), real, keys, others)
+            others, _ = self._heldout_windows(store, (hash64(keys, OTHER) % np.uint64(room)).astype(np.int64), size)
+        return self._make(tokens, weights, keys, others)
 
     def _heldout_windows(self, store: TokenStore, starts: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
         tokens = np.full((len(starts), self.length), self.tokenizer.end_id, np.int32)
-        real = np.zeros(tokens.shape, bool)
+        weights = np.zeros(tokens.shape, np.float32)
         for row, start in enumerate(starts.tolist()):
             if (length := min(self.length, size - start)) > 0:
-                tokens[row, :length] = store.windows(HELDOUT, [start], length)[0]
-                real[row, :length] = True
-        return tokens, real
-
-
-class Records:
-    """Labelled records, every one once an epoch."""
-
-    def __init__(
-        self, stores: dict[str, RecordStore], weights: dict[str, float], parts: Sequence[Part], config: DataConfig,
-        seed: int,
-    ):  # fmt: skip
-        self.stores, self.parts, self.config, self.seed = stores, parts, config, seed
-        self.order = Order([len(store.rows[TRAIN]) for store in stores.values()], list(weights.values()), seed)
-        self.mixup = config.augment.mixup
-
-    def shapes(self) -> Shapes:
-        shapes = {name: shape for part in self.parts for name, shape in part.shapes.items()}
-        return shapes | ({"other_labels": ((), np.int32), "share": ((), np.float32)} if self.mixup else {})
-
-    def train(self, step: int, batch_size: int, rows: np.ndarray) -> Batch:
-        first = step * batch_size
-        draw = Draw(*(column[rows] for column in self.order.draw(first, batch_size)))
-        keys = hash64(self.seed, _ROW, first + rows)
-        batch = self._collate(draw, keys)
-        if not self.mixup:
-            return batch
-        # Zhang et al. 2018, equation 2; the partner is any other training record of the same part
-        index = (hash64(keys, _OTHER) % self.order.counts[draw.part].astype(np.uint64)).astype(np.int64)
-        other = self._collate(Draw(draw.part, draw.epoch, index), hash64(keys, _OTHER, 1))
-        seeds = hash64(keys, _SHARE)
-        share = np.array([np.random.default_rng(seed).beta(self.mixup, self.mixup) for seed in seeds], np.float32)
-        wide = share.reshape(-1, 1, 1, 1)
-        return batch | {
-            "images": wide * batch["images"] + (1 - wide) * other["images"],
-            "weights": share * batch["weights"] + (1 - share) * other["weights"],
-            "other_labels": other["labels"],
-            "share": share,
-        }
-
-    def _collate(self, draw: Draw, keys: np.ndarray) -> Batch:
-        names = [name for part in self.parts for name in part.columns]
-        columns: dict[str, list[np.ndarray]] = {name: [np.empty(0)] * len(draw.part) for name in names}
-        for number, store in enumerate(self.stores.values()):
-            here = np.flatnonzero(draw.part == number)
-            for name in names if len(here) else ():
-                for row, value in zip(here, store.read(name, TRAIN, draw.index[here]), strict=True):
-                    columns[name][row] = value
-        return self._batch(Rows(columns, keys, training=True))
-
-    def _batch(self, rows: Rows) -> Batch:
-        return {name: array for part in self.parts for name, array in part.collate(rows).items()}
-
-    def num_heldout(self, part: str) -> int:
-        return len(self.stores[part].rows[HELDOUT])
-
-    def heldout(self, part: str, index: np.ndarray) -> Batch:
-        store, last = self.stores[part], self.num_heldout(part) - 1
-        names = [name for one in self.parts for name in one.columns]
-        columns = {name: store.read(name, HELDOUT, np.minimum(index, last)) for name in names}
-        batch = self._batch(Rows(columns, hash64(_HELD, index), training=False))
-        beyond = index > last
-        if self.mixup:
-            batch |= {"other_labels": batch["labels"], "share": np.ones(len(index), np.float32)}
-        if "weights" in batch:
-            batch["weights"] = np.where(beyond.reshape(-1, *[1] * (batch["weights"].ndim - 1)), 0, batch["weights"])
-        return batch
+                (found,), (good,) = store.try_windows(HELDOUT, [start], length)
+                tokens[row, :length] = found
+                weights[row, :length] = store.weights(HELDOUT, [start], [start + length])[0] * good
+        return tokens, weights
 
 
 def heldout_indices(batches: Batches, part: str, batch_size: int, limit: int) -> Iterator[np.ndarray]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +10,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.config.data import TEXTS, DataConfig, TokenizerConfig
+from lmkit.config.data import TEXTS, DataConfig, OnCorrupt, TokenizerConfig
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.model import ModelConfig
 from lmkit.config.sections import ObjectiveKind
+from lmkit.data.build import Progress, build_frame, one_by_one
+from lmkit.data.cache import open_cache, place_of
+from lmkit.data.chat import ChatTemplate, load_chat_template
+from lmkit.data.frame import META
 from lmkit.data.pairs import Captions, Conversations, Sounds, SourceTexts, Targets
 from lmkit.data.parts import Images, Labels, Numbers, Part, Texts, Words, label_of, words_of
-from lmkit.data.prepare import Progress, build_tokenizer, make_atomically, open_cache, place_of
-from lmkit.data.record_store import RECORD_FORMAT, RecordStore, RecordWriter
+from lmkit.data.prepare import build_tokenizer
+from lmkit.data.record_store import RECORD_FORMAT, Column, RecordStore, RecordWriter
 from lmkit.data.records import RecordSource
 from lmkit.data.store import HELDOUT, TRAIN
 from lmkit.data.tokenizer import Tokenizer
@@ -50,22 +53,26 @@ def prepare_records(
     cache = open_cache(data.cache_dir)
     files = [source.fingerprint() for source, _ in sources.values()]
     labels = _labels(data, kind, [source for source, _ in sources.values()])
-    codec = None
+    codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
+    fields = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
     if needs_text(kind, model):
         blank: Any = None  # parts name their texts before there is a tokenizer
-        parts = build_parts(data, kind, model, blank, labels)
-        split = [files, kind.name, _keys(data), data.holdout_every, data.fold]
+        parts = build_parts(data, kind, model, blank, labels, chat)
+        split = [files, kind.name, *fields, data.holdout_every, data.fold]
         codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, parts, limit, progress))
-    parts = build_parts(data, kind, model, codec, labels)  # type: ignore[arg-type]
+    parts = build_parts(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
     stores = {}
     for name, (source, _) in sources.items():
         columns = {name: list(column) for part in parts for name, column in part.columns.items()}
-        made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, _keys(data)]
+        made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *fields]
         path = place_of(cache, "records", made_from)
-        if not (path / "meta.json").is_file():
-            make_atomically(path, lambda tmp, source=source: _build(tmp, source, parts, labels, sha, progress))
-        stores[name] = RecordStore(path, data.holdout_every, data.fold)
+        if not (path / META).is_file():
+            _build(path, source, parts, labels, sha, progress)
+        stores[name] = RecordStore(
+            path, data.holdout_every, data.fold, data.cache_bytes // len(sources),
+            skip_corrupt=data.on_corrupt is OnCorrupt.skip,
+        )  # fmt: skip
     for part in parts:
         if isinstance(part, Labels):
             part.class_weights = _class_weights(data, stores, labels)
@@ -74,7 +81,8 @@ def prepare_records(
 
 def _keys(data: DataConfig) -> list[Any]:
     """What of the configuration decides how fields are read."""
-    names = [field.name for field in dataclasses.fields(data) if field.name.endswith("_key")]
+    of_text = ("id_key", "weight_key")
+    names = [f.name for f in dataclasses.fields(data) if f.name.endswith("_key") and f.name not in of_text]
     return [getattr(data, name) for name in [*names, "message_format", "resize"]]
 
 
@@ -84,8 +92,9 @@ def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:
 
 
 def build_parts(
-    data: DataConfig, kind: ObjectiveKind, model: ModelConfig, codec: Tokenizer, labels: list[str]
-) -> list[Part]:
+    data: DataConfig, kind: ObjectiveKind, model: ModelConfig, codec: Tokenizer, labels: list[str],
+    chat: ChatTemplate | None = None,
+) -> list[Part]:  # fmt: skip
     """The parts of an objective's records for a model's family."""
     if kind is ObjectiveKind.seq2seq:
         assert isinstance(model, EncDecConfig)
@@ -94,7 +103,7 @@ def build_parts(
         assert isinstance(model, CLIPConfig)
         return [Images(data, model.vision), Captions(data, codec)]
     if kind is ObjectiveKind.chat:
-        return [Conversations(data, codec)]
+        return [Conversations(data, codec, chat)]
     if kind is ObjectiveKind.classify_tokens:
         return [Words(data, codec, labels)]
     what = Images(data, model) if isinstance(model, ViTConfig) else Texts(data, codec)
@@ -108,7 +117,7 @@ def _sources(data: DataConfig) -> dict[str, tuple[RecordSource, float]]:
         if kind in TEXTS:
             raise ConfigError(
                 f"data.source={kind.name}: this objective learns from labelled records; set data.source=records, "
-                f"image_folder, idx or digits"
+                f"image_folder, audio_folder, idx or digits"
             )
     return {
         name: (RecordSource(kind, paths, data.heldout_paths, data), weight)
@@ -162,7 +171,21 @@ def _texts(
 def _build(
     path: Path, source: RecordSource, parts: list[Part], labels: list[str], tokenizer: str, progress: Progress
 ) -> None:
-    writer = RecordWriter(path, {name: column for part in parts for name, column in part.columns.items()})
+    columns = {name: column for part in parts for name, column in part.columns.items()}
+
+    def finish(_: Path, facts: list[dict]) -> dict[str, Any]:
+        return {
+            "format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": facts[0]["sha256"],
+            "count": facts[0]["count"], "columns": {name: list(column) for name, column in columns.items()},
+        }  # fmt: skip
+
+    build_frame(path, 1, lambda _, tmp: _write(tmp, source, parts, columns, progress), finish, one_by_one)
+
+
+def _write(
+    folder: Path, source: RecordSource, parts: list[Part], columns: dict[str, Column], progress: Progress
+) -> None:
+    writer = RecordWriter(folder, columns)
     hasher, pending = hashlib.sha256(), []
     count, size = sum(1 for _ in source.records()), max(source.num_bytes, 1)
 
@@ -181,8 +204,7 @@ def _build(
             flush()
             progress("reading the records", size * number // count, size)
     flush()
-    meta = {"format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": hasher.hexdigest()}
-    (path / "meta.json").write_text(json.dumps(meta | writer.close(), indent=1) + "\n")
+    writer.close({"sha256": hasher.hexdigest()})
 
 
 def _class_weights(data: DataConfig, stores: dict[str, RecordStore], labels: list[str]) -> np.ndarray | None:

@@ -4,6 +4,7 @@ B rows, H height, W width, C channels.
 """
 
 import gzip
+import io
 import math
 import zlib
 from pathlib import Path
@@ -12,14 +13,18 @@ import numpy as np
 from scipy import ndimage
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sampler import uniform
+from lmkit.data.files import read_bytes
+from lmkit.data.keyed import uniform
 
 _MODES = {1: "L", 3: "RGB"}  # Pillow's names for grey and colour
 
 
-def read_image(path: str | Path, size: int, channels: int, *, resize: bool = False) -> np.ndarray:
+def read_image(
+    path: str | Path, size: int, channels: int, *, resize: bool = False, content: bytes | None = None
+) -> np.ndarray:
     """An image file as uint8 [size, size, channels]: colour with 3 channels, grey with 1.
 
+    With `content` these are the file's bytes, and `path` only says where they come from.
     With `resize` any image is brought to that size (bilinear, antialiased, a rectangle is squeezed into the square).
     Raises ConfigError for a file that cannot be read, and without `resize` for another size.
     """
@@ -30,7 +35,7 @@ def read_image(path: str | Path, size: int, channels: int, *, resize: bool = Fal
     if channels not in _MODES:
         raise ConfigError(f"{path}: images have 1 channel (grey) or 3 (colour), not {channels}; set model.num_channels")
     try:
-        with Image.open(path) as file:
+        with Image.open(path if content is None else io.BytesIO(content)) as file:
             image = ImageOps.exif_transpose(file)  # a camera stores how it was held
             if image.mode[0] in "IF":
                 raise ConfigError(f"{path} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
@@ -56,7 +61,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises ConfigError for another file, or one that is too short or too long.
     """
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(str(path)) if "://" in str(path) else Path(path).read_bytes()
         data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     except (OSError, EOFError, zlib.error) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error

@@ -1,13 +1,17 @@
-"""Batches on the devices: this host's rows, read ahead by threads."""
+"""Batches on the devices: this host's rows, read ahead by threads or processes within a budget of memory."""
 
+import math
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 from jax.sharding import Mesh, NamedSharding
 
+from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig
 from lmkit.data.batches import Batches, heldout_indices
 from lmkit.parallel.rules import sharding_of
@@ -76,16 +80,57 @@ class _Steps:
         return self.batches.train(int(step), self.batch_size, self.rows)
 
 
-def train_batches(
-    batches: Batches, config: DataConfig, *, first_step: int, steps: int, batch_size: int, mesh: Mesh
-) -> Iterator[DeviceBatch]:
-    """Batches of steps first_step .. steps, on the devices."""
-    shapes = batch_shapes(batches, batch_size, mesh)
-    rows = _rows_here(shapes)
-    source: Any = _Steps(batches, steps, batch_size, rows)
-    options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=config.prefetch)
-    for batch in grain.MapDataset.source(source)[first_step:].to_iter_dataset(options):
-        yield to_devices(batch, rows, shapes)
+def batches_ahead(config: DataConfig, shapes: Mapping[str, jax.ShapeDtypeStruct], rows: int) -> int:
+    """How many batches of `rows` rows on this host may be ready at once: data.prefetch, or what the budget holds.
+
+    Raises ConfigError where it holds none.
+    """
+    total = next(iter(shapes.values())).shape[0]
+    size = sum(math.prod(one.shape) * one.dtype.itemsize for one in shapes.values()) * rows // total
+    if (fit := config.batch_bytes // max(size, 1)) < 1:
+        need = -(-size * 2 // 1_000_000)
+        raise ConfigError(
+            f"data.memory_mb={config.memory_mb}: one batch takes {size / 1e6:.0f} MB of this host, and half of the "
+            f"budget is for batches; set data.memory_mb={need} or more, or a smaller train.batch_size"
+        )
+    return min(config.prefetch, fit)
+
+
+class TrainBatches:
+    """Batches of steps first_step .. steps, on the devices; `waited_sec` is the time that was spent on waiting."""
+
+    def __init__(
+        self, batches: Batches, config: DataConfig, *, first_step: int, steps: int, batch_size: int, mesh: Mesh
+    ):
+        self.waited_sec = 0.0
+        self._shapes = batch_shapes(batches, batch_size, mesh)
+        self._rows = _rows_here(self._shapes)
+        ahead = batches_ahead(config, self._shapes, len(self._rows))
+        source: Any = _Steps(batches, steps, batch_size, self._rows)
+        data = grain.MapDataset.source(source)[first_step:]
+        workers = min(config.read_processes, ahead)
+        threads = 1 if workers else min(config.read_threads, ahead)
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=1 if workers else ahead)
+        data = data.to_iter_dataset(options)
+        if workers:  # no state of theirs is ever kept: a step says where to begin
+            parse_absl_flags()
+            data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead // workers))
+        self._host_batches = iter(data)
+
+    def __iter__(self) -> Iterator[DeviceBatch]:
+        return self
+
+    def __next__(self) -> DeviceBatch:
+        began = time.perf_counter()
+        batch = next(self._host_batches)
+        self.waited_sec += time.perf_counter() - began
+        return to_devices(batch, self._rows, self._shapes)
+
+
+def parse_absl_flags() -> None:
+    """grain's processes ask for absl's flags, which Hydra leaves unread."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["lmkit"])
 
 
 def heldout_batches(

@@ -6,7 +6,7 @@ of a run does not. B rows, T tokens, P predicted places, S source tokens.
 
 import numpy as np
 
-from lmkit.data.sampler import uniform
+from lmkit.data.keyed import uniform
 from lmkit.data.tokenizer import Tokenizer
 
 _KEPT, _RANDOM = 0.1, 0.1  # of the chosen: left as they are, replaced by any token (Devlin et al. 2019, section 3.1)

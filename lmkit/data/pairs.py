@@ -1,6 +1,7 @@
 """Parts of records in which a text is produced or matched: sources, sounds, targets, captions, conversations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -8,12 +9,11 @@ from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig
 from lmkit.config.families import EncDecConfig
 from lmkit.data.audio import log_mel, read_audio
+from lmkit.data.chat import ASSISTANT, ChatTemplate, Piece
 from lmkit.data.parts import Batch, Rows, Shapes, encode_texts, filled, pad_rows, text_of
 from lmkit.data.record_store import Column
 from lmkit.data.records import Record
 from lmkit.data.tokenizer import Tokenizer
-
-ASSISTANT = "assistant"
 
 
 class _OneText:
@@ -66,7 +66,8 @@ class Sounds:
 
     def encode(self, records: Sequence[Record]) -> list[Batch]:
         key = self.config.audio_key
-        samples = [read_audio(record.path(key, "audio_key")) for record in records]
+        files = [record.media(key, "audio_key") for record in records]
+        samples = [read_audio(path, content=content) for path, content in files]
         return [{"frames": log_mel(one, self.num_mels).astype(np.float16).reshape(-1)} for one in samples]
 
     def collate(self, rows: Rows) -> Batch:
@@ -115,17 +116,18 @@ class Captions(_OneText):
 class Conversations:
     """A conversation as `inputs`, `targets`, `segment_ids` and `weights` [B, T]: 1 on the answers and their ends alone.
 
-    Each message is written as data.message_format says and followed by the end token.
+    Each message is written as data.message_format says, after the end token and followed by it; or all of them as the
+    template says, with nothing added.
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
-        self.config, self.tokenizer, length = config, tokenizer, config.seq_len
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate | None = None):
+        self.config, self.tokenizer, self.template, length = config, tokenizer, template, config.seq_len
         self.before, self.after = config.message_format.split("{content}", 1)
         self.columns = {"tokens": Column("int32", None), "answers": Column("uint8", None)}
         self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
-    def _messages(self, record: Record) -> list[tuple[str, str]]:
+    def _messages(self, record: Record) -> list[dict[str, Any]]:
         messages = record.field(self.config.messages_key, "messages_key")
         try:
             pairs = [(message["role"], message["content"]) for message in messages]
@@ -136,22 +138,37 @@ class Conversations:
                 f"data: {record.place}: {self.config.messages_key!r} must be a list of {{role, content}} with at least "
                 f"one message whose role is {ASSISTANT!r}"
             )
-        return pairs
+        return list(messages)
+
+    def _pieces(self, record: Record) -> list[Piece]:
+        messages = self._messages(record)
+        if self.template:
+            return self.template.pieces(messages, record.place)
+        return [
+            piece
+            for one in messages
+            for piece in (
+                Piece(self.before.replace("{role}", one["role"]), False),
+                Piece(one["content"] + self.after, one["role"] == ASSISTANT),
+            )
+        ]
 
     def texts(self, record: Record) -> list[str]:
-        return [self.before.replace("{role}", role) + content + self.after for role, content in self._messages(record)]
+        pieces = [piece.text for piece in self._pieces(record)]
+        if self.template:
+            return ["".join(pieces)]
+        return [head + body for head, body in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def encode(self, records: Sequence[Record]) -> list[Batch]:
         rows: list[Batch] = []
         for record in records:
-            messages = self._messages(record)
-            texts = [x for role, said in messages for x in (self.before.replace("{role}", role), said + self.after)]
-            ids = self.tokenizer.encode_batch(texts)
-            tokens, answers = [np.array([self.tokenizer.end_id])], [np.zeros(1)]
-            for number, (role, _) in enumerate(messages):
-                head, body = ids[2 * number], np.append(ids[2 * number + 1], self.tokenizer.end_id)
-                tokens += [head, body]
-                answers += [np.zeros(len(head)), np.full(len(body), role == ASSISTANT)]
+            pieces = self._pieces(record)
+            ids = self.tokenizer.encode_batch([piece.text for piece in pieces])
+            if not self.template:
+                ids = [np.append(one, self.tokenizer.end_id) if n % 2 else one for n, one in enumerate(ids)]
+            lead = 0 if self.template else 1
+            tokens = [np.full(lead, self.tokenizer.end_id), *ids]
+            answers = [np.zeros(lead), *(np.full(len(one), p.answer) for p, one in zip(pieces, ids, strict=True))]
             rows.append({"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)})
         return rows
 

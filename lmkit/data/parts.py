@@ -148,8 +148,9 @@ class Images(_Silent):
         config, shape = self.config, self.columns["image"].shape
         value = record.field(config.image_key, "image_key")
         if not isinstance(value, np.ndarray):
-            path = record.path(config.image_key, "image_key")
-            return read_image(path, self.model.image_size, self.model.num_channels, resize=config.resize)
+            path, content = record.media(config.image_key, "image_key")
+            size, channels = self.model.image_size, self.model.num_channels
+            return read_image(path, size, channels, resize=config.resize, content=content)
         if value.shape != shape:
             raise ConfigError(
                 f"data: {record.place} has {' x '.join(map(str, value.shape))} pixels and channels, the model takes "

@@ -1,24 +1,23 @@
 """The record store: labelled records as columns of arrays, read at random by row.
 
-STORE/meta.json              columns, labels, counts, and how it was made
-STORE/tokenizer.json         where there is text
-STORE/columns/<name>/        zarr3 as in store.py: the rows one after the other, flat
-STORE/columns/<name>.ends/   zarr3 int64: where each row ends, of columns whose rows differ in length
-STORE/columns/_side/         zarr3 uint64: the hash of each record's name; 0 trains, 1 is held out where files say
+STORE/tokenizer.json                      where there is text
+STORE/parts/<part>/columns/<name>         the rows one after the other, flat
+STORE/parts/<part>/columns/<name>.ends    int64: where each row ends in the part, where rows differ in length
+STORE/parts/<part>/columns/_side          uint64: the hash of each record's name; 0 trains, 1 is held out, by files
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorstore as ts
 
-from lmkit.data.store import HELDOUT, TRAIN, ArrayWriter, open_array
+from lmkit.data.frame import CorruptError, Frame
+from lmkit.data.part_writer import Array, PartWriter
+from lmkit.data.store import HELDOUT, TRAIN
 
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 _HASHED = 2  # hashes begin here
 
 
@@ -30,35 +29,32 @@ class Column(NamedTuple):
 
 
 class RecordWriter:
-    """Appends records, column by column."""
+    """Appends records to a part, column by column."""
 
-    def __init__(self, path: Path, columns: Mapping[str, Column]):
+    def __init__(self, folder: Path, columns: Mapping[str, Column]):
         self.columns, self.count = dict(columns), 0
-        folder = path / "columns"
-        self._arrays = {name: ArrayWriter(folder / name, column.dtype) for name, column in columns.items()}
-        self._arrays["_side"] = ArrayWriter(folder / "_side", "uint64", shard=1 << 20)
         ragged = [name for name, column in columns.items() if column.shape is None]
-        self._ends = {name: ArrayWriter(folder / f"{name}.ends", "int64", shard=1 << 20) for name in ragged}
         self._lengths = dict.fromkeys(ragged, 0)
+        arrays = {f"columns/{name}": Array(column.dtype) for name, column in columns.items()}
+        arrays |= {f"columns/{name}.ends": Array("int64", 1 << 20) for name in ragged}
+        self._part = PartWriter(folder, arrays | {"columns/_side": Array("uint64", 1 << 20)})
 
     def append(self, name: str, heldout: bool | None, row: Mapping[str, np.ndarray]) -> None:
         """One record; `heldout` None leaves its side to the hash of its name."""
         side = _hash(name) if heldout is None else int(heldout)
-        self._arrays["_side"].append(np.array([side], np.uint64))
+        self._part.append("columns/_side", np.array([side], np.uint64))
         for column, (_, shape) in self.columns.items():
             values = np.asarray(row[column])
             assert values.ndim == 1 if shape is None else values.shape == shape, (column, values.shape, shape)
-            self._arrays[column].append(values.reshape(-1))
+            self._part.append(f"columns/{column}", values.reshape(-1))
             if shape is None:
                 self._lengths[column] += len(values)
-                self._ends[column].append(np.array([self._lengths[column]]))
+                self._part.append(f"columns/{column}.ends", np.array([self._lengths[column]]))
         self.count += 1
 
-    def close(self) -> dict[str, Any]:
-        """Writes what is queued; returns what meta.json says of it."""
-        for array in (*self._arrays.values(), *self._ends.values()):
-            array.close()
-        return {"count": self.count, "columns": {name: list(column) for name, column in self.columns.items()}}
+    def close(self, facts: Mapping[str, Any]) -> None:
+        """Writes what is queued; the part is finished then."""
+        self._part.close({"count": self.count, **facts})
 
 
 def _hash(name: str) -> int:
@@ -68,31 +64,28 @@ def _hash(name: str) -> int:
 class RecordStore:
     """A finished store, divided into what trains and what is held out. Reading is safe from many threads."""
 
-    def __init__(self, path: Path, holdout_every: int, fold: int = 0):
-        self.path = path
-        self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
-        if self.meta["format"] != RECORD_FORMAT:
-            raise ValueError(
-                f"{path}: store format {self.meta['format']}, this version reads {RECORD_FORMAT}; delete it to rebuild"
-            )
-        self._context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 28}})
+    def __init__(
+        self, place: str | Path, holdout_every: int, fold: int = 0, cache_bytes: int = 1 << 28, *,
+        skip_corrupt: bool = False,
+    ):  # fmt: skip
+        self.skip_corrupt = skip_corrupt
+        self.lost: dict[str, int] = {}  # what is wrong -> rows that it cost
+        self.frame = Frame(place, cache_bytes)
+        self.place, self.meta = self.frame.place, self.frame.meta
+        self.frame.require(RECORD_FORMAT, skip_corrupt)
         self.columns = {
             name: Column(dtype, None if shape is None else tuple(shape))
             for name, (dtype, shape) in self.meta["columns"].items()
         }
-        self._arrays = {name: self._open(name) for name in self.columns}
         self._ends = {
-            name: np.concatenate([[0], self._open(f"{name}.ends").read().result()])
+            name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")])
             for name, column in self.columns.items()
             if column.shape is None
         }
-        side = self._open("_side").read().result()
+        side = self.frame.whole("columns/_side").astype(np.uint64)
         self.fixed_sides = bool((side < _HASHED).any())
         held = np.where(side < _HASHED, side == 1, side % np.uint64(holdout_every) == fold)
         self.rows = {TRAIN: np.flatnonzero(~held), HELDOUT: np.flatnonzero(held)}
-
-    def _open(self, name: str) -> ts.TensorStore:
-        return open_array(self.path / "columns" / name, self._context)
 
     @staticmethod
     def held_out(name: str, holdout_every: int, fold: int) -> bool:
@@ -108,15 +101,42 @@ class RecordStore:
         """int64: the length of each row of a split, of a column whose rows differ."""
         return np.diff(self._ends[name])[self.rows[split]]
 
+    def rows_of(
+        self, names: Sequence[str], split: str, index: Sequence[int] | np.ndarray
+    ) -> dict[str, list[np.ndarray]]:
+        """Rows of some columns by their number in the split; with skip_corrupt the next row for one that is damaged."""
+        index = np.asarray(index, np.int64)
+        found = {name: self._try_read(name, split, index) for name in names}
+        for number in range(len(index)):
+            for turn in range(1, len(self.rows[split]) + 1):
+                errors = [str(found[name][number]) for name in names if isinstance(found[name][number], CorruptError)]
+                if not errors:
+                    break
+                self.lost[errors[0]] = self.lost.get(errors[0], 0) + 1
+                other = [(index[number] + turn) % len(self.rows[split])]
+                for name in names:
+                    found[name][number] = self._try_read(name, split, other)[0]
+            else:
+                raise CorruptError(f"{self.place}: no row of {split} can be read; build the store again")
+        return found  # type: ignore[return-value]
+
     def read(self, name: str, split: str, index: Sequence[int] | np.ndarray) -> list[np.ndarray]:
-        """Rows of a column by their number in the split. One batched read; a flipped bit raises."""
-        array, shape = self._arrays[name], self.columns[name].shape
-        rows = self.rows[split][np.asarray(index, np.int64)]
+        """Rows of a column by their number in the split. One batched read. Raises CorruptError, naming the file."""
+        found = self._try_read(name, split, index)
+        for one in found:
+            if isinstance(one, CorruptError):
+                raise one
+        return found  # type: ignore[return-value]
+
+    def _try_read(self, name: str, split: str, index: Sequence[int] | np.ndarray) -> list[np.ndarray | CorruptError]:
+        shape, rows = self.columns[name].shape, self.rows[split][np.asarray(index, np.int64)]
         if shape is None:
             starts, stops = self._ends[name][rows], self._ends[name][rows + 1]
         else:
             size = int(np.prod(shape, dtype=np.int64))
             starts, stops = rows * size, (rows + 1) * size
-        with ts.Batch() as batch:
-            reads = [array[int(start) : int(stop)].read(batch=batch) for start, stop in zip(starts, stops, strict=True)]
-        return [read.result() if shape is None else read.result().reshape(shape) for read in reads]
+        found = self.frame.try_read(f"columns/{name}", starts, stops)
+        for one in found:
+            if isinstance(one, CorruptError) and not self.skip_corrupt:
+                raise one
+        return [one if isinstance(one, CorruptError) or shape is None else one.reshape(shape) for one in found]

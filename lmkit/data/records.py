@@ -1,7 +1,6 @@
 """Where labelled records come from: fields with stable names, readable as often as needed."""
 
 import csv
-import gzip
 import hashlib
 import io
 import json
@@ -9,17 +8,25 @@ from collections.abc import Iterator
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig, Source
+from lmkit.data.files import PACKED, File, damage, expand, opened, read_bytes
+from lmkit.data.formats import Bad, decoded, lines_of, open_parquet, parse_object
 from lmkit.data.images import read_idx
-from lmkit.data.sources import File, expand, open_parquet
 
-RECORD_SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".tsv", ".parquet")
+_LINES = (".jsonl", ".csv", ".tsv")
+RECORD_SUFFIXES = (*_LINES, *(f"{one}{packed}" for one in _LINES for packed in PACKED), ".parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
+_TABLE = ".trans.txt"  # LibriSpeech's: a line for each sound of a folder, its name and what is said
 _IMAGES, _LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"  # MNIST's names
+
+_SUFFIXES = {
+    Source.image_folder: IMAGE_SUFFIXES, Source.idx: (_IMAGES, f"{_IMAGES}.gz"),
+    Source.audio_folder: (*SOUND_SUFFIXES, ".txt"),
+}  # fmt: skip
 
 
 class Record(NamedTuple):
@@ -39,10 +46,19 @@ class Record(NamedTuple):
             raise ConfigError(f"data: {self.place} has no {name!r}, it has: {has}; set data.{key}=")
         return value
 
-    def path(self, name: str, key: str) -> str:
-        """A field that holds the path of a file, from the record's folder."""
-        value = str(self.field(name, key))
-        return value if "://" in value or value.startswith("/") else f"{self.folder}/{value}"
+    def media(self, name: str, key: str) -> tuple[str, bytes | None]:
+        """An image or a sound: (path or place, its bytes, or None of a local file).
+
+        The field is a path from the record's folder, a URL, bytes, or {bytes, path} as Hugging Face's tables have it.
+        """
+        value = self.field(name, key)
+        if isinstance(value, dict) and ("bytes" in value or "path" in value):
+            value = value.get("bytes") or value.get("path") or ""
+        if isinstance(value, bytes):
+            return self.place, value
+        value = str(value)
+        path = value if "://" in value or value.startswith("/") else f"{self.folder}/{value}"
+        return path, read_bytes(path) if "://" in path else None
 
 
 class RecordSource:
@@ -50,7 +66,8 @@ class RecordSource:
 
     def __init__(self, kind: Source, paths: list[str], heldout_paths: list[str], config: DataConfig):
         self.kind, self.config = kind, config
-        self.files = [(file, None if not heldout_paths else False) for file in _files(kind, paths, "data.paths")]
+        side = False if heldout_paths else None
+        self.files: list[tuple[File, bool | None]] = [(file, side) for file in _files(kind, paths, "data.paths")]
         self.files += [(file, True) for file in _files(kind, heldout_paths, "data.heldout_paths")]
         if kind is Source.idx and not heldout_paths and any(_is_test(file) for file, _ in self.files):
             self.files = [(file, _is_test(file)) for file, _ in self.files]
@@ -66,6 +83,9 @@ class RecordSource:
         config = self.config
         if self.kind is Source.digits:
             yield from _digits(config)
+        if self.kind is Source.audio_folder:
+            yield from _sounds(self.files, config)
+            return
         for file, side in self.files:
             name, folder = file.name, file.url.rpartition("/")[0].removeprefix("file://")
             if self.kind is Source.image_folder:
@@ -81,7 +101,7 @@ class RecordSource:
 
 def _files(kind: Source, paths: list[str], key: str) -> list[File]:
     """The files of the paths, sorted. Raises ConfigError where a path has none of the kind's."""
-    suffixes = {Source.image_folder: IMAGE_SUFFIXES, Source.idx: (_IMAGES, f"{_IMAGES}.gz")}.get(kind, RECORD_SUFFIXES)
+    suffixes = _SUFFIXES.get(kind, RECORD_SUFFIXES)
     if kind is Source.digits:
         return []
     files: dict[str, File] = {}
@@ -123,35 +143,53 @@ def _idx(file: File, config: DataConfig, side: bool | None) -> Iterator[Record]:
         yield Record(f"{file.name}:{number}", fields, f"{file.url} image {number}", "", side)
 
 
+def _sounds(files: list[tuple[File, bool | None]], config: DataConfig) -> Iterator[Record]:
+    """Each sound with what is said in it: NAME.txt beside it, or a line of its folder's *.trans.txt."""
+    said: dict[str, str] = {}
+    for file, _ in files:
+        folder, _, name = file.url.rpartition("/")
+        if not name.endswith(".txt"):
+            continue
+        text = decoded(read_bytes(file.url))
+        if isinstance(text, Bad):
+            raise ConfigError(f"data: {file.url} {text.reason}")
+        if name.endswith(_TABLE):
+            rows = (line.partition(" ") for line in text.splitlines() if line.strip())
+            said |= {f"{folder}/{one}": words.strip() for one, _, words in rows}
+        else:
+            said[file.url.removesuffix(".txt")] = text.strip()
+    for file, side in files:
+        if file.url.endswith(".txt"):
+            continue
+        text, folder = said.get(file.url.rpartition(".")[0]), file.url.rpartition("/")[0].removeprefix("file://")
+        if text is None:
+            raise ConfigError(
+                f"data: {file.url} has no transcript: neither a .txt of its name nor a line of a *{_TABLE} stands by it"
+            )
+        fields = {config.audio_key: PurePosixPath(file.url).name, config.target_key: text}
+        yield Record(file.name, fields, file.url, folder, side)
+
+
 def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number from 1, fields) of a file of records."""
+    number, plain = 0, file.url.removesuffix(".gz").removesuffix(".zst")
     try:
-        if file.url.endswith(".parquet"):
-            parquet = open_parquet(file)
-            number = 0
-            for batch in parquet.iter_batches(batch_size=1024):
-                for fields in batch.to_pylist():
-                    number += 1
+        with opened(file.url, packed=not plain.endswith(".parquet")) as handle:
+            if plain.endswith(".parquet"):
+                for batch in open_parquet(handle, file.url).iter_batches(batch_size=1024):
+                    for fields in batch.to_pylist():
+                        number += 1
+                        yield number, fields
+            elif plain.endswith((".csv", ".tsv")):
+                text = io.TextIOWrapper(handle, "utf-8", errors="replace", newline="")
+                rows = csv.DictReader(text, delimiter="\t" if plain.endswith(".tsv") else ",")
+                for number, fields in enumerate(rows, 1):
                     yield number, fields
-            return
-        with fsspec.open(file.url, "rb") as raw:
-            lines: Any = gzip.GzipFile(fileobj=raw) if file.url.endswith(".gz") else raw  # type: ignore[arg-type]
-            if file.url.endswith((".csv", ".tsv")):
-                text = io.TextIOWrapper(lines, "utf-8", errors="replace", newline="")
-                yield from enumerate(csv.DictReader(text, delimiter="\t" if file.url.endswith(".tsv") else ","), 1)
-                return
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, _object(line, f"{file.url} line {number}")
-    except OSError as error:
-        raise ConfigError(f"data: cannot read {file.url}: {error.strerror or error}") from error
-
-
-def _object(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f"data: {place} is not JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise ConfigError(f"data: {place} is a {type(fields).__name__}, not an object with fields")
-    return fields
+            else:
+                for number, line in lines_of(handle):
+                    fields = parse_object(line)
+                    if isinstance(fields, Bad):
+                        raise ConfigError(f"data: {file.url} line {number} {fields.reason}")
+                    yield number, fields
+    except Exception as error:
+        raise ConfigError(f"data: {file.url} {damage(error)} (after record {number})") from error

@@ -2,7 +2,7 @@
 
 A split of N tokens is cut into windows of T + 1 tokens that overlap by one. Each epoch shifts the cuts by an
 offset of its own and visits every window once, in the order of a keyed permutation that is evaluated at a point,
-never stored. A mixture is dealt out in blocks of rows with exact shares.
+never stored. What a mixture is dealt out by is in mixing.py.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BLOCK = 1024  # rows of a mixture block: weights are met exactly to 1/1024
-_ROUNDS = 6
+from lmkit.data.keyed import hash64, permute
+from lmkit.data.mixing import Course, Deal
+
+_SHARES = 64  # of an epoch that goes from short to long
+_TIE = 3  # use of randomness
 
 
 class Draw(NamedTuple):
@@ -30,77 +33,51 @@ class Rows(NamedTuple):
     start: np.ndarray
 
 
-def hash64(*words: np.ndarray | int) -> np.ndarray:
-    """uint64 hash of integers, element by element (SplitMix64's finaliser, Steele et al. 2014, applied per word)."""
-    state = np.uint64(0x9E3779B97F4A7C15)
-    with np.errstate(over="ignore"):
-        for word in words:
-            state = np.asarray(word, np.uint64) + state * np.uint64(0xBF58476D1CE4E5B9) + np.uint64(0x9E3779B97F4A7C15)
-            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            state = state ^ (state >> np.uint64(31))
-    return np.asarray(state)
-
-
-def uniform(*words: np.ndarray | int) -> np.ndarray:
-    """float64 in [0, 1) of integers, element by element: the upper 53 bits of their hash."""
-    return (hash64(*words) >> np.uint64(11)).astype(np.float64) / float(1 << 53)
-
-
-def permute(index: np.ndarray, size: np.ndarray | int, *key: np.ndarray | int) -> np.ndarray:
-    """A keyed permutation of range(size) at the points `index`.
-
-    A balanced Feistel network on the next power of four, walked until it lands inside (Black and Rogaway 2002,
-    section 3): fewer than four walks on average.
-    """
-    index, size = np.broadcast_arrays(np.asarray(index, np.uint64), np.asarray(size, np.uint64))
-    bits = np.ceil(np.log2(np.maximum(size, 2).astype(np.float64)) / 2).astype(np.uint64)
-    mask = (np.uint64(1) << bits) - np.uint64(1)
-    out, todo = index.copy(), np.ones(index.shape, bool)
-    while todo.any():
-        left, right = out >> bits, out & mask
-        for number in range(_ROUNDS):
-            left, right = right, left ^ (hash64(right, number, *key) & mask)
-        out = np.where(todo, (left << bits) | right, out)
-        todo = todo & (out >= size)
-    return out.astype(np.int64)
-
-
 class Order:
     """The order of the elements of a mixture: every element once an epoch, exact shares of rows.
 
     Args:
         counts: elements of each part; at least 1 each.
-        weights: share of rows of each part, any positive scale.
+        weights: share of rows of each part, any positive scale; or their course.
         seed: the same seed gives the same order everywhere.
+        lengths: of each part the length of each of its elements; with them the first epoch goes from short to long.
     """
 
-    def __init__(self, counts: Sequence[int] | np.ndarray, weights: Sequence[float], seed: int):
+    def __init__(
+        self, counts: Sequence[int] | np.ndarray, weights: Sequence[float] | Course, seed: int,
+        lengths: Sequence[np.ndarray] = (),
+    ):  # fmt: skip
         self.counts, self.seed = np.array(counts, np.int64), seed
-        self.quota = _exact_shares(np.array(weights, np.float64), _BLOCK)
+        self.deal = Deal(self.counts, weights if isinstance(weights, Course) else Course(weights), seed)
+        self.num_rows = self.deal.num_rows  # None: without end
+        self.rising = [_by_length(one, seed, part) for part, one in enumerate(lengths)]
 
     def draw(self, first: int, count: int) -> Draw:
-        """Rows first .. first + count of the endless stream of rows."""
-        part, number = self._deal(np.arange(first, first + count, dtype=np.int64))
-        epoch, within = number // self.counts[part], number % self.counts[part]
-        return Draw(part, epoch, permute(within, self.counts[part], self.seed, part, epoch))
+        """Rows first .. first + count of the stream of rows."""
+        return self.at(np.arange(first, first + count, dtype=np.int64))
 
-    def _deal(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which part each row belongs to, and how many rows of that part came before it."""
-        if len(self.counts) == 1:
-            return np.zeros_like(index), index
-        block, place = index // _BLOCK, index % _BLOCK
-        part, number = np.empty_like(index), np.empty_like(index)
-        in_order = np.repeat(np.arange(len(self.quota)), self.quota)
-        for one in np.unique(block):
-            dealt = in_order[permute(np.arange(_BLOCK), _BLOCK, self.seed, int(one), 2)]
-            rank = np.zeros(_BLOCK, np.int64)
-            for p, quota in enumerate(self.quota):
-                rank[dealt == p] = np.arange(quota)
-            here = block == one
-            part[here] = dealt[place[here]]
-            number[here] = one * self.quota[part[here]] + rank[place[here]]
-        return part, number
+    def at(self, rows: np.ndarray) -> Draw:
+        """Any rows of the stream, by their numbers (int64)."""
+        assert self.num_rows is None or not len(rows) or rows.max() < self.num_rows, "beyond the last row"
+        part, number = self.deal(rows)
+        epoch, within = number // self.counts[part], number % self.counts[part]
+        index = permute(within, self.counts[part], self.seed, part, epoch)
+        for p, rising in enumerate(self.rising):
+            if (first := (part == p) & (epoch == 0)).any():
+                index[first] = rising[_within_shares(within[first], len(rising), self.seed, p)]
+        return Draw(part, epoch, index)
+
+
+def _by_length(lengths: np.ndarray, seed: int, part: int) -> np.ndarray:
+    """The elements from short to long; among equals in no order, or a store's order would be the curriculum."""
+    return np.lexsort((hash64(seed, part, np.arange(len(lengths)), _TIE), lengths))
+
+
+def _within_shares(place: np.ndarray, count: int, seed: int, part: int) -> np.ndarray:
+    """Places in an epoch, shuffled inside each of its 64 shares."""
+    share = (place * _SHARES + _SHARES - 1) // count  # share s begins at place s * count // _SHARES
+    first, stop = share * count // _SHARES, (share + 1) * count // _SHARES
+    return first + permute(place - first, stop - first, seed, part, share, _TIE)
 
 
 class Sampler:
@@ -108,12 +85,12 @@ class Sampler:
 
     Args:
         sizes: tokens of each part; at least seq_len + 1 each.
-        weights: share of rows of each part, any positive scale.
+        weights: share of rows of each part, any positive scale; or their course.
         seq_len: T.
         seed: of the order; the same seed gives the same order everywhere.
     """
 
-    def __init__(self, sizes: list[int], weights: list[float], seq_len: int, seed: int):
+    def __init__(self, sizes: list[int], weights: Sequence[float] | Course, seq_len: int, seed: int):
         self.seq_len, self.seed = seq_len, seed
         self.sizes = np.array(sizes, np.int64)
         # An offset below `slack` keeps the number of windows the same in every epoch.
@@ -122,19 +99,15 @@ class Sampler:
         self.order = Order(self.windows, weights, seed)
 
     def rows(self, first: int, count: int) -> Rows:
-        """Rows first .. first + count of the endless stream of rows."""
-        part, epoch, window = self.order.draw(first, count)
+        """Rows first .. first + count of the stream of rows."""
+        return self.at(np.arange(first, first + count, dtype=np.int64))
+
+    def at(self, rows: np.ndarray) -> Rows:
+        """Any rows of the stream, by their numbers (int64)."""
+        part, epoch, window = self.order.at(rows)
         offset = hash64(self.seed, part, epoch, 1) % np.minimum(self.slack[part], self.seq_len).astype(np.uint64)
         return Rows(part, epoch, window * self.seq_len + offset.astype(np.int64))
 
     def batch(self, step: int, batch_size: int) -> Rows:
         """The rows of global batch `step`."""
         return self.rows(step * batch_size, batch_size)
-
-
-def _exact_shares(weights: np.ndarray, total: int) -> np.ndarray:
-    """Integers that sum to `total` in proportion to the weights (largest remainders)."""
-    exact = weights / weights.sum() * total
-    shares = np.floor(exact).astype(np.int64)
-    shares[np.argsort(shares - exact, kind="stable")[: total - shares.sum()]] += 1
-    return shares

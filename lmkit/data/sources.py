@@ -1,43 +1,35 @@
 """Where text comes from: documents with stable names, readable as often as needed."""
 
-import gzip
 import hashlib
 import json
+import math
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import fsspec
 
 from lmkit.config.base import ConfigError
 from lmkit.config.data import DataConfig, Source
+from lmkit.data.files import PACKED, File, expand
+from lmkit.data.formats import Bad, Document, Keys, Reader, read_text_file, read_tree_file
+from lmkit.data.hf import hf_files, read_hf
+from lmkit.data.warc import WARC_SUFFIXES, read_warc
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-TEXT_SUFFIXES = (".txt", ".text", ".md", ".py", ".jsonl", ".jsonl.gz", ".parquet")
-
-
-class Document(NamedTuple):
-    """A text and the name it keeps on every machine: the hold-out split hashes it."""
-
-    name: str
-    text: str
-
-
-class File(NamedTuple):
-    """A file to read, with what tells that it changed."""
-
-    url: str
-    name: str
-    size: int
-    stamp: str
+_PLAIN = (".txt", ".text", ".md", ".py", ".jsonl")
+TEXT_SUFFIXES = (*_PLAIN, *(f"{one}{packed}" for one in _PLAIN for packed in PACKED), ".parquet")
+_READERS: dict[Source, Reader] = {Source.tree: read_tree_file, Source.warc: read_warc, Source.hf: read_hf}
+_SUFFIXES = {Source.tree: ("",), Source.warc: WARC_SUFFIXES}
 
 
 class TextSource:
     """A list of files that yields documents in a fixed order."""
 
-    def __init__(self, files: list[File], text_key: str, holdout_every: int, fold: int = 0):
+    def __init__(
+        self, files: list[File], text_key: str, holdout_every: int, fold: int = 0, id_key: str = "",
+        weight_key: str = "", kind: Source = Source.text_files, max_bad_share: float = 0.0,
+    ):  # fmt: skip
         self.files, self.text_key, self.holdout_every, self.fold = files, text_key, holdout_every, fold
+        self.keys, self.kind, self.max_bad_share = Keys(text_key, id_key, weight_key), kind, max_bad_share
 
     @property
     def num_bytes(self) -> int:
@@ -45,36 +37,64 @@ class TextSource:
         return sum(f.size for f in self.files)
 
     def fingerprint(self) -> str:
-        """Changes when a file is added, removed or modified; reads no contents."""
+        """Changes when a file is added, removed or modified, or another field is read; reads no contents."""
         rows = [(f.name, f.size, f.stamp) for f in self.files]
-        return hashlib.sha256(json.dumps([rows, self.text_key]).encode()).hexdigest()
+        how = {name: value for name, value in self.keys._asdict().items() if name != "text" and value}
+        how |= {"kind": self.kind.name} if self.kind in _READERS else {}
+        return hashlib.sha256(json.dumps([rows, self.text_key, *([how] if how else [])]).encode()).hexdigest()
 
-    def documents(self) -> Iterator[Document]:
-        """Every document. Raises ConfigError for a file or record that cannot be read."""
-        for file in self.files:
-            yield from _read(file, self.text_key)
+    def documents(self, first: int = 0, step: int = 1, bad: Callable[[Bad], None] | None = None) -> Iterator[Document]:
+        """Every document of files[first::step]. Each record that cannot be used goes to `bad`, and reading goes on.
+
+        Raises ConfigError for a file that cannot be reached; without `bad` for the first such record, too.
+        """
+        read = _READERS.get(self.kind, read_text_file)
+        for file in self.files[first::step]:
+            for one in read(file, self.keys):
+                if isinstance(one, Document):
+                    yield one
+                elif bad is None:
+                    raise ConfigError(f"data: {one.place} {one.reason}")
+                else:
+                    bad(one)
+
+    def check_share(self, bad: int, records: int, where: str) -> None:
+        """Raises ConfigError where more of the records cannot be used than may be."""
+        if bad > self.max_bad_share * records:
+            share = min(1.0, math.ceil(round(bad / records * 100, 6)) / 100)
+            raise ConfigError(
+                f"data: {bad} of {records} records ({bad / records:.2%}) cannot be used, more than data.max_bad_share="
+                f"{self.max_bad_share}; {where}: mend them, or set data.max_bad_share={share}"
+            )
 
     def held_out(self, name: str) -> bool:
         """Whether a document is kept for evaluation: a hash of its name, so the same on every machine."""
         return int(hashlib.md5(name.encode()).hexdigest(), 16) % self.holdout_every == self.fold
 
 
-def build_sources(config: DataConfig) -> dict[str, tuple[TextSource, float]]:
-    """The parts of the mixture by name, each with its weight; one part called "text" without a mixture.
+def build_sources(config: DataConfig) -> dict[str, TextSource]:
+    """The parts of the mixture that are text by name, finished stores left out; one called "text" without a mixture.
 
     Raises ConfigError where a path matches nothing or a part holds no bytes.
     """
-    parts = {name: (part.source, part.paths, part.weight) for name, part in config.mixture.items()}
-    parts = parts or {"text": (config.source, config.paths, 1.0)}
-    if not any(weight for _, _, weight in parts.values()):
+    parts = config.parts("text")
+    if not any(part.weight for part in parts.values()):
         raise ConfigError("data.mixture: every weight is 0; give one part a positive weight")
     built = {}
-    for name, (kind, paths, weight) in parts.items():
-        files = _stdlib_files() if kind is Source.python_stdlib else _text_files(name, paths)
-        source = TextSource(files, config.text_key, config.holdout_every, config.fold)
+    for name, part in parts.items():
+        kind, paths = part.source, part.paths
+        if kind is Source.store:
+            if len(paths) != 1:
+                raise ConfigError(f"data: the store {name!r} has {len(paths)} paths; give one, its folder or URL")
+            continue
+        files = _files(kind, name, paths, config.split)
+        source = TextSource(
+            files, config.text_key, config.holdout_every, config.fold, config.id_key, config.weight_key, kind,
+            config.max_bad_share,
+        )  # fmt: skip
         if not source.num_bytes:
             raise ConfigError(f"data: {_where(paths)} holds no text: {len(files)} files, 0 bytes; check data.paths")
-        built[name] = (source, weight)
+        built[name] = source
     return built
 
 
@@ -96,101 +116,19 @@ def _stdlib_files() -> list[File]:
     return files
 
 
-def _text_files(part: str, paths: list[str]) -> list[File]:
+def _files(kind: Source, part: str, paths: list[str], split: str) -> list[File]:
+    """The files of a part of the mixture, in order."""
+    if kind is Source.python_stdlib:
+        return _stdlib_files()
     if not paths:
         raise ConfigError(f"data: no paths for {part!r}: set data.paths=[FILE, FOLDER or GLOB, ...]")
+    if kind is Source.hf:
+        return hf_files(paths, split)
+    suffixes = _SUFFIXES.get(kind, TEXT_SUFFIXES)
     files: dict[str, File] = {}
     for path in paths:
-        found = expand(path, TEXT_SUFFIXES)
+        found = expand(path, suffixes)
         if not found:
-            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(TEXT_SUFFIXES)}")
+            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(suffixes)}")
         files |= {f.url: f for f in found}
     return [files[url] for url in sorted(files)]
-
-
-def expand(path: str, suffixes: tuple[str, ...]) -> list[File]:
-    """The files of a path, folder or glob; names are relative to the folder or the glob's fixed part.
-
-    A path that names one file may end otherwise. Raises ConfigError for what cannot be read.
-    """
-    try:
-        system, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in path else path)
-        if system.isdir(root):
-            found, base = system.find(root, detail=True), root
-        elif any(c in path for c in "*?["):
-            fixed = root[: min(root.find(c) for c in "*?[" if c in root)]
-            found, base = system.glob(root, detail=True), fixed.rpartition("/")[0]
-        else:
-            found, base = ({root: system.info(root)} if system.exists(root) else {}), root.rpartition("/")[0]
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"data.paths: cannot open {path!r}: {error} (the extra lmkit[remote] has gs:// and s3://)"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"data.paths: cannot read {path!r}: {error.strerror or error}") from error
-    files = []
-    for name, info in sorted(found.items()):
-        if info.get("type") == "file" and (name.endswith(suffixes) or name == root):
-            stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-            files.append(
-                File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp))
-            )
-    return files
-
-
-def _read(file: File, text_key: str) -> Iterator[Document]:
-    try:
-        if file.url.endswith(".parquet"):
-            yield from _read_parquet(file, text_key)
-        elif file.url.endswith((".jsonl", ".jsonl.gz")):
-            yield from _read_jsonl(file, text_key)
-        else:
-            with fsspec.open(file.url, "rb") as handle:
-                yield Document(file.name, handle.read().decode("utf-8", errors="replace"))  # type: ignore[union-attr]
-    except OSError as error:
-        raise ConfigError(f"data: cannot read {file.url}: {error.strerror or error}") from error
-
-
-def _text_of(record: Any, text_key: str, place: str) -> str:
-    text = record.get(text_key) if isinstance(record, dict) else None
-    if not isinstance(text, str):
-        keys = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise ConfigError(f"data: {place} has no text under {text_key!r}, it has: {keys}; set data.text_key=")
-    return text
-
-
-def _read_jsonl(file: File, text_key: str) -> Iterator[Document]:
-    with fsspec.open(file.url, "rb") as raw:
-        lines = gzip.GzipFile(fileobj=raw) if file.url.endswith(".gz") else raw  # type: ignore[arg-type]
-        for number, line in enumerate(lines, 1):  # type: ignore[arg-type]
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise ConfigError(f"data: {file.url} line {number} is not JSON: {error}") from error
-            yield Document(f"{file.name}:{number}", _text_of(record, text_key, f"{file.url} line {number}"))
-
-
-def _read_parquet(file: File, text_key: str) -> Iterator[Document]:
-    table = open_parquet(file)
-    if text_key not in table.schema_arrow.names:
-        raise ConfigError(f"data: {file.url} has no column {text_key!r}, it has: {', '.join(table.schema_arrow.names)}")
-    number = 0
-    for batch in table.iter_batches(columns=[text_key], batch_size=1024):
-        for text in batch.column(0).to_pylist():
-            number += 1
-            yield Document(f"{file.name}:{number}", text or "")
-
-
-def open_parquet(file: File) -> Any:
-    """A pyarrow ParquetFile. Raises ConfigError where it is none, or pyarrow is missing."""
-    try:
-        from pyarrow import ArrowInvalid, parquet
-    except ImportError as error:
-        raise ConfigError(f"data: reading {file.url} needs pyarrow: pip install 'lmkit[parquet]'") from error
-    try:
-        system, path = fsspec.core.url_to_fs(file.url)
-        return parquet.ParquetFile(system.open(path, "rb"))
-    except ArrowInvalid as error:
-        raise ConfigError(f"data: {file.url} is not a parquet file: {error}") from error

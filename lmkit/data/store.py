@@ -1,119 +1,123 @@
-"""The token store: one flat zarr3 array of tokens a split, read at random in windows.
+"""The token store: a stream of tokens a split, read at random in windows.
 
-    STORE/meta.json            what it holds and how it was made, with hashes
     STORE/tokenizer.json
-    STORE/<split>/tokens/      zarr3, shards of 2^24 tokens, inner chunks of 4,096 with CRC-32C, uint16 or uint32
-    STORE/<split>/ends/        zarr3 int64: for each document, the position after its last token
+    STORE/parts/<part>/<split>/tokens       uint16 or uint32
+    STORE/parts/<part>/<split>/ends         int64: for each document, the position after its last token
+    STORE/parts/<part>/<split>/names        uint8: the names of the documents in UTF-8, one after the other
+    STORE/parts/<part>/<split>/name_ends    int64: where each name ends
+    STORE/parts/<part>/<split>/weights      float32: of each token's loss, where the documents say so
 
-A split starts with the end token, and each document is followed by one: a document's tokens are predicted from
-the end token before it, and its own end is predicted too.
+A part of a split starts with the end token, and each document is followed by one: a document's tokens are predicted
+from the end token before it, and its own end is predicted too. Between two parts the end token counts once. Ends are
+positions in the part.
 """
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import tensorstore as ts
 
-SHARD_TOKENS, CHUNK_TOKENS = 1 << 24, 4096
-FORMAT = 1
+from lmkit.data.frame import CorruptError, Frame, Positions
+from lmkit.data.part_writer import Array
+
+FORMAT = 2
 TRAIN, HELDOUT = "train", "heldout"
+SPLITS = (TRAIN, HELDOUT)
 
 
-def _spec(path: Path, dtype: str, shard: int, chunk: int, *, create: bool) -> dict[str, Any]:
-    spec: dict[str, Any] = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-    if create:
-        checked = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-        sharding = {"chunk_shape": [chunk], "codecs": checked, "index_codecs": checked, "index_location": "end"}
-        spec["metadata"] = {
-            "shape": [0],
-            "data_type": dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [shard]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-        }
-    return spec
-
-
-class ArrayWriter:
-    """Appends to a one-dimensional zarr3 array, a whole shard at a time."""
-
-    def __init__(self, path: Path, dtype: str, shard: int = SHARD_TOKENS, chunk: int = CHUNK_TOKENS):
-        self._array = ts.open(_spec(path, dtype, shard, chunk, create=True), create=True).result()
-        self._dtype, self._shard = np.dtype(dtype), shard
-        self._parts: list[np.ndarray] = []
-        self._held = 0
-        self.written = 0
-
-    def append(self, values: np.ndarray) -> None:
-        """Queues values; writes when a shard is full."""
-        self._parts.append(values.astype(self._dtype))
-        self._held += len(values)
-        if self._held >= self._shard:
-            whole = self._held // self._shard * self._shard
-            held = np.concatenate(self._parts)
-            self._write(held[:whole])
-            self._parts, self._held = [held[whole:]], self._held - whole
-
-    def _write(self, values: np.ndarray) -> None:
-        end = self.written + len(values)
-        self._array = self._array.resize(exclusive_max=[end], expand_only=True).result()
-        self._array[self.written : end].write(values).result()
-        self.written = end
-
-    def close(self) -> None:
-        """Writes what is queued."""
-        if self._held:
-            self._write(np.concatenate(self._parts))
-            self._parts, self._held = [], 0
-
-
-def open_array(path: Path, context: ts.Context) -> ts.TensorStore:
-    """A finished array, for reading."""
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
-    return ts.open(spec, context=context, read=True, recheck_cached=False).result()
+def arrays_of(vocab_size: int, weights: bool) -> dict[str, Array]:
+    """The arrays of a part. A token beyond the vocabulary is what a missing file reads as."""
+    # 2^16 tokens would leave no number for what is missing
+    tokens = Array("uint16", fill=(1 << 16) - 1) if vocab_size < 1 << 16 else Array("uint32", fill=(1 << 32) - 1)
+    one = {
+        "tokens": tokens,
+        "ends": Array("int64", 1 << 20),
+        "names": Array("uint8"),
+        "name_ends": Array("int64", 1 << 20),
+    }
+    one |= {"weights": Array("float32")} if weights else {}
+    return {f"{split}/{name}": how for split in SPLITS for name, how in one.items()}
 
 
 class TokenStore:
-    """A finished store. Reading is safe from many threads."""
+    """A finished store. Reading is safe from many threads; it can be sent to another process.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.meta: dict[str, Any] = json.loads((path / "meta.json").read_text())
-        if self.meta["format"] != FORMAT:
-            raise ValueError(
-                f"{path}: store format {self.meta['format']}, this version reads {FORMAT}; delete it to rebuild"
-            )
-        self.context = ts.Context({"cache_pool": {"total_bytes_limit": 1 << 26}})
-        self._open: dict[str, ts.TensorStore] = {}
+    Args:
+        place: a folder, or s3://, gs://, http(s)://.
+        cache_bytes: of decoded tokens that are kept.
+        skip_corrupt: rows that cannot be read are left out and counted in `lost` instead of raising CorruptError.
+    """
 
-    def tokens(self, split: str) -> ts.TensorStore:
-        """The tokens of a split, a lazy array [N]."""
-        return self._array(f"{split}/tokens")
+    def __init__(self, place: str | Path, cache_bytes: int = 1 << 26, *, skip_corrupt: bool = False):
+        lead = {f"{split}/{name}": 1 for split in SPLITS for name in ("tokens", "weights")}
+        self.frame = Frame(place, cache_bytes, lead)
+        self.place, self.meta, self.skip_corrupt = self.frame.place, self.frame.meta, skip_corrupt
+        self.frame.require(FORMAT, skip_corrupt)
+        self.lost: dict[str, int] = {}  # what is wrong -> rows that it cost
+        # whether its tokens have weights of their own
+        self.weighed = any(f"{TRAIN}/weights" in part["arrays"] for part in self.meta["parts"])
+        self._ends: dict[str, np.ndarray] = {}
 
     def document_ends(self, split: str) -> np.ndarray:
         """int64 [documents]: the position after each document's last token."""
-        return self._array(f"{split}/ends").read().result()
+        if split not in self._ends:
+            self._ends[split] = self.frame.ends(f"{split}/ends", of=f"{split}/tokens")
+        return self._ends[split]
 
-    def _array(self, name: str) -> ts.TensorStore:
-        if name not in self._open:
-            self._open[name] = open_array(self.path / name, self.context)
-        return self._open[name]
+    def document_name(self, split: str, number: int) -> str:
+        """What a document was called where it came from."""
+        if (name := f"{split}/name_ends") not in self._ends:
+            self._ends[name] = self.frame.ends(name, of=f"{split}/names")
+        ends = self._ends[name]
+        start = int(ends[number - 1]) if number else 0
+        return bytes(self.frame.read(f"{split}/names", [start], [ends[number]])[0]).decode()
 
     def num_tokens(self, split: str) -> int:
+        """Tokens of a split, the end tokens among them."""
         return self.meta["splits"][split]["tokens"]
 
     def bytes_per_token(self, split: str) -> float:
         """UTF-8 bytes of text per token, end tokens counted as tokens: turns nats/token into bits/byte."""
         return self.meta["splits"][split]["bytes"] / max(self.num_tokens(split) - 1, 1)
 
-    def windows(self, split: str, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
-        """int32 [len(starts), length] tokens from each start. One batched read; a flipped bit raises."""
-        array = self.tokens(split)
-        with ts.Batch() as batch:
-            reads = [array[int(start) : int(start) + length].read(batch=batch) for start in starts]
-        out = np.empty((len(reads), length), np.int32)
-        for row, read in zip(out, reads, strict=True):
-            row[:] = read.result()
-        return out
+    def read(self, split: str, starts: Positions, stops: Positions) -> list[np.ndarray]:
+        """The tokens of a split from each start to each stop, of the store's own kind of integer. One batched read.
+
+        Raises CorruptError, naming the file, for what is not as it was written.
+        """
+        return self.try_read(split, starts, stops)[0]
+
+    def try_read(self, split: str, starts: Positions, stops: Positions) -> tuple[list[np.ndarray], np.ndarray]:
+        """The same, and bool [len(starts)]: whether a row could be read; with skip_corrupt a lost one is end tokens."""
+        name, vocab_size = f"{split}/tokens", self.meta["vocab_size"]
+        rows, good = [], np.ones(len(starts), bool)
+        for number, found in enumerate(self.frame.try_read(name, starts, stops)):
+            if not isinstance(found, CorruptError) and len(found) and found.max() >= vocab_size:
+                gone = f"{self.place}: {name} has no tokens at {starts[number]}: a file of it is missing"
+                found = CorruptError(gone)
+            if isinstance(found, CorruptError):
+                if not self.skip_corrupt:
+                    raise found
+                self.lost[str(found)] = self.lost.get(str(found), 0) + 1
+                good[number] = False
+                found = np.full(int(stops[number] - starts[number]), self.meta["end_id"])
+            rows.append(found)
+        return rows, good
+
+    def windows(self, split: str, starts: Positions, length: int) -> np.ndarray:
+        """int32 [len(starts), length] tokens from each start; see `read`."""
+        return self.try_windows(split, starts, length)[0]
+
+    def try_windows(self, split: str, starts: Positions, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same, and what `try_read` tells of the rows."""
+        starts = np.asarray(starts, np.int64)
+        rows, good = self.try_read(split, starts, starts + length)
+        return np.stack(rows).astype(np.int32), good
+
+    def weights(self, split: str, starts: Positions, stops: Positions) -> list[np.ndarray]:
+        """float32: what the loss of the same tokens weighs; 1 in a store that does not say, 0 where it is damaged."""
+        starts, stops = np.asarray(starts, np.int64), np.asarray(stops, np.int64)
+        if not self.weighed:
+            return [np.ones(size, np.float32) for size in stops - starts]
+        found = self.frame.try_read(f"{split}/weights", starts, stops)
+        named = zip(found, (stops - starts).tolist(), strict=True)
+        return [np.zeros(size, np.float32) if isinstance(one, CorruptError) else one for one, size in named]

@@ -1,4 +1,4 @@
-"""Text to ids and back: bytes, a byte-level BPE trained on the data, or any tokenizer.json."""
+"""Text to ids and back: bytes, a vocabulary trained on the data, or any tokenizer.json."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ import tokenizers
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.data import TokenizerConfig
+from lmkit.data.files import read_bytes
 
 
 class Tokenizer(Protocol):
@@ -86,7 +87,9 @@ class FastTokenizer:
         self.end_id = self._id_of("end_token", config.end_token)
         self.start_id = self._id_of("start_token", config.start_token or config.end_token)
         self.mask_id = self._id_of("mask_token", config.mask_token) if config.mask_token else None
-        self.sentinel_ids = [self._id_of("sentinels", _sentinel(n)) for n in range(config.sentinels)]
+        self.sentinel_ids = [self._id_of("sentinels", sentinel(n)) for n in range(config.sentinels)]
+        for token in config.special_tokens:
+            self._id_of("special_tokens", token)
 
     def _id_of(self, key: str, token: str) -> int:
         found = self.inner.token_to_id(token)
@@ -126,7 +129,8 @@ class FastTokenizer:
         return hashlib.sha256(f"{' '.join(map(str, special))} {self.inner.to_str()}".encode()).hexdigest()
 
 
-def _sentinel(number: int) -> str:
+def sentinel(number: int) -> str:
+    """The token in the place of the n-th span that is cut out."""
     return f"<extra_id_{number}>"
 
 
@@ -135,45 +139,34 @@ def _letter(char: str) -> bool:
     return char.isalnum() and char not in "\u0120\u010a\u0109" and char != "\u2581"
 
 
-def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
-    """A byte-level BPE (Radford et al. 2019, section 2.2) with its special tokens, 256 bytes and merges.
-
-    Raises ConfigError where the texts hold too few pairs for `vocab_size`.
-    """
-    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
-    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore
-    inner.decoder = tokenizers.decoders.ByteLevel()  # type: ignore
-    vocab_size, special = config.vocab_size, [config.end_token, config.start_token, config.mask_token]
-    special = list(dict.fromkeys([*filter(None, special), *map(_sentinel, range(config.sentinels))]))
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=special, show_progress=False,
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
-    inner.train_from_iterator(texts, trainer)
-    if (got := inner.get_vocab_size()) < vocab_size:
-        raise ConfigError(
-            f"tokenizer.vocab_size={vocab_size}: the training text has pairs for {got} tokens only; "
-            f"set tokenizer.vocab_size={got} or use tokenizer=bytes"
-        )
-    return FastTokenizer(inner, config)
-
-
-def load_tokenizer(path: Path, config: TokenizerConfig) -> Tokenizer:
-    """A saved tokenizer. Raises ConfigError where the file is missing or not one."""
-    if not path.is_file():
-        raise ConfigError(f"tokenizer.path={str(path)!r}: no such file")
-    if '"lmkit-bytes"' in path.read_text()[:100]:
-        found = json.loads(path.read_text())
+def load_tokenizer(path: Path | str, config: TokenizerConfig) -> Tokenizer:
+    """A saved tokenizer, of a file or a URL. Raises ConfigError where it is missing or not one."""
+    place = str(path)
+    if "://" in place:
+        text = read_bytes(place).decode(errors="replace")
+    elif not (file := Path(path).expanduser()).is_file():
+        raise ConfigError(f"tokenizer.path={place!r}: no such file")
+    else:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    if '"lmkit-bytes"' in text[:100]:
+        found = json.loads(text)
         return ByteTokenizer(found.get("mask", False), found.get("sentinels", 0))
     try:
-        return FastTokenizer(tokenizers.Tokenizer.from_file(str(path)), config)
+        return FastTokenizer(tokenizers.Tokenizer.from_str(text), config)
     except ConfigError:
         raise
     except Exception as error:  # the library raises bare Exception
-        raise ConfigError(f"tokenizer.path={str(path)!r} is not a tokenizer.json: {error}") from error
+        raise ConfigError(f"tokenizer.path={place!r} is not a tokenizer.json: {error}") from error
 
 
-def has_token(path: Path, token: str) -> bool:
+def token_of(path: Path, number: int) -> str:
+    """What token a saved tokenizer has under this number; '' of bytes."""
+    if '"lmkit-bytes"' in path.read_text()[:100]:
+        return ""
+    return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number) or ""
+
+
+def has_token(path: Path | str, token: str) -> bool:
     """Whether a saved tokenizer has this token; bytes need none."""
     try:
         load_tokenizer(path, TokenizerConfig(end_token=token))
@@ -187,4 +180,5 @@ def has_token(path: Path, token: str) -> bool:
 def settings(config: TokenizerConfig) -> list:
     """What, with the training text, decides the tokenizer: a part of the cache's key."""
     special = [config.start_token, config.mask_token, config.sentinels]
-    return ["bpe", config.vocab_size, config.end_token, config.train_mb, *(special if any(special) else [])]
+    more = [*(special if any(special) else []), *([config.special_tokens] if config.special_tokens else [])]
+    return [config.kind.name, config.vocab_size, config.end_token, config.train_mb, *more]

@@ -18,6 +18,7 @@ from lmkit.config.families import EncDecConfig, GPTConfig
 from lmkit.config.saved import MODEL_FILE, from_plain, read_model
 from lmkit.data.tokenizer import load_tokenizer
 from lmkit.models import build_model
+from lmkit.nn.param import compute_dtype, for_inference, param_specs
 from lmkit.train.start import load_model as load_saved
 
 
@@ -81,10 +82,12 @@ def read_config(place: Place) -> GPTConfig | EncDecConfig:
 def load_model(place: Place, config: Any, mesh: Mesh) -> tuple[Callable[..., Any], Any]:
     """Parameters to the model, and the parameters, each device's share read straight into its place.
 
-    A run's are those it is evaluated with: the moving average, where there is one, with adapters folded in.
+    A run's are those it is evaluated with: the moving average, where there is one, with adapters folded in. They are
+    kept in the compute dtype.
     """
-    graph, _ = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
     _, params, _ = load_saved(str(place.path), mesh)
+    params = for_inference(params, param_specs(state), compute_dtype(config.dtype))
     return lambda params: nnx.merge(graph, nnx.State(params)), params
 
 

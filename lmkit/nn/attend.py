@@ -154,7 +154,7 @@ def _splash(options: Options, q, k, v, segments, _bias):
         mask = masks.CausalMask((seq, keys)) if options.causal else masks.FullMask((seq, keys))
     kernel = splash.make_splash_mqa_single_device(
         masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=options.softcap or None,
-        interpret=platform() != "tpu",
+        interpret=platform() != "tpu", residual_checkpoint_name="attended",
     )  # fmt: skip
     grouped = (q * options.scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

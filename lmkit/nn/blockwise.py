@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives 0, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
@@ -163,8 +164,8 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS, options: Options):
     q = group(q_BTNH, k_BSKH.shape[2], options.scale)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     out, log_sum = forward(q, k, v, segments, bias_NTS, options)
-    out = out.astype(q.dtype)
-    return ungroup(out), (q, k, v, segments, bias_NTS, out, log_sum)
+    out, log_sum = checkpoint_name(ungroup(out.astype(q.dtype)), "attended"), checkpoint_name(log_sum, "log_sum")
+    return out, (q, k, v, segments, bias_NTS, out, log_sum)
 
 
 def forward(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options: Options, offset: Any = None):
@@ -207,15 +208,15 @@ def _attend_rows(q, k, v, segments, bias, options: Options, base: Any) -> tuple[
 
 
 def _backward(options: Options, saved, d_out_BTNH):
-    q, k, v, segments, bias_NTS, out, log_sum = saved
-    d_out = group(d_out_BTNH, k.shape[1], 1.0)
-    d_q, d_k, d_v, d_bias = backward(q, k, v, segments, bias_NTS, d_out, shared_part(d_out, out), log_sum, options)
+    q, k, v, segments, bias_NTS, out_BTNH, log_sum = saved
+    shared, d_out = group(shared_part(d_out_BTNH, out_BTNH), k.shape[1], 1.0), group(d_out_BTNH, k.shape[1], 1.0)
+    d_q, d_k, d_v, d_bias = backward(q, k, v, segments, bias_NTS, d_out, shared, log_sum, options)
     back = [x.astype(q.dtype).transpose(0, 2, 1, 3) for x in (d_k, d_v)]
     return ungroup(d_q.astype(q.dtype)), *back, None, d_bias
 
 
 def shared_part(d_out: jax.Array, out: jax.Array) -> jax.Array:
-    """float32 [B, K, G, T, 1]: the sum over keys of weight * d_weight (FlashAttention, equation 4)."""
+    """[..., H] to float32 [..., 1]: the sum over keys of weight * d_weight (FlashAttention, equation 4)."""
     return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
 
 

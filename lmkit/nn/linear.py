@@ -6,10 +6,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
+from lmkit.nn.product import cpu_product
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import Dims, current_spec
 
@@ -45,24 +47,28 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array, out: Dims) -> jax.Array:
         """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
-        kernel = self.kernel[...].astype(x.dtype)
-        lead = x.shape[: x.ndim - len(self.in_shape)]
-        spec = current_spec(out)
+        size, lead = math.prod(self.in_shape), x.shape[: x.ndim - len(self.in_shape)]
+        spec, cpu = current_spec(out), platform() == "cpu"
         a, b, c = _IN[: len(self.in_shape)], _OUT[: len(self.out_shape)], _LEAD[: len(lead)]
+        kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         # The weight gradient of [B, T, ...] contracts two dims, which XLA's CPU library does three times slower: one
         # flat matmul there, wherever only the first dim is split. (The TPU's compiler would gather kernels once more.)
-        if spec is None:
-            y = x.reshape(-1, math.prod(self.in_shape)) @ kernel.reshape(math.prod(self.in_shape), -1)
-        elif platform() == "cpu" and all(_only_first(s[: len(lead)]) for s in (spec, jax.typeof(x).sharding.spec)):
+        if spec is None and cpu:
+            flat_bias = None if bias is None else bias.reshape(-1)
+            y, bias = cpu_product(x.reshape(-1, size), kernel.reshape(size, -1), flat_bias), None
+        elif spec is None:
+            y = x.reshape(-1, size) @ kernel.astype(x.dtype).reshape(size, -1)
+        elif cpu and all(_only_first(s[: len(lead)]) for s in (spec, jax.typeof(x).sharding.spec)):
             flat = PartitionSpec(spec[0], *spec[len(lead) :])
+            kernel = kernel.astype(x.dtype)
             y = jnp.einsum(f"k{a},{a}{b}->k{b}", x.reshape(-1, *self.in_shape), kernel, out_sharding=flat)
         else:
-            y = jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, out_sharding=spec)
+            y = jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel.astype(x.dtype), out_sharding=spec)
         y = y.reshape(*lead, *self.out_shape)
         if self.lora_a is not None and self.lora_b is not None:
             inner = self.lora_a(x, (*out[: len(lead)], "lora"))
             y = y + self.lora_scale * self.lora_b(inner, out)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return checkpoint_name(y if bias is None else y + bias.astype(x.dtype), "product")
 
 
 def _only_first(entries: tuple) -> bool:

@@ -262,7 +262,7 @@ def exchange_heads(local: Callable, q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS) 
             bias = lax.dynamic_slice_in_dim(bias, lax.axis_index(AXIS) * q.shape[2], q.shape[2], axis=0)
         return lax.all_to_all(local(q, k, v, segments, bias), AXIS, split_axis=1, concat_axis=2, tiled=True)
 
-    rows = None if segments is None else _specs(("batch", "seq"), ("batch", "seq"))
+    rows, _ = _dims(segments, None)
     table = None if bias_NTS is None else _specs(("heads", None, None))[0]
     specs = (*_specs(_Q, _K, _K), rows, table)
     return on_each_device(on_device, specs, _specs(_Q)[0], check=False)(q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,17 @@ from lmkit.parallel.rules import reshard, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
+
+
+def _is_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Whether these are the results of cuDNN's attention, which has no names for them."""
+    return primitive.name.startswith("dot_product_attention_fwd")
+
+
 POLICIES: dict[Remat, Callable | None] = {
-    Remat.dots: _policies.dots_with_no_batch_dims_saveable,
+    Remat.dots: _policies.save_from_both_policies(
+        _policies.save_only_these_names("product", "attended", "log_sum"), _is_cudnn
+    ),
     Remat.names: _policies.save_only_these_names(*_NAMES),
     Remat.offload: _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],

@@ -14,7 +14,8 @@ import threading
 import time
 from typing import Any
 
-from lmkit.config.hosts import LOST, STALLED, USER_ERROR, HostsConfig
+from lmkit.config.hosts import GONE, LOST, STALLED, USER_ERROR, HostsConfig
+from lmkit.parallel.line import words_of
 
 _TICK_SEC = 0.1
 _WINDOW_SEC = 1.0  # from the first bad news to the verdict: the news of one death come from several sides
@@ -35,7 +36,7 @@ class Member:
 
     def send(self, **message: Any) -> None:
         with contextlib.suppress(OSError):
-            self.sock.sendall(json.dumps(message).encode() + b"\n")
+            self.sock.sendall(words_of(message))
 
     def __str__(self) -> str:
         return f"process {self.id} ({self.name})"
@@ -65,7 +66,6 @@ class Hub(threading.Thread):
         self._verdict_at = self._stalled_at = 0.0
         self._beat = self._looked = time.monotonic()
         self._over = self._leaving = False
-        self.pulse_sec = min(config.heartbeat_timeout_sec / 4, 1.0)
 
     def run(self) -> None:
         while True:
@@ -110,7 +110,7 @@ class Hub(threading.Thread):
         if self._listener is not None:  # not begun: it may come again
             del self._members[member.id]
         elif not self._leaving:
-            self._lose(member, "was lost: killed, crashed, or its machine is gone")
+            self._lose(member, GONE)
 
     def _lose(self, member: Member, how: str) -> None:
         self._lost.setdefault(member.id, how)
@@ -187,7 +187,7 @@ class Hub(threading.Thread):
             return
         if self._listener is not None and now > self._deadline:
             return self._end(LOST, self._who_is_missing())
-        if now > self._beat + self.pulse_sec:
+        if now > self._beat + self._config.pulse_sec:
             self._beat = now
             for member in self._members.values():
                 if self._listener is None and not member.gone:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from lmkit.config.hosts import LOST, HostsConfig, local_place
+from lmkit.config.hosts import GONE, LOST, HostsConfig, local_place
 from lmkit.parallel.watchdog import Watchdog, stacks, where
 
 _RETRY_SEC = 0.1
@@ -72,7 +72,7 @@ class Line:
 
     def _say(self, **message: Any) -> None:
         with self._lock, contextlib.suppress(OSError):
-            self._sock.sendall(json.dumps(message).encode() + b"\n")
+            self._sock.sendall(words_of(message))
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         """What the hub says, until the line is cut. Raises TimeoutError where it is silent."""
@@ -91,7 +91,7 @@ class Line:
             buffer += data
 
     def _listen(self) -> None:
-        how = "was lost: killed, crashed, or its machine is gone"
+        how = GONE
         try:
             for message in self._messages():
                 if "gathered" in message:
@@ -112,10 +112,9 @@ class Line:
             )
 
     def _pulse(self) -> None:
-        pause = min(self._config.heartbeat_timeout_sec / 4, 1.0)
         while not self._leaving:
             self._say(beat=self.watch.report())
-            time.sleep(pause)
+            time.sleep(self._config.pulse_sec)
 
     def _leave(self, status: int, text: str, lost: bool = False) -> None:
         """Ends the process: at once where it hangs, later where it is ending by itself."""
@@ -169,7 +168,7 @@ def join(place: Place, config: HostsConfig, own: socket.socket | None) -> Joined
             if own is None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(max(deadline - time.monotonic(), 0.0) + 5.0)  # the hub speaks before
-            sock.sendall(json.dumps({"here": place.id, "name": process_name(), "num": place.num}).encode() + b"\n")
+            sock.sendall(words_of({"here": place.id, "name": process_name(), "num": place.num}))
             buffer = b""
             while b"\n" not in buffer:
                 if not (data := sock.recv(1 << 16)):
@@ -191,6 +190,11 @@ def join(place: Place, config: HostsConfig, own: socket.socket | None) -> Joined
                 told=False,
             )
         time.sleep(_RETRY_SEC)
+
+
+def words_of(message: dict[str, Any]) -> bytes:
+    """A message as it goes over a line: JSON, and the end of the line."""
+    return json.dumps(message).encode() + b"\n"
 
 
 def process_name() -> str:

@@ -8,8 +8,9 @@ dtype, all by formula (tests/plan holds them against what jax keeps of the real 
 | full | the stream that goes in: c t D |
 | names | and attention's result: 2 c t D (of the MLP's only where a norm follows it) |
 | offload | as full; what names keeps besides is in host memory |
-| dots | and q, k, v, the MLP's inner products: c t (2 D + (N + 2 K) H + (1 or 2) F) |
-| none | of each norm three float32 copies of the stream; q, k, v, attention's result twice, its weights' log-sum;
+| dots | and q, k, v, attention's result before its projection, its weights' log-sum, the MLP's inner products:
+c t (2 D + (2 N + 2 K) H + (1 or 2) F) + 4 t N |
+| none | of each norm three float32 copies of the stream; q, k, v, attention's result, its weights' log-sum;
 of the MLP what its activation needs; the normed stream; a copy of the weights in the compute dtype |
 
 The stream is split over `tensor` along the sequence, heads and F are split over it as such; what goes into attention
@@ -61,10 +62,11 @@ def kept_bytes(part: TransformerConfig, share: Share) -> float:
     if part.remat is Remat.names:
         return stream * (1 + share.attentions + late)
     if part.remat is Remat.dots:
-        heads = share.attentions * (part.num_heads + 2 * part.kv_heads) * share.head(part)
+        heads = share.attentions * 2 * (part.num_heads + part.kv_heads) * share.head(part)
         inner = 0 if part.num_experts else part.mlp_size * (1 + part.gated)
         router = share.tokens * part.num_experts * _F32
-        width = share.tokens * (heads + inner) * share.itemsize / share.tensor
+        sums = share.attentions * part.num_heads * _F32
+        width = share.tokens * ((heads + inner) * share.itemsize + sums) / share.tensor
         return stream * (1 + share.attentions + (late and not part.num_experts)) + width + router
     return share.tokens * sum(_everything(part, share))
 
@@ -83,7 +85,8 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
     norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
     width = part.embed_dim * share.itemsize
     heads, keys = part.num_heads * share.head(part), part.kv_heads * share.head(part)
-    attention = (3 * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
+    results = 2 if share.flat and share.tensor == 1 else 1  # attention's, and a flat one for the projection
+    attention = ((1 + results) * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
     if part.qk_norm:
         attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
     attention = norm + (3 if share.flat else 1) * width + attention / share.tensor

@@ -12,6 +12,7 @@ from lmkit.parallel.hlo import parse, size_of
 from lmkit.parallel.topology import COUNTABLE, hardware_devices
 from lmkit.plan.place import Place, local_bytes
 from lmkit.train.aot import compile_step
+from lmkit.train.setup import program_bytes
 
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")
 _VIEWS = (
@@ -46,7 +47,10 @@ class Compiled(NamedTuple):
 
 
 def compiled_plan(place: Place) -> Compiled:
-    """Raises ConfigError where no compiler for that hardware is here."""
+    """Raises ConfigError where no compiler for that hardware is here.
+
+    A TPU's collective matmul is off, so that what is sent can be counted.
+    """
     experiment, began = place.experiment, time.perf_counter()
     devices = hardware_devices(experiment.hardware, experiment.mesh.num_slices)
     options = COUNTABLE if experiment.hardware.platform == "tpu" else None
@@ -61,10 +65,7 @@ def compiled_plan(place: Place) -> Compiled:
     analysis = compiled.memory_analysis()
     if analysis is None:
         raise ConfigError(f"hardware={experiment.hardware.name}: its compiler does not tell what memory it uses")
-    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    peak = float(held + analysis.temp_size_in_bytes)
-    if experiment.hardware.platform == "tpu":  # whose temporaries are not all there at once; others do not count it all
-        peak = float(analysis.peak_memory_in_bytes)
+    peak = float(program_bytes(analysis, experiment.hardware.platform))
     host = float(getattr(analysis, "host_temp_size_in_bytes", 0))
     text = compiled.as_text() or ""
     return Compiled(

@@ -32,7 +32,8 @@ def plan(experiment: Experiment) -> int:
     setup_cpu(experiment.run, max(hardware.devices, 1) if hardware.platform == "cpu" else 1)
     searched = _searched(experiment) if wanted.search else None
     if searched is not None:
-        show_search(console, searched)
+        if wanted.json != "-" or not searched.best:
+            show_search(console, searched)
         if not searched.best:
             return 1
         best, compiled, reason = searched.best[0].estimate.place, searched.best[0].compiled, searched.reason

@@ -7,7 +7,7 @@ and is no part of MFU:
 | remat | computed again, of the forward pass |
 |---|---|
 | none | nothing |
-| dots | attention's products; all of the experts |
+| dots | all of the experts |
 | names, offload | and all of the layers but the two products whose results are kept or not needed |
 | full | and attention's output projection |
 
@@ -64,9 +64,7 @@ def repeated_flops(place: Place, parts: dict[str, float]) -> float:
     if part.remat is Remat.none:
         return again
     experts = bool(part.num_experts)
-    names = ["attention: scores"]
-    if part.remat is not Remat.dots:
-        names += ["attention: q, k, v"]
+    names = [] if part.remat is Remat.dots else ["attention: scores", "attention: q, k, v"]
     if part.remat is not Remat.dots or experts:
         names += ["MLP: up"]
     if experts or (part.remat is Remat.full and part.norm_order is not NormOrder.pre):

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections import TrackerConfig
+from lmkit.files import write_text
 
 
 class Tracker(Protocol):
@@ -197,9 +198,7 @@ def forget_after(folder: Path, step: int) -> None:
         path = folder / name
         if path.is_file():
             kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step)
-            tmp = path.with_suffix(".tmp")
-            tmp.write_text(kept)
-            tmp.replace(path)
+            write_text(path, kept)
 
 
 def _escape(text: str) -> str:

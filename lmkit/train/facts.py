@@ -137,7 +137,8 @@ def summary(
 ) -> dict[str, Any]:
     """The final figures of a run."""
     rate, peak = meter.mean_rate(), receipt["devices"]["peak_flops"]
-    figures = {name: value for name, value in latest.items() if name == "train/loss" or name.startswith("eval/")}
+    kept = ("train/loss", "train/lost_rows")
+    figures = {name: value for name, value in latest.items() if name in kept or name.startswith("eval/")}
     return figures | {
         "status": f"stopped by {stopped.name}" if stopped else "finished",
         "steps": step,

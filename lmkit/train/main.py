@@ -15,7 +15,7 @@ from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
 from lmkit.config.sections import ObjectiveKind
-from lmkit.data.loader import batch_shapes, heldout_batches, train_batches
+from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.metrics import format_confusion
 from lmkit.parallel import hosts
 from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after
@@ -35,6 +35,7 @@ from lmkit.train.task import Task, check_task, prepare_task
 from lmkit.train.texts import can_score, make_writer
 from lmkit.train.truth import Clock, compare_run, measure_run, plan_run
 
+WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
 SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
 
 
@@ -138,11 +139,12 @@ class Loop:
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()
         self.latest: dict[str, float] = {}
+        self.said: set[str] = set()  # what was said of damaged files
 
     def run(self, state: State, first: int) -> tuple[State, int]:
         """Trains from step `first`; returns the state and the step reached."""
         train, save_every = self.experiment.train, self.experiment.checkpoint.save_every_steps
-        batches = train_batches(
+        batches = self.batches = TrainBatches(
             self.task.batches, self.experiment.data, first_step=first, steps=train.steps, batch_size=train.batch_size,
             mesh=self.blueprint.mesh,
         )  # fmt: skip
@@ -193,14 +195,21 @@ class Loop:
         if not (_due(step, self.experiment.train.log_every_steps) or step in (1, self.experiment.train.steps)):
             return
         values = {f"train/{name}": float(value) for name, value in arrays.items() if name != "weight"}
-        if (rate := self.meter.rate(step)) > 0:
+        if (rate := self.meter.rate(step, self.batches.waited_sec)) > 0:
             values["train/tokens_per_sec"] = rate
+            values["train/data_wait_share"] = self.meter.wait_share
             if self.peak:
                 values["train/mfu"] = rate * self.flops_per_token / self.peak
+        if lost := self.task.batches.lost():
+            values["train/lost_rows"] = sum(lost.values())
+            for what in sorted(set(lost) - self.said):
+                bar.say(f"rows are left out: {what}")
+            self.said |= set(lost)
         self.trackers.log(step, values | memory_now())
         self.latest |= values
         mfu = f"  MFU {values['train/mfu']:.0%}" if "train/mfu" in values else ""
-        bar.figures(step, f"loss {loss:.3f}  {rate:,.0f} tok/s{mfu}")
+        wait = f"  waits for data {self.meter.wait_share:.0%}" if self.meter.wait_share > WAIT_SHARE else ""
+        bar.figures(step, f"loss {loss:.3f}  {rate:,.0f} tok/s{mfu}{wait}")
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
         """Held-out figures and a sample; returns the value that says which is best. The last is over all rows."""

@@ -45,6 +45,7 @@ def charts_of(columns: Columns) -> list[Chart]:
         Chart("Experts: dropped", "% of choices", line("train/router_dropped", "train", scale=100)),
         Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
         Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
+        Chart("Waiting for data", "% of the time", train("data_wait_share", 100), zero=True),
         Chart("Learning rate", "schedule", line("train/learning_rate", "train"), zero=True, robust=False),
         Chart("Gradient norm", "before clipping", train("grad_norm"), zero=True),
         Chart("Memory", "GiB", memory, zero=True, robust=False),

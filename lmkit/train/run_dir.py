@@ -16,7 +16,9 @@ import yaml
 
 from lmkit import __version__
 from lmkit.config.base import ConfigError
+from lmkit.config.data import SourceConfig
 from lmkit.config.experiment import Experiment, differing, to_plain
+from lmkit.files import write_json
 from lmkit.parallel import hosts
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
@@ -94,11 +96,8 @@ class RunDir:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Replaces a file in one step; of many processes the first does."""
-        if not hosts.is_first():
-            return
-        tmp = self.path / f".{name}.tmp"
-        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n")
-        tmp.replace(self.path / name)
+        if hosts.is_first():
+            write_json(self.path / name, value)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A file's contents, or {}."""
@@ -121,7 +120,10 @@ class RunDir:
 def _newer_key(name: str, old: Any, new: Any) -> bool:
     """Whether a key is at its default and was not there yet when the run began."""
     default = to_plain(Experiment())
-    for part in name.split("."):
+    words = name.split(".")
+    if words[:2] == ["data", "mixture"]:
+        default, words = to_plain(SourceConfig()), words[-1:]
+    for part in words:
         default = default.get(part) if isinstance(default, dict) else None
     return old == "(absent)" and new == default
 

@@ -12,6 +12,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.mesh import check_mesh
 from lmkit.config.patterns import covers
+from lmkit.config.process import release_memory
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
@@ -49,13 +50,24 @@ def lower_step(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> A
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:
     """Compiles the train step, once, from the shapes of a batch. The evaluation step compiles at its first use."""
     compiled = lower_step(experiment, blueprint, shapes).compile()
-    analysis = compiled.memory_analysis()
-    memory = 0
-    if analysis is not None:
-        memory = analysis.argument_size_in_bytes + analysis.output_size_in_bytes + analysis.temp_size_in_bytes
-        memory = max(memory - analysis.alias_size_in_bytes, getattr(analysis, "peak_memory_in_bytes", 0))
+    memory = program_bytes(compiled.memory_analysis(), blueprint.mesh.devices.flat[0].platform)
     evaluate = jax.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
+    release_memory()
     return Programs(compiled, evaluate, memory)
+
+
+def program_bytes(analysis: Any, platform: str) -> int:
+    """What a compiled program takes of a device at most, arguments included; 0 where the compiler does not tell.
+
+    A TPU's compiler tells its peak, which is less than the sum, as not all temporaries are there at once; others' peaks
+    do not count everything.
+    """
+    if analysis is None:
+        return 0
+    if platform == "tpu":
+        return analysis.peak_memory_in_bytes
+    held = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return held + analysis.temp_size_in_bytes
 
 
 def starting_state(

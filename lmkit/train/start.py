@@ -22,6 +22,7 @@ from lmkit.config.data import TokenizerConfig, TokenizerKind
 from lmkit.config.model import ModelConfig
 from lmkit.config.saved import MODEL_FILE, read_model
 from lmkit.data.tokenizer import has_token
+from lmkit.files import write_json
 from lmkit.interop.table import unlike
 from lmkit.models import MODELS, build_model
 from lmkit.nn.lora import is_adapter, merge_lora
@@ -200,8 +201,7 @@ def load_base(run: Path, model: ModelConfig, shapes: Any, init_from: str = "") -
 def record_base(run: Path, init_from: str, place: Path, scale: float) -> None:
     """Writes what a LoRA run adapts, for `load_base`."""
     values = {"init_from": init_from, "place": str(place.absolute()), "fingerprint": fingerprint(place), "scale": scale}
-    (run / f".{BASE}.tmp").write_text(json.dumps(values, indent=1) + "\n")
-    (run / f".{BASE}.tmp").replace(run / BASE)
+    write_json(run / BASE, values)
 
 
 def tokenizer_file(path: Path) -> Path | None:

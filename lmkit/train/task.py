@@ -2,21 +2,25 @@
 
 import dataclasses
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lmkit.config.base import ConfigError
-from lmkit.config.data import TokenizerConfig, TokenizerKind
+from lmkit.config.data import Curriculum, DataConfig, Packing, TokenizerConfig, TokenizerKind
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig
 from lmkit.config.saved import FAMILIES as MODELS
 from lmkit.config.sections import ObjectiveKind
-from lmkit.data.batches import Batches, Records, Windows
+from lmkit.data.batches import Batches
+from lmkit.data.build import Progress, Runner, one_by_one
 from lmkit.data.examples import RecordData, check_records, prepare_records
 from lmkit.data.masking import span_lengths
-from lmkit.data.prepare import Progress, TextData, prepare
+from lmkit.data.mixing import check_lasts
+from lmkit.data.packed import Packed, build_windows
+from lmkit.data.prepare import TextData, prepare
+from lmkit.data.record_batches import Records
 from lmkit.data.store import HELDOUT, TRAIN
+from lmkit.data.token_parts import QUARANTINE
 from lmkit.data.tokenizer import Tokenizer, has_token
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
@@ -77,14 +81,34 @@ def check_task(experiment: Experiment) -> None:
             )
     if experiment.data.augment.mixup and (kind is not ObjectiveKind.classify or not isinstance(model, ViTConfig)):
         raise ConfigError(f"data.augment.mixup={experiment.data.augment.mixup}: only images with classes are blended")
+    _check_rows(experiment.data, kind)
     if kind is ObjectiveKind.classify_tokens and not getattr(model, "classify_tokens", False):
         raise ConfigError("objective.kind=classify_tokens needs model.classify_tokens=true")
 
 
-def prepare_task(experiment: Experiment, progress: Progress) -> Task:
-    """The data of an experiment, built where they are not in the cache, and the model fitted to them."""
+def _check_rows(data: DataConfig, kind: ObjectiveKind) -> None:
+    """Raises ConfigError where rows cannot be made, or ordered, as the configuration says."""
+    if data.packing is Packing.best_fit and kind is not ObjectiveKind.causal_lm:
+        raise ConfigError(
+            f"data.packing=best_fit with objective.kind={kind.name}: only causal_lm learns from packed documents; set "
+            f"data.packing=windows"
+        )
+    if data.curriculum is not Curriculum.none and kind in ON_TEXT and data.packing is Packing.windows:
+        raise ConfigError(
+            f"data.curriculum={data.curriculum.name} with data.packing=windows: windows are all of one length; set "
+            f"data.packing=best_fit (with objective.kind=causal_lm), or data.curriculum=none"
+        )
+
+
+def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_by_one) -> Task:
+    """The data of an experiment, built where they are not in the cache, and the model fitted to them.
+
+    `run` makes the parts of a store of text.
+    """
     if experiment.objective.kind in ON_TEXT:
-        return _text_task(experiment, prepare(experiment.data, _with_special_tokens(experiment), progress))
+        tokenizer = _with_special_tokens(experiment)
+        data = prepare(experiment.data, tokenizer, progress, how=experiment.prepare, run=run)
+        return _text_task(experiment, data)
     kind, model = experiment.objective.kind, experiment.model
     data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
     check_records(data)
@@ -106,7 +130,7 @@ def _with_special_tokens(experiment: Experiment) -> TokenizerConfig:
         return config
     if config.kind is not TokenizerKind.file:
         return dataclasses.replace(config, mask_token=MASKS[0])
-    path = Path(config.path).expanduser()
+    path = config.path
     found = [mask for mask in MASKS if has_token(path, mask)]
     if not found:
         raise ConfigError(f"objective.kind=masked_lm: {path} has none of {', '.join(MASKS)}; set tokenizer.mask_token")
@@ -118,8 +142,9 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
     for name, store in data.stores.items():
         if store.num_tokens(HELDOUT) < 2:
             raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
-    seed = experiment.run.seed
-    batches = Windows(data.stores, data.weights, data.tokenizer, experiment.data, objective, seed)
+    batch_size = experiment.train.batch_size
+    batches = build_windows(data, experiment.data, objective, experiment.run.seed, batch_size)
+    check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
     facts = {
         name: {
             "text_sha256": store.meta["text_sha256"],
@@ -129,18 +154,32 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
         }
         for name, store in data.stores.items()
     }
-    causal = objective.kind is ObjectiveKind.causal_lm
-    per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if causal else {}
+    said = [
+        f"data {name!r}: {store.meta['unusable']} records could not be used; see {QUARANTINE} in the parts of "
+        f"{store.place}"
+        for name, store in data.stores.items()
+        if store.meta.get("unusable")
+    ]
+    for name, layout in (batches.layouts if isinstance(batches, Packed) else {}).items():
+        facts[name]["packing"] = {"rows": layout.num_rows, "pieces": layout.num_pieces, "filled": layout.filled}
+        said.append(
+            f"data {name!r}: {layout.num_pieces:,} pieces of documents packed into {layout.num_rows:,} rows, "
+            f"{layout.filled:.2%} of their places filled"
+        )
+    even = objective.kind is ObjectiveKind.causal_lm and not any(store.weighed for store in data.stores.values())
+    per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if even else {}
     target = batches.cutter.target_len if batches.cutter else 0
     predicted = batches.masker.places(length) if batches.masker else 0
     model, notes = without_idle_heads(fit_model(experiment.model, data.tokenizer, 0), experiment)
     return Task(objective.kind, model, data.tokenizer, batches, data.weights, [], length, target, predicted,
-                per_token, facts, notes)  # fmt: skip
+                per_token, facts, [*notes, *said])  # fmt: skip
 
 
 def _record_task(experiment: Experiment, data: RecordData) -> Task:
     kind, config = experiment.objective.kind, experiment.data
-    batches = Records(data.stores, data.weights, data.parts, config, experiment.run.seed)
+    batch_size = experiment.train.batch_size
+    batches = Records(data.stores, data.weights, data.parts, config, experiment.run.seed, batch_size)
+    check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
     facts: dict[str, Any] = {}
     notes = []
     for name, store in data.stores.items():

@@ -7,7 +7,7 @@ import numpy as np
 
 from lmkit import metrics
 from lmkit.config.families import EncDecConfig
-from lmkit.data.batches import Records
+from lmkit.data.record_batches import Records
 from lmkit.data.store import HELDOUT
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 from lmkit.train.state import Blueprint, State, evaluation_params
@@ -62,9 +62,11 @@ def make_writer(
                 index = chosen[first : first + batch_size]
                 padded = np.pad(index, (0, batch_size - len(index)), mode="edge")  # one shape is compiled
                 texts += write_batch(state, part, padded)[: len(index)]
-            references += [tokenizer.decode(row.tolist()) for row in store.read("target", HELDOUT, chosen)]
+            rows = store.rows_of(["target"], HELDOUT, chosen)["target"]
+            references += [tokenizer.decode(row.tolist()) for row in rows]
             if "source" in store.columns:
-                sources += [tokenizer.decode(row.tolist()) for row in store.read("source", HELDOUT, chosen[:shown])]
+                rows = store.rows_of(["source"], HELDOUT, chosen[:shown])["source"]
+                sources += [tokenizer.decode(row.tolist()) for row in rows]
         lines = []
         for number in range(min(shown, len(texts))):
             lines += [f"< {sources[number]}"] if number < len(sources) else []

@@ -10,6 +10,7 @@ from lmkit.parallel.devices import setup_cpu
 from lmkit.parallel.topology import COUNTABLE, topology_devices
 from lmkit.train.aot import compile_step
 from lmkit.train.collectives import show_traffic
+from lmkit.train.setup import program_bytes
 from lmkit.train.state import Blueprint
 from lmkit.train.traffic import least_traffic
 
@@ -28,6 +29,6 @@ def show_topology(console: Console, experiment: Experiment) -> int:
     axes = " x ".join(f"{axis}={n}" for axis, n in blueprint.mesh.shape.items() if n > 1)
     title = f"{experiment.run.name} on {name}, {axes}: collectives of a step, a device"
     show_traffic(console, title, found, least_traffic(experiment, blueprint), "MiB")
-    peak = getattr(compiled.memory_analysis(), "peak_memory_in_bytes", 0)
+    peak = program_bytes(compiled.memory_analysis(), "tpu")
     console.print(f"peak memory {peak / 2**30:.2f} GiB a device, by the compiler; nothing was run")
     return 0

@@ -7,8 +7,9 @@ import yaml
 
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
+from lmkit.config.experiment import to_plain
 from lmkit.config.paths import options_of
-from lmkit.config.saved import FAMILIES, from_plain, read_model, write_model
+from lmkit.config.saved import FAMILIES, from_plain, read_experiment, read_model, write_model
 from lmkit.config.sections import OptimConfig, ParamKind
 
 
@@ -49,3 +50,44 @@ def test_what_is_not_valid_is_named(saved: object, parts: list[str], tmp_path: P
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"model\.yaml cannot be read"):
         read_model(tmp_path)
+
+
+MIXTURE = "+data.mixture={a: {paths: [x], weight: 2, max_epochs: 1.5}, b: {source: python_stdlib, final_weight: 0}}"
+
+
+@pytest.mark.parametrize("name", options_of("experiment"))
+def test_every_experiment_comes_back(name: str, tmp_path: Path) -> None:
+    experiment = compose([f"+experiment={name}", MIXTURE, "data.anneal_to_step=9", "+data.class_weights={a: 2}"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
+    write_model(tmp_path, experiment.model)
+    assert read_experiment(tmp_path) == experiment
+    changed = read_experiment(tmp_path, {"data.seq_len": 8, "run.seed": 5, "data.mixture.a.weight": 3})
+    assert (changed.data.seq_len, changed.run.seed, changed.data.mixture["a"].weight) == (8, 5, 3.0)
+
+
+@pytest.mark.parametrize(("changes", "parts"), [
+    ({"data.seq_lne": 4}, ["data", "'seq_lne'", "'seq_len'"]),
+    ({"dta.seq_len": 4}, ["dta.seq_len=4", "no such key"]),
+    ({"model.num_layers": 4}, ["model.num_layers=4"]),
+    ({"data.mixture.c.weight": 4}, ["data.mixture.c.weight=4"]),
+    ({"data.seq_len": "x"}, ["data.seq_len='x'", "int"]),
+    ({"data.mixture": {"a": {"wieght": 1}}}, ["data.mixture.a", "'wieght'", "'weight'"]),
+])  # fmt: skip
+def test_what_is_not_valid_of_a_run_is_named(changes: dict, parts: list[str], tmp_path: Path) -> None:
+    experiment = compose(["+experiment=gpt_tiny", MIXTURE, "data.anneal_to_step=9"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment)))
+    write_model(tmp_path, experiment.model)
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(tmp_path, changes)
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+def test_a_run_that_is_no_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
+        read_experiment(tmp_path)
+    (tmp_path / "config.yaml").write_text("[1]")
+    with pytest.raises(ConfigError, match="found list"):
+        read_experiment(tmp_path)
+    (tmp_path / "config.yaml").write_text("modle: {}")
+    with pytest.raises(ConfigError, match="'modle'.*'model'"):
+        read_experiment(tmp_path)

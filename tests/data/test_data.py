@@ -10,10 +10,14 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.config.data import DataConfig, Source, SourceConfig, TokenizerConfig, TokenizerKind
-from lmkit.data.prepare import prepare, split_documents
+from lmkit.data.frame import CorruptError
+from lmkit.data.part_writer import Array, ArrayWriter, PartWriter
+from lmkit.data.prepare import prepare
 from lmkit.data.sources import build_sources
-from lmkit.data.store import HELDOUT, TRAIN, ArrayWriter, TokenStore
-from lmkit.data.tokenizer import ByteTokenizer, load_tokenizer, train_bpe
+from lmkit.data.store import HELDOUT, TRAIN, TokenStore
+from lmkit.data.token_parts import find_cut
+from lmkit.data.tokenizer import ByteTokenizer, load_tokenizer
+from lmkit.data.vocabulary import train_bpe
 
 BYTES = TokenizerConfig(kind=TokenizerKind.bytes)
 
@@ -25,7 +29,7 @@ def text_data(path: Path | str, cache: Path, **changes) -> DataConfig:
 
 
 def texts_of(path: Path | str) -> list[str]:
-    ((source, _),) = build_sources(DataConfig(paths=[str(path)])).values()
+    (source,) = build_sources(DataConfig(paths=[str(path)])).values()
     return [document.text for document in source.documents()]
 
 
@@ -61,7 +65,20 @@ def test_a_bad_corpus_is_named(tmp_path: Path, files: dict[str, str], path: str,
     with pytest.raises(ConfigError) as caught:
         prepare(text_data(corpus / path, tmp_path / "cache"), BYTES)
     assert all(word in str(caught.value) for word in words), str(caught.value)
-    assert not list(tmp_path.glob("cache/stores/*")), "nothing half-built is left"
+    assert not list(tmp_path.glob("cache/stores/*/meta.json")), "nothing half-built is left"
+
+
+def test_few_records_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"number {n}"}) for n in range(60)] + ["{bad", '{"body": "x"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = text_data(tmp_path / "a.jsonl", tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"2 of 62 records \(3.23%\).*the first: .*line 61 is not JSON.*share=0.04"):
+        prepare(config, BYTES)
+    config.max_bad_share = 0.04
+    store = prepare(config, BYTES).stores["text"]
+    assert store.meta["unusable"] == 2
+    listed = (Path(store.place) / "parts" / "00000" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["place"].rpartition(" ")[2] for line in listed] == ["61", "62"]
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
@@ -72,7 +89,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
     sources = build_sources(config)
     secret.unlink()
     with pytest.raises(ConfigError, match=r"cannot read .*a\.txt"):
-        list(sources["text"][0].documents())
+        list(sources["text"].documents())
 
 
 def test_no_paths_and_unknown_protocol(tmp_path: Path) -> None:
@@ -83,7 +100,7 @@ def test_no_paths_and_unknown_protocol(tmp_path: Path) -> None:
 
 
 def test_stdlib_is_there_without_tests_and_split_by_name() -> None:
-    ((source, _),) = build_sources(DataConfig(source=Source.python_stdlib)).values()
+    (source,) = build_sources(DataConfig(source=Source.python_stdlib)).values()
     names = [file.name for file in source.files]
     assert {"json/decoder.py", "argparse.py"} <= set(names)
     assert not [name for name in names if "site-packages" in name or "/test" in name or name.startswith("test/")]
@@ -113,20 +130,20 @@ def test_store_round_trip_and_counts(corpus: Path, tmp_path: Path) -> None:
 
 def test_cache_is_used_and_follows_changes(corpus: Path, tmp_path: Path) -> None:
     config = text_data(corpus, tmp_path / "cache")
-    first = prepare(config, BYTES).stores["text"].path
-    stamp = (first / "meta.json").stat().st_mtime_ns
-    assert prepare(config, BYTES).stores["text"].path == first
-    assert (first / "meta.json").stat().st_mtime_ns == stamp
+    first = prepare(config, BYTES).stores["text"].place
+    stamp = (Path(first) / "meta.json").stat().st_mtime_ns
+    assert prepare(config, BYTES).stores["text"].place == first
+    assert (Path(first) / "meta.json").stat().st_mtime_ns == stamp
     (corpus / "00.txt").write_text("changed")
-    assert prepare(config, BYTES).stores["text"].path != first
-    assert prepare(text_data(corpus, tmp_path / "cache", holdout_every=7), BYTES).stores["text"].path != first
+    assert prepare(config, BYTES).stores["text"].place != first
+    assert prepare(text_data(corpus, tmp_path / "cache", holdout_every=7), BYTES).stores["text"].place != first
 
 
 def test_a_failed_build_leaves_nothing(corpus: Path, tmp_path: Path, monkeypatch) -> None:
     def explode(*_):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr(ArrayWriter, "close", explode)
+    monkeypatch.setattr(PartWriter, "close", explode)
     with pytest.raises(RuntimeError, match="power cut"):
         prepare(text_data(corpus, tmp_path / "cache"), BYTES)
     assert list((tmp_path / "cache" / "stores").iterdir()) == []
@@ -134,26 +151,27 @@ def test_a_failed_build_leaves_nothing(corpus: Path, tmp_path: Path, monkeypatch
 
 def test_a_single_book_holds_out_its_end(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text("".join(f"line {i}\n" for i in range(1000)))
-    ((source, _),) = build_sources(DataConfig(paths=[str(tmp_path / "book.txt")], holdout_every=10)).values()
-    (train, held), (rest, also_held) = split_documents(source)
-    assert (held, also_held) == (False, True)
+    (source,) = build_sources(DataConfig(paths=[str(tmp_path / "book.txt")], holdout_every=10)).values()
+    cut = find_cut(source)
+    ((train_side, train), (held_side, rest)) = cut(next(source.documents()), False)
+    assert (train_side, held_side) == (TRAIN, HELDOUT)
     assert train + rest == (tmp_path / "book.txt").read_text()
     assert len(rest) == pytest.approx(len(train + rest) / 10, abs=1)
 
 
 def test_a_flipped_bit_in_the_store_raises(corpus: Path, tmp_path: Path) -> None:
     store = prepare(text_data(corpus, tmp_path / "cache"), BYTES).stores["text"]
-    (chunk,) = [p for p in (store.path / TRAIN / "tokens").rglob("*") if p.is_file() and p.name != "zarr.json"]
+    chunk = Path(store.place) / "parts" / "00000" / TRAIN / "tokens" / "c" / "0"
     damaged = bytearray(chunk.read_bytes())
     damaged[100] ^= 1
     os.chmod(chunk, 0o644)
     chunk.write_bytes(damaged)
-    with pytest.raises(Exception, match="DATA_LOSS"):
-        TokenStore(store.path).windows(TRAIN, [0], 64)
+    with pytest.raises(CorruptError, match=r"parts/00000/train/tokens/c/0 is damaged.*data.on_corrupt=skip"):
+        TokenStore(store.place).windows(TRAIN, [0], 64)
 
 
 def test_writer_crosses_shards(tmp_path: Path) -> None:
-    writer = ArrayWriter(tmp_path / "a", "uint16", shard=64, chunk=16)
+    writer = ArrayWriter(tmp_path / "a", Array("uint16", shard=64, chunk=16))
     values = np.random.default_rng(0).integers(0, 60_000, 1000)
     for part in np.split(values, [3, 70, 71, 400]):
         writer.append(part)
@@ -211,7 +229,7 @@ def test_held_out_text_does_not_train_the_tokenizer(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     config = text_data(corpus, tmp_path / "cache", holdout_every=2)
-    ((source, _),) = build_sources(text_data(__file__, tmp_path, holdout_every=2)).values()
+    (source,) = build_sources(text_data(__file__, tmp_path, holdout_every=2)).values()
     for number in range(20):
         name = f"{number}.txt"
         (corpus / name).write_text("zqzq " * 200 if source.held_out(name) else f"plain text number {number} " * 20)
@@ -225,7 +243,7 @@ def test_mixture_builds_a_store_a_part(corpus: Path, tmp_path: Path) -> None:
     parts = {"a": SourceConfig(paths=[str(corpus)], weight=3.0), "b": SourceConfig(paths=[str(other)], weight=1.0)}
     data = prepare(DataConfig(mixture=parts, cache_dir=str(tmp_path / "cache")), BYTES)
     assert data.weights == {"a": 3.0, "b": 1.0}
-    assert data.stores["a"].path != data.stores["b"].path
+    assert data.stores["a"].place != data.stores["b"].place
     with pytest.raises(ConfigError, match="weight"):
         build_sources(DataConfig(mixture={"a": SourceConfig(paths=["x"], weight=0.0)}))
 
@@ -233,4 +251,4 @@ def test_mixture_builds_a_store_a_part(corpus: Path, tmp_path: Path) -> None:
 def test_wide_vocabularies_are_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
     many = TokenizerConfig(kind=TokenizerKind.bytes, sentinels=70_000)
     store = prepare(text_data(corpus, tmp_path / "cache"), many).stores["text"]
-    assert store.tokens(TRAIN).dtype.name == "uint32"
+    assert store.frame._array(0, "train/tokens").dtype.name == "uint32"

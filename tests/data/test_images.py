@@ -9,7 +9,7 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.data.images import augment, read_idx, read_image
-from lmkit.data.sampler import hash64
+from lmkit.data.keyed import hash64
 
 Image = pytest.importorskip("PIL.Image", reason="LOUD: image files are not tested; pip install 'lmkit[vision]'")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 9, 9, 3), dtype=np.uint8)

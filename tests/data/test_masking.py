@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from lmkit.config.data import TokenizerConfig
 from lmkit.data.masking import Masker, Pairer, SpanCutter, span_lengths
-from lmkit.data.tokenizer import ByteTokenizer, train_bpe
+from lmkit.data.tokenizer import ByteTokenizer
+from lmkit.data.vocabulary import train_bpe
 
 BYTES = ByteTokenizer(mask=True, sentinels=40)
 KEYS = np.arange(64, dtype=np.uint64)

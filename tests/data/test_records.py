@@ -1,6 +1,7 @@
 """Labelled records: what is read, how it becomes batches, and what is said of a bad one."""
 
 import gzip
+import itertools
 import json
 import struct
 from pathlib import Path
@@ -9,14 +10,25 @@ import numpy as np
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.data import AugmentConfig, DataConfig, Source, SourceConfig, TokenizerConfig, TokenizerKind
+from lmkit.config.data import (
+    AugmentConfig,
+    Curriculum,
+    DataConfig,
+    OnCorrupt,
+    Source,
+    SourceConfig,
+    TokenizerConfig,
+    TokenizerKind,
+)
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.model import ModelConfig
 from lmkit.config.sections import ObjectiveKind
-from lmkit.data.batches import Records
+from lmkit.data.build import build_frame, one_by_one
 from lmkit.data.examples import RecordData, check_records, prepare_records
+from lmkit.data.frame import CorruptError
 from lmkit.data.parts import fit
-from lmkit.data.record_store import Column, RecordStore, RecordWriter
+from lmkit.data.record_batches import Records
+from lmkit.data.record_store import RECORD_FORMAT, Column, RecordStore, RecordWriter
 from lmkit.data.store import HELDOUT, TRAIN
 
 BYTES = TokenizerConfig(kind=TokenizerKind.bytes)
@@ -75,6 +87,24 @@ def test_any_rows_of_any_step_are_those_of_the_global_batch(tmp_path: Path) -> N
         part = batches.train(7, 12, rows)
         for name, array in part.items():
             np.testing.assert_array_equal(array, whole[name][rows])
+
+
+def test_short_records_come_first_in_the_first_epoch(tmp_path: Path) -> None:
+    rows = [{"text": "x" * n, "label": "ab"[n % 2]} for n in range(1, 400)]
+    path, kind = write(tmp_path / "a.jsonl", rows), ObjectiveKind.classify
+    _, plain = read(path, kind, BERT, seq_len=512)
+    _, batches = read(path, kind, BERT, seq_len=512, curriculum=Curriculum.short_first)
+    count = len(batches.stores["records"].rows[TRAIN])
+    lengths = batches.train(0, count, np.arange(count))["segment_ids"].sum(axis=1)
+    edges = [share * count // 64 for share in range(65)]
+    shares = [lengths[first:stop] for first, stop in itertools.pairwise(edges)]
+    assert all(one.max() < two.min() for one, two in itertools.pairwise(shares))
+    assert len(set(lengths.tolist())) == count
+    assert not (np.diff(lengths) > 0).all(), "shuffled inside each share"
+    second = (1, count, np.arange(count))
+    np.testing.assert_array_equal(batches.train(*second)["inputs"], plain.train(*second)["inputs"])
+    with pytest.raises(ConfigError, match="data.curriculum=short_first: these records are all of one length"):
+        read(tmp_path / "d", kind, VIT, source=Source.digits, paths=[], curriculum=Curriculum.short_first)
 
 
 def test_a_second_text_is_the_other_segment(tmp_path: Path) -> None:
@@ -329,26 +359,46 @@ def test_csv_and_parquet(tmp_path: Path) -> None:
 def test_a_store_is_built_once_and_a_flipped_byte_is_found(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", SPAM)
     data, _ = read(path, ObjectiveKind.classify, BERT)
-    store = data.stores["records"].path
+    store = Path(data.stores["records"].place)
     before = (store / "meta.json").stat().st_mtime_ns
-    assert read(path, ObjectiveKind.classify, BERT)[0].stores["records"].path == store
+    assert read(path, ObjectiveKind.classify, BERT)[0].stores["records"].place == str(store)
     assert (store / "meta.json").stat().st_mtime_ns == before
-    (chunk,) = [p for p in (store / "columns" / "text" / "c").rglob("*") if p.is_file()]
+    (chunk,) = [p for p in (store / "parts" / "00000" / "columns" / "text" / "c").rglob("*") if p.is_file()]
     raw = bytearray(chunk.read_bytes())
     raw[10] ^= 1
     chunk.write_bytes(raw)
-    with pytest.raises(ValueError, match="Digest mismatch"):
+    with pytest.raises(CorruptError, match=r"columns/text/c/0 is damaged.*Digest mismatch"):
         read(path, ObjectiveKind.classify, BERT)[1].train(0, 60, np.arange(60))
 
 
+def test_a_missing_column_is_named_with_skip_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", SPAM)
+    data, _ = read(path, ObjectiveKind.classify, BERT)
+    store = Path(data.stores["records"].place)
+    (store / "parts" / "00000" / "columns" / "text" / "c" / "0").unlink()
+    with pytest.raises(CorruptError, match=r"columns/text/c/0 is missing"):
+        read(path, ObjectiveKind.classify, BERT)
+    with pytest.raises(CorruptError, match="no row of train can be read"):
+        read(path, ObjectiveKind.classify, BERT, on_corrupt=OnCorrupt.skip)[1].train(0, 8, np.arange(8))
+
+
 def test_columns_come_back_as_written(tmp_path: Path) -> None:
-    writer = RecordWriter(tmp_path, {"a": Column("float32", (2, 3)), "b": Column("int32", None)})
+    columns = {"a": Column("float32", (2, 3)), "b": Column("int32", None)}
     rng = np.random.default_rng(0)
     rows = [{"a": rng.random((2, 3), np.float32), "b": rng.integers(0, 9, n % 4).astype(np.int32)} for n in range(50)]
-    for n, row in enumerate(rows):
-        writer.append(str(n), None if n < 40 else n < 45, row)
-    (tmp_path / "meta.json").write_text(json.dumps({"format": 1} | writer.close()))
-    store = RecordStore(tmp_path, 5)
+
+    def make(part: int, folder: Path) -> None:
+        writer = RecordWriter(folder, columns)
+        for n in range(50)[part * 17 : part * 17 + 17]:
+            writer.append(str(n), None if n < 40 else n < 45, rows[n])
+        writer.close({})
+
+    def finish(_: Path, facts: list[dict]) -> dict:
+        assert [one["count"] for one in facts] == [17, 17, 16]
+        return {"format": RECORD_FORMAT, "columns": columns}
+
+    build_frame(tmp_path / "s", 3, make, finish, one_by_one)
+    store = RecordStore(tmp_path / "s", 5)
     split = np.concatenate([store.rows[TRAIN], store.rows[HELDOUT]])
     np.testing.assert_array_equal(np.sort(split), np.arange(50))
     assert set(range(45, 50)) <= set(store.rows[TRAIN])
@@ -358,3 +408,22 @@ def test_columns_come_back_as_written(tmp_path: Path) -> None:
         for name in ("a", "b"):
             for number, value in zip(index, store.read(name, side, index), strict=True):
                 np.testing.assert_array_equal(value, rows[store.rows[side][number]][name])
+
+
+def test_with_skip_the_next_record_takes_the_place(tmp_path: Path) -> None:
+    columns = {"a": Column("int32", ()), "b": Column("int32", None)}
+
+    def make(part: int, folder: Path) -> None:
+        writer = RecordWriter(folder, columns)
+        for n in range(part * 5, part * 5 + 5):
+            writer.append(str(n), False, {"a": np.int32(n), "b": np.full(3, n, np.int32)})
+        writer.close({})
+
+    build_frame(tmp_path / "s", 3, make, lambda *_: {"format": RECORD_FORMAT, "columns": columns}, one_by_one)
+    (tmp_path / "s" / "parts" / "00001" / "columns" / "b" / "c" / "0").unlink()
+    store = RecordStore(tmp_path / "s", 5, skip_corrupt=True)
+    found = store.rows_of(["a", "b"], TRAIN, [4, 7, 14, 9])
+    assert [int(one) for one in found["a"]] == [4, 10, 14, 10]
+    assert [one.tolist() for one in found["b"]] == [[n] * 3 for n in (4, 10, 14, 10)]
+    assert sum(store.lost.values()) == 3 + 1
+    assert "parts/00001/columns/b/c/0 is missing" in next(iter(store.lost))

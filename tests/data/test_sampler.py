@@ -1,5 +1,7 @@
 """(seed, step) -> the global batch: a pure function, whatever the number of hosts or where one starts."""
 
+import dataclasses
+import time
 from pathlib import Path
 
 import jax
@@ -9,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit.config import ConfigError
-from lmkit.config.data import DataConfig, Source, TokenizerConfig, TokenizerKind
+from lmkit.config.data import DataConfig, Packing, Source, TokenizerConfig, TokenizerKind
 from lmkit.config.sections import MeshConfig, ObjectiveConfig
 from lmkit.data.batches import Windows, make_batch
-from lmkit.data.loader import batch_shapes, heldout_batches, host_rows, train_batches
+from lmkit.data.loader import TrainBatches, batch_shapes, batches_ahead, heldout_batches, host_rows
+from lmkit.data.packed import build_windows
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.sampler import Sampler, permute
 from lmkit.data.store import HELDOUT, TRAIN
@@ -119,15 +122,17 @@ def test_segments_begin_at_end_tokens() -> None:
     assert "segment_ids" not in make_batch(tokens, 0, isolate=False)
 
 
-@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("packing", Packing)
+@pytest.mark.parametrize(("threads", "processes", "ahead"), [(1, 0, 1), (4, 0, 7), (1, 2, 4)])
 def test_loader_gives_the_same_batches_from_any_step_on_any_mesh(
-    data: tuple[TextData, DataConfig], threads: int
+    data: tuple[TextData, DataConfig], threads: int, processes: int, ahead: int, packing: Packing
 ) -> None:
-    data[1].read_threads = threads
-    source = windows(data)
+    data[1].read_threads, data[1].read_processes, data[1].prefetch = threads, processes, ahead
+    data[1].packing = packing
+    source = build_windows(*data, ObjectiveConfig(), 0, 8)
     for mesh_config in (MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)):
         mesh = build_mesh(mesh_config)
-        got = list(train_batches(source, data[1], first_step=5, steps=12, batch_size=8, mesh=mesh))
+        got = list(TrainBatches(source, data[1], first_step=5, steps=12, batch_size=8, mesh=mesh))
         assert len(got) == 7
         for step, batch in enumerate(got, 5):
             assert {name: array.sharding for name, array in batch.items()} == {
@@ -135,6 +140,32 @@ def test_loader_gives_the_same_batches_from_any_step_on_any_mesh(
             }
             for name, expected in source.train(step, 8, np.arange(8)).items():
                 np.testing.assert_array_equal(batch[name], expected)
+
+
+def test_batches_ahead_keep_to_the_budget(data: tuple[TextData, DataConfig]) -> None:
+    shapes = batch_shapes(windows(data), 2048, build_mesh(MeshConfig()))
+    size = 4 * 4 * 32 * 2048  # four arrays of four bytes
+    config = dataclasses.replace(data[1], prefetch=7, memory_mb=5)
+    assert batches_ahead(config, shapes, 2048) == 2_500_000 // size == 2
+    assert batches_ahead(config, shapes, 1024) == 4  # of two hosts
+    assert batches_ahead(dataclasses.replace(config, memory_mb=100), shapes, 2048) == 7
+    with pytest.raises(ConfigError, match=r"data.memory_mb=1: one batch takes 1 MB.*data.memory_mb=3"):
+        batches_ahead(dataclasses.replace(config, memory_mb=1), shapes, 2048)
+
+
+def test_waiting_is_measured(data: tuple[TextData, DataConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    source, real = windows(data), Windows.train
+
+    def slow(self: Windows, *args) -> dict[str, np.ndarray]:
+        time.sleep(0.1)
+        return real(self, *args)
+
+    monkeypatch.setattr(Windows, "train", slow)
+    config = dataclasses.replace(data[1], read_threads=1, prefetch=1)
+    batches = TrainBatches(source, config, first_step=0, steps=5, batch_size=8, mesh=build_mesh(MeshConfig()))
+    assert batches.waited_sec == 0
+    list(batches)
+    assert batches.waited_sec > 0.3
 
 
 def test_host_rows_are_those_of_its_devices() -> None:

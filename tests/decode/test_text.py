@@ -3,7 +3,8 @@
 import pytest
 
 from lmkit.config.data import TokenizerConfig
-from lmkit.data.tokenizer import ByteTokenizer, train_bpe
+from lmkit.data.tokenizer import ByteTokenizer
+from lmkit.data.vocabulary import train_bpe
 from lmkit.decode import TextStream
 
 BYTES = ByteTokenizer()

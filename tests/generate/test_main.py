@@ -23,7 +23,8 @@ from lmkit.config.model import Norm, NormOrder, Position
 from lmkit.config.saved import write_model
 from lmkit.config.sections import CheckpointConfig, MeshConfig, OptimConfig
 from lmkit.data.audio import log_mel, read_audio
-from lmkit.data.tokenizer import ByteTokenizer, train_bpe
+from lmkit.data.tokenizer import ByteTokenizer
+from lmkit.data.vocabulary import train_bpe
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.generate.__main__ import ABOUT, READS
 from lmkit.interop import save_folder

@@ -287,7 +287,7 @@ save_folder({str(tmp_path / "out")!r}, LLAMA, random_params(LLAMA)[1], shard_byt
 
 def test_tokenizer_files_come_along(tmp_path: Path) -> None:
     from lmkit.config.data import TokenizerConfig
-    from lmkit.data.tokenizer import train_bpe
+    from lmkit.data.vocabulary import train_bpe
 
     train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270)).save(
         tmp_path / "tokenizer.json"

@@ -18,7 +18,7 @@ from helpers import params_of
 from lmkit.config.data import TokenizerConfig
 from lmkit.config.families import GPTConfig
 from lmkit.config.model import DType
-from lmkit.data.tokenizer import train_bpe
+from lmkit.data.vocabulary import train_bpe
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.table import unlike
 from lmkit.models import build_model

@@ -21,7 +21,7 @@ from lmkit.config.families import BERTConfig, Pooling, ViTConfig
 from lmkit.config.model import Position
 from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections import CheckpointConfig
-from lmkit.data.tokenizer import train_bpe
+from lmkit.data.vocabulary import train_bpe
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.nn.tree import flat, union

@@ -11,13 +11,14 @@ from lmkit.config import ConfigError
 from lmkit.config.data import DataConfig
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.sections import Best, CheckpointConfig
-from lmkit.data.loader import batch_shapes, train_batches
+from lmkit.data.loader import TrainBatches, batch_shapes
 from lmkit.data.tokenizer import ByteTokenizer
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
 from lmkit.train.best import BestSoFar
 from lmkit.train.folds import spread
+from lmkit.train.run_dir import _newer_key
 from lmkit.train.state import init_state, make_blueprint
 from lmkit.train.step import make_train_step
 from lmkit.train.task import check_task, fit_model, prepare_task, without_idle_heads
@@ -154,7 +155,7 @@ def test_sharded_equals_unsharded(name: str, tmp_path: Path, corpus: Path) -> No
         blueprint = make_blueprint(task.model, experiment.optim, 10, mesh)
         state = init_state(blueprint, 0)
         step = make_train_step(blueprint, build_objective(experiment.objective), accumulate=2, seed=0)
-        batches = train_batches(task.batches, experiment.data, first_step=0, steps=3, batch_size=8, mesh=mesh)
+        batches = TrainBatches(task.batches, experiment.data, first_step=0, steps=3, batch_size=8, mesh=mesh)
         seen = []
         with jax.set_mesh(mesh):
             jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
@@ -242,6 +243,8 @@ def test_the_spread_of_folds() -> None:
     (["model=bert", "objective=masked_lm", "model.lm_head=false", "data.seq_len=8"], "model.lm_head=true"),
     (["model=bert", "objective=classify", "data.augment.mixup=0.2", "data.seq_len=8"], "only images with classes"),
     (["model=bert", "objective=classify_tokens", "data.seq_len=8"], "model.classify_tokens=true"),
+    (["model=bert", "objective=masked_lm", "data.packing=best_fit", "data.seq_len=8"], "=masked_lm: only causal_lm"),
+    (["model=gpt", "data.curriculum=short_first"], "windows are all of one length; set data.packing=best_fit"),
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -258,6 +261,37 @@ def test_what_does_not_fit_the_data_is_refused(words: list[str], message: str, t
     experiment = compose(["run.name=x", *words, f"data.cache_dir={tmp_path}"])
     with pytest.raises(ConfigError, match=message):
         prepare_task(experiment, lambda *_: None)
+
+
+def test_packed_mixtures_train_and_end_in_time(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> None:
+    """A mixture with caps and a course, packed, from short to long: on eight devices, and no further than it lasts."""
+    part = f"{{paths: ['{corpus}/[0-2]*'], final_weight: 0.2, max_epochs: 2}}"
+    other = f"{{paths: ['{corpus}/[3-5]*'], weight: 0.5, max_epochs: 1.5}}"
+    words = ["run.name=x", "model=gpt", *COMMON, f"+data.mixture={{a: {part}, b: {other}}}", "data.packing=best_fit"]
+    words += [
+        "data.curriculum=short_first",
+        "data.anneal_to_step=20",
+        f"data.cache_dir={tmp_path}",
+        "data.seq_len=1024",
+    ]
+    words += ["model.max_seq_len=1024", "train.steps=12", f"run.dir={tmp_path / 'run'}", "train.eval_every_steps=0"]
+    assert train(*words) == 0
+    packed = json.loads((tmp_path / "run" / "receipt.json").read_text())["data"]["a"]["packing"]
+    assert packed["filled"] > 0.95
+    assert f"packed into {packed['rows']:,} rows" in capsys.readouterr().out.replace("\n", " ")
+    assert train(*words, "train.steps=900", f"run.dir={tmp_path / 'other'}") == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("lmkit.train: ")]
+    last = int(line.split("by step ")[1].split(" of ")[0])
+    assert f"of train.steps=900: set train.steps={last} or less" in line
+    assert 12 < last < 900
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_run_goes_on_whose_mixture_knew_fewer_keys() -> None:
+    assert _newer_key("data.mixture.a.b.max_epochs", "(absent)", 0.0)
+    assert _newer_key("data.packing", "(absent)", "windows")
+    assert not _newer_key("data.mixture.a.max_epochs", "(absent)", 2.0)
+    assert not _newer_key("data.mixture.a.max_epochs", 1.0, 0.0)
 
 
 def test_shares_and_formats_are_checked() -> None:

@@ -112,11 +112,16 @@ def _same(config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
         for part, facts in data.items()
     }
     keys = ("holdout_every", "fold", "seq_len", "target_len", "isolate_documents")
-    weights = {name: part["weight"] for name, part in config["data"]["mixture"].items()}
+    weights = {
+        name: [part["weight"], part.get("final_weight", -1.0)] for name, part in config["data"]["mixture"].items()
+    }
+    newer = {"packing": "windows", "curriculum": "none"}  # runs of before have no such keys
     return {
         "text": hashes,
         "objective": {"kind": config["objective"]["kind"]},
-        "data": {key: config["data"][key] for key in keys} | {"mixture": weights},
+        "data": {key: config["data"][key] for key in keys}
+        | {key: config["data"].get(key, default) for key, default in newer.items()}
+        | {"mixture": weights},
     }
 
 

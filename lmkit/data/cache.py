@@ -1,0 +1,50 @@
+"""The cache: folders that are named by what they are made from, and appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lmkit.config.base import ConfigError
+from lmkit.config.paths import cache_dir
+
+
+def open_cache(configured: str) -> Path:
+    """The cache's folder, made where it is missing. Raises ConfigError where it cannot be written."""
+    cache = cache_dir(configured)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the cache {cache}: {error.strerror}; set data.cache_dir= or $LMKIT_CACHE"
+        ) from error
+    return cache
+
+
+def place_of(cache: Path, kind: str, made_from: Any) -> Path:
+    """Where in the cache something is that was made from this."""
+    return cache / kind / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
+
+
+def make_atomically(path: Path, build: Callable[[Path], None]) -> None:
+    """Runs `build` on a temporary folder beside `path`, then moves it into place in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        build(tmp)
+        publish(tmp, path)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def publish(tmp: Path, path: Path) -> None:
+    """Moves a folder into place in one step; where another process was faster, its folder stays."""
+    try:
+        os.replace(tmp, path)
+    except OSError:
+        if not path.is_dir():
+            raise

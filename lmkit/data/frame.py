@@ -1,0 +1,241 @@
+"""The frame that every store is made of: named one-dimensional arrays, written in parts by as many writers.
+
+    STORE/meta.json                what it holds; it is written last, so a folder with it is whole
+    STORE/files.json               the size and the CRC-32 of every other file
+    STORE/parts/<part>/part.json   the lengths of the part's arrays, and what its maker says of it
+    STORE/parts/<part>/<array>/    zarr3, in shards of 2^24 values whose chunks of 4,096 have a CRC-32C each
+
+To a reader the parts of an array are one array. It may lie on a disk or in an object store.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import numpy as np
+import tensorstore as ts
+
+from lmkit.config.base import ConfigError, UserError
+
+META, FILES = "meta.json", "files.json"
+Positions = Sequence[int] | np.ndarray
+_DRIVERS = {"s3": "s3", "gs": "gcs"}
+# An object store that fails is asked again, later and later: about two minutes in all, then it is named.
+RETRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "30s"}
+_CORRUPT = ("DATA_LOSS", "does not exist", "OUT_OF_RANGE")
+
+
+class CorruptError(UserError):
+    """A file of a store that is not what was written."""
+
+
+class _Piece(NamedTuple):
+    """Where a part of an array stands among its parts."""
+
+    part: int
+    first: int  # position in the whole of the first value that counts
+    skip: int  # values before it
+
+
+class Frame:
+    """A finished store's arrays, for reading. Safe from many threads, and it can be sent to another process.
+
+    Args:
+        place: a folder, or s3://BUCKET/PATH, gs://BUCKET/PATH, http(s)://HOST/PATH.
+        cache_bytes: of decoded chunks that are kept.
+        lead: arrays whose parts begin with so many values that count in the first part alone.
+    """
+
+    def __init__(self, place: str | Path, cache_bytes: int, lead: Mapping[str, int] | None = None):
+        self.place, self._cache_bytes, self._lead = str(place).rstrip("/"), cache_bytes, dict(lead or {})
+        self._connect()
+        self.meta: dict[str, Any] = json.loads(self.read_file(META))
+        self._gone: set[str] = set()  # files that `missing` found missing
+
+    def _connect(self) -> None:
+        self._context = context(self._cache_bytes)
+        self._open: dict[tuple[int, str], ts.TensorStore] = {}
+        self._pieces: dict[str, list[_Piece]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: self.__dict__[name] for name in ("place", "_cache_bytes", "_lead", "meta", "_gone")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._connect()
+
+    def read_file(self, name: str) -> bytes:
+        """The bytes of a file of the store. Raises ConfigError where it cannot be read."""
+        try:
+            found = ts.KvStore.open(kvstore_of(self.place), context=self._context).result().read(name).result()
+        except ValueError as error:
+            raise ConfigError(f"{self.place}: cannot read {name}: {_words(error)}") from error
+        if found.state != "value":
+            raise ConfigError(f"{self.place} is no finished store: it has no {name}; python -m lmkit.prepare makes one")
+        return bytes(found.value)
+
+    def missing(self) -> list[str]:
+        """Files that were written and are gone: TensorStore would read the fill value there. HTTP cannot list."""
+        if kvstore_of(self.place)["driver"] == "http":
+            return []
+        store = ts.KvStore.open(kvstore_of(self.place), context=self._context).result()
+        there = {name.decode() for name in store.list().result()}
+        self._gone = set(json.loads(self.read_file(FILES))) - there
+        return sorted(self._gone)
+
+    def require(self, version: int, skip_corrupt: bool) -> None:
+        """Raises ConfigError where the store is of another format, CorruptError where a file of it is gone."""
+        if self.meta["format"] != version:
+            raise ConfigError(
+                f"{self.place}: store format {self.meta['format']}, this version reads {version}; delete it to rebuild"
+            )
+        if (gone := self.missing()) and not skip_corrupt:
+            raise CorruptError(f"{self.place}/{gone[0]} is missing ({len(gone)} files are); build the store again")
+
+    def length(self, name: str) -> int:
+        """Values of an array in all parts together."""
+        lengths = self._lengths(name)
+        lead = self._lead.get(name, 0)
+        return sum(lengths) - lead * max(sum(n > 0 for n in lengths) - 1, 0)
+
+    def _lengths(self, name: str) -> list[int]:
+        return [part["arrays"].get(name, 0) for part in self.meta["parts"]]
+
+    def pieces(self, name: str) -> list[_Piece]:
+        """Where the parts of an array begin in the whole; parts that lack it are left out."""
+        if name not in self._pieces:
+            pieces, first = [], 0
+            for number, length in enumerate(self._lengths(name)):
+                if length:
+                    skip = self._lead.get(name, 0) if pieces else 0
+                    pieces.append(_Piece(number, first, skip))
+                    first += length - skip
+            self._pieces[name] = pieces
+        return self._pieces[name]
+
+    def whole(self, name: str) -> np.ndarray:
+        """All of an array; empty float64 where no part has it."""
+        size = self.length(name)
+        return self.read(name, [0], [size])[0] if size else np.empty(0)
+
+    def ends(self, name: str, of: str) -> np.ndarray:
+        """int64: positions in the whole of array `of`, kept by each part as positions in its own."""
+        values, pieces = self.whole(name).astype(np.int64), {piece.part: piece for piece in self.pieces(of)}
+        for piece, end in zip(starts := self.pieces(name), [*(p.first for p in starts[1:]), len(values)], strict=True):
+            there = pieces.get(piece.part)  # a part of empty rows alone has none of the values
+            values[piece.first : end] += (there.first - there.skip) if there else 0
+        return values
+
+    def read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray]:
+        """The values of an array from each start to each stop, in one batched read.
+
+        Raises CorruptError, naming the file, for what is not as it was written.
+        """
+        found = self.try_read(name, starts, stops)
+        for one in found:
+            if isinstance(one, CorruptError):
+                raise one
+        return found  # type: ignore[return-value]
+
+    def try_read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray | CorruptError]:
+        """The same, with the error in the place of what cannot be read."""
+        pieces = self.pieces(name)
+        firsts = np.array([piece.first for piece in pieces])
+        plan: list[list[tuple[int, int, int]]] = []
+        for start, stop in zip(starts, stops, strict=True):
+            ranges, at = [], int(start)
+            for number in range(int(np.searchsorted(firsts, at, side="right")) - 1, len(pieces)):
+                if at >= stop and ranges:
+                    break
+                piece = pieces[number]
+                last = pieces[number + 1].first if number + 1 < len(pieces) else self.length(name)
+                shift, end = piece.skip - piece.first, min(int(stop), last)
+                ranges.append((piece.part, at + shift, end + shift))
+                at = end
+            plan.append(ranges)
+        with ts.Batch() as batch:
+            reads = [[(p, a, b, self._array(p, name)[a:b].read(batch=batch)) for p, a, b in one] for one in plan]
+        return [self._result(name, one) for one in reads]
+
+    def _result(self, name: str, reads: list[tuple[int, int, int, ts.Future]]) -> np.ndarray | CorruptError:
+        values: list[np.ndarray] = []
+        try:
+            for part, start, stop, read in reads:
+                values.append(read.result())
+                if self._gone and (file := self._missing_of(name, part, start, stop)):
+                    return CorruptError(f"{file} is missing; build the store again, or data.on_corrupt=skip")
+        except ValueError as error:
+            part, start, *_ = reads[len(values)]
+            file = self._file(name, part, start, str(error))
+            if not any(word in str(error) for word in _CORRUPT):
+                raise ConfigError(f"{file}: cannot be read: {_words(error)}") from error
+            return CorruptError(f"{file} is damaged: {_words(error)}; build the store again, or data.on_corrupt=skip")
+        if len(values) == 1:
+            return values[0]
+        return np.concatenate(values) if values else np.empty(0)
+
+    def _missing_of(self, name: str, part: int, start: int, stop: int) -> str:
+        """A missing file that the values of a part from start to stop would be in; "" where they are there."""
+        about = self.meta["parts"][part]
+        shard = about["shards"][name]
+        for number in range(start // shard, -(-stop // shard)):
+            if (file := f"parts/{about['name']}/{name}/c/{number}") in self._gone:
+                return f"{self.place}/{file}"
+        return ""
+
+    def _file(self, name: str, part: int, start: int, words: str) -> str:
+        """The shard that an error is about: by its own words, else the one that was read first."""
+        said = re.search(r"/c/(\d+)", words)
+        number = said[1] if said else start // self.meta["parts"][part]["shards"][name]
+        return f"{self.place}/parts/{self.meta['parts'][part]['name']}/{name}/c/{number}"
+
+    def _array(self, part: int, name: str) -> ts.TensorStore:
+        if (part, name) not in self._open:
+            kvstore = kvstore_of(f"{self.place}/parts/{self.meta['parts'][part]['name']}/{name}")
+            spec = {"driver": "zarr3", "kvstore": kvstore}
+            try:
+                opened = ts.open(spec, context=self._context, read=True, recheck_cached=False).result()
+            except ValueError as error:
+                raise ConfigError(f"{self.place}: cannot open part {part} of {name}: {_words(error)}") from error
+            self._open[part, name] = opened
+        return self._open[part, name]
+
+
+def context(cache_bytes: int = 0) -> ts.Context:
+    """A cache of decoded chunks, and how often what fails is asked again."""
+    retries = {f"{name}_request_retries": RETRIES for name in ("s3", "gcs", "http")}
+    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **retries})
+
+
+def kvstore_of(place: str) -> dict[str, Any]:
+    """TensorStore's description of a folder or an object store.
+
+    An S3 of one's own is named as for Amazon's tools: AWS_ENDPOINT_URL, AWS_REGION. Raises ConfigError for another
+    scheme.
+    """
+    scheme, host, path, *_ = urlsplit(place)
+    path = path.strip("/") + "/"
+    if not scheme or scheme == "file":
+        return {"driver": "file", "path": (path and f"/{path}") if scheme else place.rstrip("/") + "/"}
+    if scheme in ("http", "https"):
+        return {"driver": "http", "base_url": f"{scheme}://{host}", "path": f"/{path}"}
+    if scheme not in _DRIVERS:
+        raise ConfigError(f"{place}: a store is read from a folder, s3://, gs:// or http(s)://, not {scheme}://")
+    found = {"driver": _DRIVERS[scheme], "bucket": host, "path": path}
+    if scheme == "s3":
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if endpoint:
+            found |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
+        elif region:
+            found["aws_region"] = region
+    return found
+
+
+def _words(error: Exception) -> str:
+    """An error of TensorStore's without where in its source it came from."""
+    return re.sub(r"\s*\[[^\]]*source locations=[^\]]*\]|\s*\[tensorstore_spec=.*", "", str(error), flags=re.S)

@@ -1,0 +1,1 @@
+"""What a row of a step holds, to be read by people."""

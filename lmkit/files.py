@@ -1,0 +1,55 @@
+"""CRC-32 of the files of a folder: a flipped bit would otherwise load silently."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+Checksums = dict[str, list[int]]  # path from the folder -> [bytes, CRC-32]
+
+
+def crc32(path: Path) -> int:
+    """Of a file's bytes."""
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def checksums(folder: Path, *without: str) -> Checksums:
+    """Of every file of a folder, except those of these names."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
+    return {path.relative_to(folder).as_posix(): [path.stat().st_size, crc32(path)] for path in files}
+
+
+def changes(folder: Path, sums: Mapping[str, list[int]], seen: Callable[[int], None] = lambda _: None) -> list[str]:
+    """What is no longer as it was, a line a file. `seen` is told the bytes of each file that was looked at."""
+    problems = []
+    for name, (size, crc) in sums.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        problems += difference(name, found, size, lambda path=path: crc32(path), crc)
+        seen(size)
+    return problems
+
+
+def difference(name: str, found: int | None, size: int, crc_now: Callable[[], int], crc: int) -> list[str]:
+    """What is wrong with a file of `found` bytes (None: there is none) that had `size`, in a line, or nothing."""
+    if found is None:
+        return [f"{name} is missing"]
+    if found != size:
+        return [f"{name} has {found} bytes, {size} were written"]
+    return [f"{name} has changed since it was written (CRC-32)"] if crc_now() != crc else []
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: a reader, or a crash, never meets half of it."""
+    tmp = path.with_name(f".{path.name}.tmp")
+    tmp.write_text(text, encoding="utf-8")
+    tmp.replace(path)
+
+
+def write_json(path: Path, values: object, indent: int | None = 1) -> None:
+    """The same of JSON; what JSON does not know becomes a string."""
+    write_text(path, json.dumps(values, indent=indent, default=str) + "\n")

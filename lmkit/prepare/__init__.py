@@ -1,0 +1,1 @@
+"""The verb `prepare`: raw text to a cleaned corpus."""
