@@ -97,5 +97,6 @@ def page_text(html: bytes, place: str) -> str:
         from resiliparse.parse.html import HTMLTree
     except ImportError as error:
         raise ConfigError(f"data: {place} is HTML, which needs resiliparse: pip install 'lmkit[warc]'") from error
-    tree = HTMLTree.parse_from_bytes(html, detect_encoding(html, html5_compatible=True))
+    encoding = detect_encoding(html, html5_compatible=True) or "utf-8"  # where nothing tells
+    tree = HTMLTree.parse_from_bytes(html, encoding)
     return extract_plain_text(tree, main_content=True, alt_texts=False)
