@@ -1,6 +1,8 @@
 """Imports point downward only; siblings on one floor do not import each other; none hides in a function."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,11 @@ def test_rooms_stay_small(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or 0) - node.lineno + 1
             assert lines <= 60, f"{path}:{node.lineno} {node.name} has {lines} lines"
+
+
+def test_a_run_waits_for_no_import_that_it_does_not_need() -> None:
+    """Seconds before every first step: what sound, images, tables and pictures need is imported where they are."""
+    slow = ["scipy.signal", "scipy.ndimage", "pandas", "pyarrow", "sklearn", "matplotlib", "torch", "transformers"]
+    say = f"import sys, lmkit.train.main; print([name for name in {slow} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

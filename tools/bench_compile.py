@@ -74,6 +74,7 @@ def main() -> None:
     figures = {f"{layers} layers, CPU s": round(seconds, 2) for layers, seconds in found.items()}
     figures |= {"growth": round(growth, 3)}
     figures |= {"first step cold, s": cold["to_first_step_s"], "warm, s": warm["to_first_step_s"]}
+    figures |= {"before it begins cold, s": cold["to_ready_s"], "before it begins warm, s": warm["to_ready_s"]}
     record = stamp() | {
         "name": f"{args.config}, {args.dtype}", "platform": "cpu" if cold["device"] == "cpu" else "gpu",
         "device": None if cold["device"] == "cpu" else cold["device"], "batch": args.batch, "keys": args.keys,

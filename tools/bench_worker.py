@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 from speed.floors import floors_of
-from speed.model import SHAPES, batch_of, compile_steps, experiment_of, load_reference, tokens_of
+from speed.model import SHAPES, batch_of, experiment_of, load_reference, start_steps, tokens_of
 from speed.profile import expensive_ops, op_names
 from speed.records import free_bytes, process_start
 
@@ -40,16 +40,18 @@ class Trainer:
         mesh = build_mesh(experiment.mesh)
         self.blueprint = make_blueprint(experiment.model, experiment.optim, 1000, mesh)
         self.sharding = sharding_of(("batch", "seq"), mesh)
-        began, busy = time.perf_counter(), time.process_time()
-        self.programs = compile_steps(experiment, self.blueprint, self.sharding)
-        self.compile_s, self.compile_cpu_s = time.perf_counter() - began, time.process_time() - busy
         self.losses: list[float] = []
-        self.count = 0
+        self.count, free = 0, free_bytes()
+        began, busy = time.perf_counter(), time.process_time()
+        compiling = start_steps(experiment, self.blueprint, self.sharding)
+        if not args.compile_only:
+            self.state = init_state(self.blueprint, 0)  # meanwhile, as lmkit.train does
+        self.programs = compiling.result()
+        self.compile_s, self.compile_cpu_s = time.perf_counter() - began, time.process_time() - busy
         if args.compile_only:
             return
-        if platform() == "cpu" and self.programs.memory_bytes > (free := free_bytes()):  # rather than be killed
+        if platform() == "cpu" and self.programs.memory_bytes > free:  # rather than be killed
             raise MemoryError(f"the step needs {size(self.programs.memory_bytes)}, {size(free)} are free")
-        self.state = init_state(self.blueprint, 0)
         if args.init == "reference":
             self.state = load_reference(self.state, experiment)
         self.data = [batch_of(tokens) for tokens in tokens_of(experiment)]
@@ -119,6 +121,8 @@ def main() -> None:
         print(json.dumps(info), flush=True)
         return
     with jax.set_mesh(trainer.blueprint.mesh):
+        jax.block_until_ready(trainer.state)
+        info |= {"to_ready_s": round(time.time() - process_start(), 2)}  # from here on it is the step itself
         trainer.run(1)
         to_first = round(time.time() - process_start(), 2)
         for _ in range(args.warmup - 1):

@@ -124,7 +124,7 @@ class TransformerConfig(ModelConfig):
     mlp_dim: int = key(0, "hidden width of the MLP (of each expert); 0 = 4 * embed_dim", at_least=0)
     max_seq_len: int = key(1024, "longest sequence; the rows of the table when position=learned", at_least=1)
     dtype: DType = key(DType.auto, "compute dtype; parameters stay float32")
-    remat: Remat = key(Remat.none, "what the backward pass keeps of each layer")
+    remat: Remat = key(Remat.dots, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
     microbatches: int = key(
         0, "with mesh.stage: micro-batches in the pipeline; 0 = four a stage, or the most below that fit", at_least=0

@@ -7,12 +7,14 @@ import io
 from functools import cache
 from math import gcd
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.signal import resample_poly
-from scipy.sparse import csr_array
 
 from lmkit.config.base import ConfigError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 SAMPLE_RATE = 16_000  # Hz, of Whisper and of most speech data
 _WINDOW_SEC, _HOP_SEC = 0.025, 0.010
@@ -42,6 +44,8 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, content: bytes 
         raise ConfigError(f"{path} holds infinite or NaN samples; write it anew or leave it out")
     samples = channels.mean(axis=1, dtype=np.float32)
     if rate != sample_rate:
+        from scipy.signal import resample_poly  # a second to import, which only sound need wait for
+
         common = gcd(rate, sample_rate)
         samples = resample_poly(samples, sample_rate // common, rate // common)
     return samples.astype(np.float32, copy=False)
@@ -71,13 +75,15 @@ def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_R
 
 
 @cache
-def mel_filters(num_mels: int, window: int, sample_rate: int) -> csr_array:
+def mel_filters(num_mels: int, window: int, sample_rate: int) -> "csr_array":
     """float64 [M, K]: triangles, evenly spaced in mels from 0 Hz to half the sample rate.
 
     Slaney's scale and heights, so that each triangle has area 1 over Hz (Auditory Toolbox 1998, `mfcc`). Sparse, as a
     frequency is in two triangles at most, and as BLAS would wake all of its threads for each clip.
     Raises ConfigError where there are more bands than the spectrum can tell apart.
     """
+    from scipy.sparse import csr_array
+
     frequencies = np.fft.rfftfreq(window, 1 / sample_rate)
     top = 15 + 27 * np.log(sample_rate / 2000) / np.log(6.4)  # mels of half the rate, which is over 1 kHz
     corners = _hertz(np.linspace(0, top, num_mels + 2))

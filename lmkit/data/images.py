@@ -10,7 +10,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from lmkit.config.base import ConfigError
 from lmkit.data.files import read_bytes
@@ -106,6 +105,8 @@ def augment(
         out_BHWC = np.where((mirrored < 0.5)[:, None, None, None], out_BHWC[:, :, ::-1], out_BHWC)
     if not (crop_pixels or rotate_degrees or scale):
         return out_BHWC
+    from scipy import ndimage  # slow to import
+
     shift_B2 = np.floor(np.stack([down, right], axis=1) * (2 * crop_pixels + 1)) - crop_pixels
     angle_B = np.radians((2 * turn - 1) * rotate_degrees)
     zoom_B = 1 + (2 * zoom - 1) * scale

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lmkit.config.model import TransformerConfig
@@ -123,7 +124,10 @@ def _on_device(activate, num_experts, capacity, axes, x_BTD, weights_BTk, choice
     if "tensor" in axes:  # so that gradients are summed over it here, once, and not for each copy of a token
         x_BTD, weights_BTk = (lax.pcast(x, "tensor", to="varying") for x in (x_BTD, weights_BTk))
 
-    def run(x, product):
+    def run(x, multiply):
+        def product(x, matrices):
+            return checkpoint_name(multiply(x, matrices), "product")
+
         hidden = product(x, up)
         hidden = activate(hidden) if gate is None else activate(product(x, gate)) * hidden
         return product(hidden, down)

@@ -171,7 +171,7 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     total_n = over_vocab(jnp.sum(exp, axis=1))
     first = lax.axis_index("tensor") * head_VD.shape[0] if options.tensor else 0
     hit = (targets_n - first)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    picked_n = over_vocab(jnp.sum(jnp.where(hit, logits, 0.0), axis=1))
+    picked_n = over_vocab(_picked(logits, targets_n - first, hit))
     log_z_n = top_n + jnp.log(total_n)
     nll_n = log_z_n - picked_n
     loss_n = nll_n + options.z_loss * jnp.square(log_z_n)
@@ -196,3 +196,15 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     d_head_DV = dot(transposed(hidden_nD), d_logits) if flip else over_rows(hidden_nD, d_logits)
     d_head += lax.optimization_barrier(d_head_DV).T
     return (sums, (d_head, d_bias)), d_hidden
+
+
+def _picked(logits_nV: jax.Array, index_n: jax.Array, hit_nV: jax.Array) -> jax.Array:
+    """[n] of the logits, and 0 where the index lies outside the slice of the vocabulary.
+
+    GPUs and TPUs join the mask to the sum; a CPU would write [n, V] for it, 6 % of a step of gpt2_124m.
+    """
+    if platform() != "cpu":
+        return jnp.sum(jnp.where(hit_nV, logits_nV, 0.0), axis=1)
+    inside_n = (index_n >= 0) & (index_n < logits_nV.shape[1])
+    chosen_n1 = jnp.take_along_axis(logits_nV, jnp.where(inside_n, index_n, 0)[:, None], axis=1, mode="clip")
+    return jnp.where(inside_n, chosen_n1[:, 0], 0.0)

@@ -63,7 +63,9 @@ def kept_bytes(part: TransformerConfig, share: Share) -> float:
         return stream * (1 + share.attentions + late)
     if part.remat is Remat.dots:
         heads = share.attentions * 2 * (part.num_heads + part.kv_heads) * share.head(part)
-        inner = 0 if part.num_experts else part.mlp_size * (1 + part.gated)
+        inner = part.mlp_size * (1 + part.gated)
+        if part.num_experts:  # of each copy of a token, and what its expert gives
+            inner = share.copies(part) * (inner + part.embed_dim * share.tensor)
         router = share.tokens * part.num_experts * _F32
         sums = share.attentions * part.num_heads * _F32
         width = share.tokens * ((heads + inner) * share.itemsize + sums) / share.tensor

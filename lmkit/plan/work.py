@@ -6,8 +6,7 @@ and is no part of MFU:
 
 | remat | computed again, of the forward pass |
 |---|---|
-| none | nothing |
-| dots | all of the experts |
+| none, dots | nothing |
 | names, offload | and all of the layers but the two products whose results are kept or not needed |
 | full | and attention's output projection |
 
@@ -61,12 +60,10 @@ def repeated_flops(place: Place, parts: dict[str, float]) -> float:
     part = next(iter(place.experiment.model.parts().values()))
     scores = parts.get("attention: scores", 0.0)
     again = scores / 6  # queries times keys: half of the forward pass
-    if part.remat is Remat.none:
+    if part.remat in (Remat.none, Remat.dots):
         return again
     experts = bool(part.num_experts)
-    names = [] if part.remat is Remat.dots else ["attention: scores", "attention: q, k, v"]
-    if part.remat is not Remat.dots or experts:
-        names += ["MLP: up"]
+    names = ["attention: scores", "attention: q, k, v", "MLP: up"]
     if experts or (part.remat is Remat.full and part.norm_order is not NormOrder.pre):
         names += ["MLP: down"]  # a router's gradient needs what the experts gave
     if part.remat is Remat.full:
@@ -100,13 +97,13 @@ def memory_traffic(place: Place) -> dict[str, float]:
 
     The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights
     are written once and read for each product of each pass; activations, as much as a layer without remat keeps, are
-    written and read in each pass.
+    written and read in each pass. With remat=dots what is made again was not written before.
     """
     experiment, shapes = place.experiment, place.blueprint.shapes
     micro, passes = experiment.train.accumulate_steps, 0.0
     activations = 0.0
     for part in experiment.model.parts().values():
-        passes = 2.0 if part.remat is Remat.none else 3.0
+        passes = 2.0 if part.remat in (Remat.none, Remat.dots) else 3.0
         for length, layers, joins in stack_lengths(experiment, part):
             everything = dataclasses.replace(part, remat=Remat.none)
             activations += 2 * passes * layers * kept_bytes(everything, share_of(place, length, joins - 1))

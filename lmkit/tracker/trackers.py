@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,9 +49,7 @@ class TensorBoard:
     """Event files in <run>/tensorboard, written without TensorFlow."""
 
     def __init__(self, folder: Path, project: str, config: dict):
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = _summary_writer()(str(folder / "tensorboard"))
         self._writer.add_text("config", f"```\n{json.dumps(config, indent=1)}\n```")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -62,6 +61,18 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _summary_writer() -> type:
+    """tensorboardX's, without PyTorch, which it would import for two seconds and 200 MB wherever it is installed."""
+    hidden = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter
 
 
 class Wandb:

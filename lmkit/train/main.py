@@ -27,7 +27,7 @@ from lmkit.train.progress import Bar, Meter, PrepareProgress, console, duration,
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import make_sampler
-from lmkit.train.setup import compile_programs, setup_mesh, starting_state
+from lmkit.train.setup import Programs, setup_mesh, start_compiling, starting_state
 from lmkit.train.start import start_tokenizer
 from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
@@ -80,13 +80,15 @@ def _train(experiment: Experiment, run: RunDir) -> int:
         write_model(run.path, blueprint.model_config)
         if task.tokenizer is not None:
             task.tokenizer.save(run.path / "tokenizer.json")
+    shapes = batch_shapes(task.batches, experiment.train.batch_size, blueprint.mesh)
+    programs = start_compiling(experiment, blueprint, shapes)
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)
     state, first, notes = starting_state(experiment, blueprint, checkpoints, run.path)
     if hosts.is_first():
         forget_after(run.path, first)
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
-    loop = Loop(experiment, blueprint, task, checkpoints, run, receipt)
+    loop = Loop(experiment, blueprint, task, checkpoints, run, receipt, programs.result())
     try:
         state, step = loop.run(state, first)
         with hosts.watchdog().pause("the last save"):
@@ -111,12 +113,11 @@ class Loop:
 
     def __init__(
         self, experiment: Experiment, blueprint: Blueprint, task: Task, checkpoints: Checkpoints, run: RunDir,
-        receipt: dict[str, Any],
+        receipt: dict[str, Any], programs: Programs,
     ):  # fmt: skip
         self.experiment, self.blueprint, self.task, self.checkpoints = experiment, blueprint, task, checkpoints
-        shapes = batch_shapes(task.batches, experiment.train.batch_size, blueprint.mesh)
-        self.path, self.programs = run.path, compile_programs(experiment, blueprint, shapes)
-        facts.add_compiled(receipt, experiment.hardware, self.programs.memory_bytes)
+        self.path, self.programs = run.path, programs
+        facts.add_compiled(receipt, experiment.hardware, programs.memory_bytes)
         receipt["planned"] = plan_run(experiment, blueprint) if hosts.is_first() else {}
         run.write_json("receipt.json", receipt)
         self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()

@@ -1,6 +1,7 @@
 """From a configuration to everything the loop needs, in the order in which mistakes are cheapest."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,14 @@ def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch
     evaluate = jax.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
     release_memory()
     return Programs(compiled, evaluate, memory)
+
+
+def start_compiling(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Future[Programs]:
+    """`compile_programs` on a thread of its own: meanwhile the state can be made or read."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="compile")
+    programs = pool.submit(compile_programs, experiment, blueprint, shapes)
+    pool.shutdown(wait=False)  # it ends with its one task
+    return programs
 
 
 def program_bytes(analysis: Any, platform: str) -> int:

@@ -1,6 +1,7 @@
 """Trackers: the record is complete, extras are asked for by name, a resume does not repeat rows."""
 
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -42,6 +43,14 @@ def test_tensorboard_writes_events(tmp_path: Path) -> None:
     trackers.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()
+
+
+def test_tensorboard_needs_no_torch_where_there_is_one(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')")
+    say = f"import sys, pathlib; sys.path.insert(0, {str(tmp_path)!r}); from lmkit.tracker.trackers import TensorBoard;"
+    say += f"TensorBoard(pathlib.Path({str(tmp_path)!r}), 'p', {{}}).close(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", say], capture_output=True, text=True)
+    assert (done.stdout.strip(), done.returncode) == ("False", 0), done.stderr
 
 
 def test_unknown_and_missing_trackers(monkeypatch) -> None:

@@ -38,7 +38,7 @@ def test_data_sums_every_gradient_once() -> None:
 
 @pytest.mark.parametrize(("words", "gathers", "scatters"), [
     (["model.remat=full"], 2, 1),
-    (["model.scan_layers=false"], 1, 1),
+    (["model.scan_layers=false", "model.remat=none"], 1, 1),
     (["model.remat=full", "train.accumulate_steps=2", "train.batch_size=16"], 4, 2),
 ])  # fmt: skip
 def test_fsdp_gathers_and_scatters(words: list[str], gathers: int, scatters: int) -> None:

@@ -1,5 +1,6 @@
 """The models that are measured: GPT-2's layout in the peers' sizes, with the peers' optimiser, weights and tokens."""
 
+from concurrent.futures import Future
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ from jax import numpy as jnp
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.train.setup import Programs, compile_programs
+from lmkit.train.setup import Programs, start_compiling
 from lmkit.train.state import Blueprint, State
 
 SHAPES = {  # layers, width, heads, vocabulary, sequence, batch: the peers' configurations, and 350M, which they lack
@@ -90,9 +91,9 @@ def batch_of(tokens: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def compile_steps(experiment: Experiment, blueprint: Blueprint, sharding: Any) -> Programs:
-    """The train step, from shapes alone."""
+def start_steps(experiment: Experiment, blueprint: Blueprint, sharding: Any) -> Future[Programs]:
+    """Begins to compile the train step, from shapes alone."""
     shape = (experiment.train.batch_size, experiment.data.seq_len)
     dtypes = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
     shapes: Any = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
-    return compile_programs(experiment, blueprint, shapes)
+    return start_compiling(experiment, blueprint, shapes)
