@@ -33,15 +33,24 @@ def render(page: str, folder: Path = BENCHMARKS) -> str:
 
 
 def rows_table(found: dict[str, list[Record]]) -> str:
-    """The newest run of each configuration, and those that a reader looks for."""
+    """The newest run of each configuration on each machine, and those that a reader looks for."""
     rows = [row for row in found["train"] if is_plain(row)]
-    keys = dict.fromkeys([*EXPECTED, *((row["config"], row["dtype"], row.get("platform", "cpu")) for row in rows)])
-    return "\n".join(_group(key, rows) for key in keys)
+    keys = dict.fromkeys([*EXPECTED, *(_key(row) for row in rows)])
+    return "\n".join(_group(key, place, rows) for key in keys for place in _places(key, rows))
 
 
-def _group(key: tuple[str, str, str], rows: list[Record]) -> str:
+def _key(row: Record) -> tuple[str, str, str]:
+    return row["config"], row["dtype"], row.get("platform", "cpu")
+
+
+def _places(key: tuple[str, str, str], rows: list[Record]) -> list[str]:
+    """The machines that a configuration was measured on; '' where there is none."""
+    return list(dict.fromkeys(row.get("machine", "") for row in rows if _key(row) == key)) or [""]
+
+
+def _group(key: tuple[str, str, str], place: str, rows: list[Record]) -> str:
     config, dtype, platform = key
-    mine = [row for row in rows if (row["config"], row["dtype"], row.get("platform", "cpu")) == key]
+    mine = [row for row in rows if _key(row) == key and row.get("machine", "") == place]
     mine = [row for row in mine if run_of(row) == run_of(mine[-1])]
     title = f"{config}, {dtype}, {platform.upper()}"
     if not mine:
@@ -77,7 +86,7 @@ def other_tables(found: dict[str, list[Record]]) -> str:
     lines = ["| what | where | figures |", "|---|---|---|"]
     for kind in KINDS[1:]:
         mine = [row for row in found[kind] if not row.get("rehearsed")]
-        for row in newest(mine, "platform", "name", "batch", "model"):
+        for row in newest(mine, "platform", "machine", "name", "batch", "model"):
             shown = "; ".join(f"{name} {_plain(value)}" for name, value in row["figures"].items())
             lines.append(f"| {kind}: {row['name']} | {row.get('device') or row['machine']}, {row['when']} | {shown} |")
         if not mine:

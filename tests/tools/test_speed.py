@@ -69,6 +69,9 @@ def test_goals_take_the_newest_run_and_the_faster_peer() -> None:
     assert "| 0.60 | met |" in goal.line({"train": [*old, *new]})
     assert "| 9.00 | not met |" in goal_table({"train": old})
     assert goal.figure({"train": new[:2]}) is None, "without a peer there is no ratio"
+    each = [one | {"machine": "2 x Intel(R) Xeon(R) Processor"} for one in old]
+    each += [one | {"machine": "4 x AMD EPYC"} for one in new]
+    assert "| 9.00 (Intel Xeon); 0.60 (AMD EPYC) | met on one |" in goal.line({"train": each})
 
 
 def test_floors() -> None:

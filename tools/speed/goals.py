@@ -20,13 +20,33 @@ class Goal(NamedTuple):
     form: str = ".2f"
 
     def line(self, found: Records) -> str:
-        """Of the table."""
-        value = self.figure(found)
+        """Of the table: a processor has a figure of its own."""
         goal = f"{'≤' if self.most else '≥'} {self.limit:{self.form}}"
-        if value is None:
+        places = processors(found) if self.where.startswith("CPU") else [""]
+        values = {place: self.figure(only(found, place)) for place in places}
+        values = {place: value for place, value in values.items() if value is not None}
+        if not values:
             return f"| {self.where} | {self.what} | {goal} | {NOT_MEASURED} | |"
-        met = value <= self.limit if self.most else value >= self.limit
-        return f"| {self.where} | {self.what} | {goal} | {value:{self.form}} | {'met' if met else 'not met'} |"
+        told = "; ".join(f"{value:{self.form}}{f' ({short(place)})' * bool(place)}" for place, value in values.items())
+        met = {value <= self.limit if self.most else value >= self.limit for value in values.values()}
+        verdict = "met" if met == {True} else "not met" if met == {False} else "met on one"
+        return f"| {self.where} | {self.what} | {goal} | {told} | {verdict} |"
+
+
+def processors(found: Records) -> list[str]:
+    """The machines whose CPU was measured, in the order of their first record."""
+    rows = [row for rows in found.values() for row in rows if row.get("platform", "cpu") == "cpu"]
+    return list(dict.fromkeys(row.get("machine", "") for row in rows)) or [""]
+
+
+def only(found: Records, place: str) -> Records:
+    """Records of one machine; with '' all."""
+    return {kind: [row for row in rows if not place or row.get("machine") == place] for kind, rows in found.items()}
+
+
+def short(place: str) -> str:
+    """2 x Intel(R) Xeon(R) Processor as Intel Xeon."""
+    return place.partition(" x ")[2].replace("(R)", "").replace(" Processor", "")
 
 
 def _last_run(found: Records, config: str, dtype: str, platform: str) -> list[Record]:

@@ -56,22 +56,25 @@ def load_reference(state: State, experiment: Experiment) -> State:
     model: Any = experiment.model
     layers, width, heads = model.num_layers, model.embed_dim, model.num_heads
     w = reference_weights(layers, width, model.vocab_size, model.max_seq_len)
-    stacked = {p: np.stack([w.pop(f"{layer}.{p}") for layer in range(layers)]) for p in ("qkv", "out", "up", "down")}
-    qkv = stacked["qkv"].reshape(layers, width, 3, heads, width // heads)
     params = state["params"]
     blocks = params["stack"]["blocks"]
     attention, mlp = blocks["attention"], blocks["mlp"]
-    new = [
-        (params["embed"], "table", w["wte"]),
-        (params["input"]["position"], "table", w["wpe"]),
-        (attention["out"], "kernel", stacked["out"].reshape(layers, heads, width // heads, width)),
-        (mlp["up"], "kernel", stacked["up"]),
-        (mlp["down"], "kernel", stacked["down"]),
-        *((attention[part], "kernel", qkv[:, :, i]) for i, part in enumerate("qkv")),
-    ]
-    for group, key, value in new:
+
+    def stacked(name: str) -> np.ndarray:
+        return np.stack([w.pop(f"{layer}.{name}") for layer in range(layers)])
+
+    def put(group: Any, key: str, value: np.ndarray) -> None:
         assert group[key].shape == value.shape
-        group[key] = jax.device_put(jnp.asarray(value), group[key].sharding)
+        group[key] = jax.device_put(jnp.array(value), group[key].sharding)  # a copy: what is numpy's cannot be donated
+
+    put(params["embed"], "table", w.pop("wte"))  # one by one, so that the peak is the training's own
+    put(params["input"]["position"], "table", w.pop("wpe"))
+    put(mlp["up"], "kernel", stacked("up"))
+    put(mlp["down"], "kernel", stacked("down"))
+    put(attention["out"], "kernel", stacked("out").reshape(layers, heads, width // heads, width))
+    qkv = stacked("qkv").reshape(layers, width, 3, heads, width // heads)
+    for i, part in enumerate("qkv"):
+        put(attention[part], "kernel", qkv[:, :, i])
     return state
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lmkit.files import write_text
 from lmkit.train.chart import CHART_STYLE, NUM_COLORS, compact, escape, exact
 from lmkit.train.report import STYLE
+from speed.goals import short
 from speed.tables import HEAD, cells
 
 Record = dict[str, Any]
@@ -38,7 +39,8 @@ def page(rows: Sequence[Record]) -> str:
     """The whole page."""
     groups: dict[tuple[str, ...], list[Record]] = {}
     for row in rows:
-        key = (row["config"], row["dtype"], f"{row['threads'] or 'all'} CPUs", row.get("platform", "cpu"))
+        where = short(row["machine"]) if row.get("platform", "cpu") == "cpu" else row.get("device") or "gpu"
+        key = (row["config"], row["dtype"], f"{row['threads'] or 'all'} CPUs", where)
         key = ("sweep", row["sweep"], *key[2:]) if row.get("sweep") else key
         groups.setdefault(key, []).append(row)
     parts = [section(", ".join(key), group) for key, group in groups.items()]
@@ -115,11 +117,15 @@ def roofline(rows: Sequence[Record]) -> str:
         out.append(f'<text text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{compact(10.0**power)}</text>')
     roof = [at(low, low * copy), at(corner, peak), at(high, peak)]
     out.append(f'<path d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in roof)}"/>')
-    for number, (x, y, name) in enumerate(points):
+    free = 0.0  # where the next label has room: from the top down, a line each
+    for number, (x, y, name) in sorted(enumerate(points), key=lambda one: -one[1][1]):
         (across, down), (_, limit) = at(x, y), at(x, min(peak, x * copy))
+        told = max(down + 4, free)
+        free = told + 14
         out.append(f'<path class="under" d="M{across:.1f} {down:.1f}V{limit:.1f}"/>')
         out.append(f'<circle class="c{number % NUM_COLORS}" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
-        out.append(f'<text x="{across + 9:.1f}" y="{down + 4:.1f}">{escape(name)}</text>')
+        out.append(f'<path class="under" d="M{across:.1f} {down:.1f}L{across + 14:.1f} {told - 4:.1f}"/>')
+        out.append(f'<text x="{across + 17:.1f}" y="{told:.1f}">{escape(name)}</text>')
     said = f"{peak / 1e9:,.0f} GFLOP/s and {copy / 1e9:,.1f} GB/s measured, FLOPs a byte against FLOP/s"
     return (
         f'<figure class="roof"><figcaption><strong>Roofline</strong> <small>{escape(said)}</small></figcaption>'
