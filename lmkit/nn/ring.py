@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lmkit.nn.blockwise import Options, Segments, backward, forward, group, reach, shared_part, ungroup
@@ -65,13 +64,12 @@ def _dims(segments: Segments | None, bias: Any) -> tuple[Any, Any]:
 
 def _ring_forward(q, k, v, segments, bias, options: Options):
     plan = _plan(options, q.shape[1], bias)
+    local = partial(_local_forward, plan)
     specs = (*_specs(("seq",), _Q, _K, _K), *_dims(segments, bias))
-    saved_specs = _specs(_SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q[:4])
-    go_round = on_each_device(partial(_local_forward, plan), specs, saved_specs, check=False)
-    q, k, v, out, log_sum = go_round(_numbers(plan), q, k, v, segments, bias)
-    out, log_sum = checkpoint_name(out, "attended"), checkpoint_name(log_sum, "log_sum")
-    back = on_each_device(partial(_in_order, plan), _specs(("seq",), _SAVED_Q), _specs(_Q)[0], check=False)
-    return back(_numbers(plan), out), (q, k, v, out, log_sum, segments, bias)
+    out, saved = on_each_device(
+        local, specs, (_specs(_Q)[0], _specs(_SAVED_Q, _SAVED_K, _SAVED_K, _SAVED_Q, _SAVED_Q[:4])), check=False
+    )(_numbers(plan), q, k, v, segments, bias)
+    return out, (*saved, segments, bias)
 
 
 def _ring_backward(options: Options, saved, d_out):
@@ -99,7 +97,7 @@ def _numbers(plan: _Plan) -> jax.Array:
 
 
 def _local_forward(plan: _Plan, number, q_BtNH, k_BsKH, v_BsKH, segments, bias_NtS):
-    """One device's queries, keys, values, result and log-sums, as the backward pass needs them: in the ring's order."""
+    """One device's queries: their result, and what the backward pass needs, in the order of the ring."""
     me = number[0]
     deal = partial(_deal, plan, me)
     q = group(deal(q_BtNH), k_BsKH.shape[2], plan.options.scale)
@@ -133,12 +131,8 @@ def _local_forward(plan: _Plan, number, q_BtNH, k_BsKH, v_BsKH, segments, bias_N
             (state, moving), _ = lax.scan(step, (state, moving), jnp.arange(1, plan.turns))
         state = use(state, moving, plan.turns)
     out, log_sum = state
-    return q, k, v, out.astype(q.dtype), log_sum[..., 0]
-
-
-def _in_order(plan: _Plan, number, out_BKGtH):
-    """One device's result [B, t, N, H] in the natural order."""
-    return _deal(plan, number[0], ungroup(out_BKGtH), back=True)
+    out = out.astype(q.dtype)
+    return deal(ungroup(out), back=True), (q, k, v, out, log_sum[..., 0])
 
 
 def _local_backward(plan: _Plan, number, q, k, v, out, log_sum, segments, bias_NtS, d_out_BtNH):

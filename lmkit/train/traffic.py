@@ -9,8 +9,7 @@
 | data, expert, context, stage | each device's shard of the gradients summed, where they have the same ones | once |
 | tensor | the stream gathered before, scattered after sub-layers | forward, its gradient backward, what remat repeats |
 | tensor | rows of the embedding, the stream before the head, the loss's sums | forward and backward |
-| context | keys and values round the ring | forward, backward, and again with remat, but for dots |
-| context | places exchanged for heads | forward, backward, and again with remat |
+| context | keys and values round the ring, or places exchanged for heads | forward, backward, and again with remat |
 | expert | tokens to their experts and back | the same |
 | stage | the stream handed on, a micro-batch at a time | forward and backward |
 | all | gradients of what every device has whole (norms, biases) summed | once |
@@ -148,13 +147,12 @@ def _of_context(
     """Attention over sequences that are split."""
     if (context := sizes.get("context", 1)) == 1:
         return
-    ring = part.context_attention is ContextAttention.ring
-    again = 2 + (part.remat not in ((Remat.none, Remat.dots) if ring else (Remat.none,)))
+    again = 2 + (part.remat is not Remat.none)
     for length, layers, joins in stack_lengths(experiment, part):
         share = _rows(experiment, sizes) * length / context * part.head_size / sizes.get("tensor", 1)
         keys, heads = 2 * share * part.kv_heads, share * part.num_heads
         for layer in range(layers):
-            if not ring:
+            if part.context_attention is ContextAttention.all_to_all:
                 moved = (2 * heads + keys) * itemsize * again * (joins - 1) * (context - 1) / context
                 yield Least(("context",), "all-to-all", moved, "attention: places for heads")
                 continue

@@ -12,11 +12,10 @@ import pytest
 from helpers import tiny_experiment
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.model import ContextAttention, Remat
+from lmkit.config.model import ContextAttention
 from lmkit.config.sections import MeshConfig
 from lmkit.data.loader import array_sharding
 from lmkit.nn.attend import attend
-from lmkit.nn.stack import POLICIES
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
 from lmkit.train.setup import lower_step, setup_mesh
@@ -135,23 +134,6 @@ def test_a_window_asks_only_its_neighbours() -> None:
     assert count[60] < count[120], count  # the second turn is a loop of its own
     text = compiled(512, 8, window=60).as_text()
     assert " while(" not in text
-
-
-def test_with_dots_keys_go_round_once_forward() -> None:
-    """The result and its log-sums are kept, so the backward pass begins where it would without remat."""
-    mesh = mesh_of(context=4)
-    q = jax.ShapeDtypeStruct((1, 64, 4, 8), jnp.float32, sharding=sharding_of(Q, mesh))
-
-    def sent(remat: Remat) -> int:
-        def total(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.square(attend(q, k, v, causal=False)))
-
-        if remat is not Remat.none:
-            total = jax.checkpoint(total, policy=POLICIES[remat])
-        with jax.set_mesh(mesh):
-            return str(jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(q, q, q)).count("ppermute[")
-
-    assert sent(Remat.dots) == sent(Remat.none) < sent(Remat.full)
 
 
 def test_what_cannot_be_split_is_refused() -> None:
