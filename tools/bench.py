@@ -108,7 +108,9 @@ def main() -> None:
         for rate in rates if known is None else []:
             keep(args.out, "rates", began | {"dtype": point.dtype} | rate)
         print("\n" + terminal(kept) + "\n", flush=True)
-        write_page(args.out / "report.html", [one for one in records(args.out, "train") if one.get("run") == began["run"]])
+        write_page(
+            args.out / "report.html", [one for one in records(args.out, "train") if one.get("run") == began["run"]]
+        )
     print(args.out / "report.html")
     if all("error" in row for row in kept):
         raise SystemExit("bench: no row has a figure")
