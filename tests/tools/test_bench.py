@@ -129,6 +129,13 @@ def test_a_row_that_fails_says_why(tmp_path: Path, says: str, reason: str) -> No
     assert row.result() == {"name": "x", "error": reason}
 
 
+def test_a_step_below_a_tick_takes_time(tmp_path: Path) -> None:
+    row = Row("x", [sys.executable, "-c", PEER.replace("3_000_000", "30_000")], tmp_path, Setting("T")).ready()
+    for _ in range(3):
+        row.chunk(1)
+    assert 0 < row.result()["cpu_s_min"] < 0.01
+
+
 def test_sweeps_have_their_points() -> None:
     points = points_of("model.remat=none,full", "S", "fp32", 0)
     assert [(one.name, one.keys) for one in points] == [
