@@ -13,10 +13,12 @@ import jax
 import orbax.checkpoint.experimental.v1 as orbax_v1
 
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
+from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections import Best, CheckpointConfig
 from lmkit.nn.tree import divide, flat, union
 from lmkit.parallel import hosts
+from lmkit.parallel.devices import platform
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
 ocp: Any = orbax_v1  # its annotations refuse what it documents: pathlib paths, its own policies
@@ -58,6 +60,7 @@ class Checkpoints:
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
         )
+        self._snapshot = Snapshot()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -65,15 +68,18 @@ class Checkpoints:
         """Steps that have a committed checkpoint, ascending."""
         return [c.step for c in self._checkpointer.checkpoints]
 
-    def save(self, step: int, state: Any, value: float | None = None) -> None:
+    def save(self, step: int, state: Any, value: float | None = None, *, last: bool = False) -> None:
         """Starts saving; `value` is that of best_metric. The state may be donated as soon as this returns.
 
-        Waits for the save before it, and raises CheckpointError where that one failed.
+        Waits for the save before it, and raises CheckpointError where that one failed. `last`: no step comes after
+        this save, so on a CPU the state is not copied (lmkit/checkpoint/snapshot.py).
         """
         self.wait()
         if step in self.steps():
             return
         state = {name: part for name, part in state.items() if name not in self.without}
+        if platform() == "cpu" and not last:
+            state = self._snapshot.of(state)
         metrics = None if value is None or math.isnan(value) else {self.config.best_metric: value}
         try:
             response = self._checkpointer.save_async(step, state, metrics=metrics)

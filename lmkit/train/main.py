@@ -168,8 +168,9 @@ class Loop:
                     start = time.perf_counter()
                     with self.watch.pause(f"the evaluation or save at step {step}"):
                         value = self._evaluate(bar, state, step, last) if evaluating else None
-                        if saving or self.best.exhausted:
-                            self.checkpoints.save(step, state, value)
+                        ending = last or self.best.exhausted
+                        if saving or ending:
+                            self.checkpoints.save(step, state, value, last=ending)
                     self.meter.pause(time.perf_counter() - start)
             self._log(bar, pending)
             if self.best.exhausted:
@@ -177,7 +178,7 @@ class Loop:
                 bar.say(f"stopped early: {name} has been best at step {self.best.step}, {since} evaluations ago")
             if self.stop.signal is not None:  # whenever it came, during an evaluation too
                 with self.watch.pause(f"the save at step {step}"):
-                    self.checkpoints.save(step, state)
+                    self.checkpoints.save(step, state, last=True)
         return state, step
 
     def _log(self, bar: Bar, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
