@@ -21,7 +21,7 @@ class Snapshot:
         self._again: Callable | None = None
 
     def of(self, state: Any) -> Any:
-        """Arrays equal to those of `state`, good until the next call. Every call's state has the shapes of the first."""
+        """Arrays equal to those of `state`, good until the next call; its shapes are those of the first call."""
         shardings = jax.tree.map(lambda array: array.sharding, state)
         if self._again is None:
             self._copy = jax.jit(_copied, out_shardings=shardings)(state)
