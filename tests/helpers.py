@@ -13,11 +13,10 @@ from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import GPTConfig
 from lmkit.models import GPT
-from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
+from lmkit.train.setup import lower_step
 from lmkit.train.state import Blueprint, State, init_state, make_blueprint
-from lmkit.train.step import make_train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"vocab_size": 256, "num_layers": 2, "num_heads": 4, "embed_dim": 64}
@@ -65,15 +64,11 @@ def train_steps(experiment: Experiment, steps: int, num_devices: int = 8) -> tup
     mesh = build_mesh(experiment.mesh, jax.devices()[:num_devices])
     blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     state = init_state(blueprint, experiment.run.seed)
-    step = make_train_step(
-        blueprint, build_objective(experiment.objective), accumulate=experiment.train.accumulate_steps, seed=0
-    )
     sharding = sharding_of(("batch", "seq"), mesh)
     batches = [jax.device_put(random_batch(number), sharding) for number in range(steps)]
     losses = []
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
-        compiled = jitted.lower(blueprint.shapes, batches[0]).compile()
+        compiled = lower_step(experiment, blueprint, batches[0]).compile()
         for batch in batches:
             state, metrics = compiled(state, batch)
             losses.append(float(metrics["loss"]))

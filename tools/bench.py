@@ -13,8 +13,8 @@ report.html beside it; tools/bench_docs.py puts the figures into docs/performanc
 """
 
 import argparse
-import importlib.util
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     add("--lmkit", action="append", default=[], help="NAME=KEYS: a row of lmkit with these keys")
     add("--peer", action="append", default=[], help="NAME=COMMAND")
     add("--peer-dir", default=".", help="where peers run")
+    add("--peer-python", default=sys.executable, help="the python of their commands; PyTorch need not be in lmkit's")
     add("--sweep", action="append", default=[], help=f"KEY=v1,v2,... or one of {', '.join(NAMES)}; one after the other")
     add("--tokens", type=int, default=32768, help="a step, in the sweep over the sequence")
     add("--init", default="reference", choices=["reference", "own"], help="lmkit's weights: the peers', or its own")
@@ -75,12 +76,18 @@ def jobs_of(args: argparse.Namespace, point: Point) -> list[Job]:
         jobs.append(Job("lmkit", name, [*WORKER, f"--init={args.init}", *shlex.split(keys), *point.keys], ROOT))
     for spec in args.peer if not point.keys else []:  # peers know no keys of lmkit
         name, _, command = spec.partition("=")
-        words = [sys.executable if word == "python" else word for word in shlex.split(command)]
-        if "torch" in command and importlib.util.find_spec("torch") is None:
-            print(f"bench: {name} is left out: torch is not installed")
+        words = [args.peer_python if word == "python" else word for word in shlex.split(command)]
+        if "torch" in command and not has_torch(args.peer_python):
+            print(f"bench: {name} is left out: torch is not installed in {args.peer_python}")
             continue
         jobs.append(Job("peer", name, words, Path(args.peer_dir).resolve()))
     return jobs
+
+
+def has_torch(python: str) -> bool:
+    """Whether PyTorch is installed beside this interpreter."""
+    question = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    return subprocess.run([python, "-c", question]).returncode == 0
 
 
 def known_rates(args: argparse.Namespace, dtype: str) -> list[Record] | None:
@@ -96,7 +103,7 @@ def main() -> None:
         points = [one for sweep in args.sweep for one in points_of(sweep, args.config, args.dtype, args.tokens)]
     except ValueError as error:
         raise SystemExit(f"bench: {error}") from error
-    turns = Turns(args.rounds, args.steps, args.warm, args.profile, time.time() + args.seconds)
+    turns = Turns(args.rounds, args.steps, args.warm, args.profile, time.time() + args.seconds, args.peer_python)
     began, kept = stamp() | {"threads": args.threads, "rounds": args.rounds}, []
     began |= ({"run": args.run} if args.run else {}) | ({"rehearsed": True} if args.rehearse else {})
     for point in points or [Point("", "", [], args.config, args.dtype)]:

@@ -103,7 +103,11 @@ def main() -> None:
             "device": None if platform() == "cpu" else facts["device"], "prompt": args.prompt, "new": args.new, **found,
             "figures": {"batch": batch} | {name: float(f"{value:.4g}") for name, value in found.items()},
         }  # fmt: skip
-        keep(args.out, "decode", record | ({"rehearsed": True} if args.rehearse or args.config != "G1B3" else {}))
+        keep(
+            args.out,
+            "decode",
+            record | ({"rehearsed": True} if args.rehearse or (platform() != "cpu" and args.config != "G1B3") else {}),
+        )
         told = f"{found['tokens_per_sec']:.1f} tokens/s, the limit is {found['limit_tokens_per_sec']:.1f}"
         print(f"batch {batch}: {told} ({found['share']:.0%})", flush=True)
 

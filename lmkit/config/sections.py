@@ -9,6 +9,14 @@ from typing import ClassVar
 from lmkit.config.base import ConfigError, Section, key
 
 
+class Products(Enum):
+    """The library that multiplies matrices on a CPU. `auto`: oneDNN in runs of a minute or more, where jax calls it."""
+
+    auto = 0
+    xla = 1
+    onednn = 2
+
+
 @dataclass
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
@@ -20,6 +28,9 @@ class RunConfig(Section):
     seed: int = key(0, "root of all randomness: initialisation, sample order, dropout", at_least=0)
     cpu_devices: int = key(
         0, "pretend that the CPU is so many devices (per process), to try a mesh; 0 = off", at_least=0
+    )
+    cpu_products: Products = key(
+        Products.auto, "library of the train step's products on a CPU; oneDNN's are not cached"
     )
     compile_cache: str = key("auto", "folder of compiled programs; auto = the user's cache folder, '' = off")
 

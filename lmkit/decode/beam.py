@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, put_batch, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
 from lmkit.nn.cache import Cache, cache_specs, take_rows
+from lmkit.parallel.compiler import jit
+from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import current_spec, on_each_device, reshard
 
 _NEVER = -1.0e9  # added to a score that must not win: larger than any, small enough to keep the order of ties
@@ -43,8 +45,9 @@ class BeamSearch:
         self.decoder, self.beams = decoder, beams
         self.length_penalty, self.early_stopping = length_penalty, early_stopping
         self._penalty = decoder.sampling.repetition_penalty
-        self._prefill = jax.jit(self._prefill_rows, static_argnames=("length", "limit"))
-        self._step = jax.jit(self._step_rows, donate_argnums=1)
+        here = platform_of(decoder.mesh)
+        self._prefill = jit(self._prefill_rows, here, static_argnames=("length", "limit"))
+        self._step = jit(self._step_rows, here, donate_argnums=1)
 
     def search(self, params: Any, prompts: Prompts, *, max_new_tokens: int) -> list[list[tuple[list[int], float]]]:
         """The finished beams of every row, the best first: (new tokens without the one that ended them, score).

@@ -17,6 +17,8 @@ from lmkit.config.mesh import batch_shards
 from lmkit.config.model import Position
 from lmkit.decode.sampling import Sampling, choose
 from lmkit.nn.cache import Cache
+from lmkit.parallel.compiler import jit
+from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
 
 NOTHING = -1  # what a row that has ended says
@@ -138,8 +140,8 @@ class Decoder:
         self.merge, self.mesh, self.limit = merge, mesh, position_limit(config)
         self.sampling, self.end_ids = sampling, tuple(end_ids)
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
-        self._prefill = jax.jit(self._prefill_rows, static_argnames="length")
-        self._step = jax.jit(self._step_rows, donate_argnums=1)
+        self._prefill = jit(self._prefill_rows, platform_of(mesh), static_argnames="length")
+        self._step = jit(self._step_rows, platform_of(mesh), donate_argnums=1)
 
     def stream(self, params: Any, prompts: Prompts, *, max_new_tokens: int, seed: int = 0) -> Iterator[np.ndarray]:
         """The next token of every row [B], again and again; NOTHING for rows that have ended before.

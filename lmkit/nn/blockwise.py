@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from lmkit.nn.product import contract
+
 _MASKED = -0.7 * float(jnp.finfo(jnp.float32).max)  # finite: a row that sees nothing gives 0, not NaN
 _MAX_BLOCKS, _MIN_BLOCK = 8, 128  # smaller ones save little and compile longer
 _MAX_SCORES = 2**20  # of a head that exist at once: where there are more, blocks run in pieces, one after the other
@@ -202,7 +204,7 @@ def _attend_rows(q, k, v, segments, bias, options: Options, base: Any) -> tuple[
     weights = jnp.exp(scores - top)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     flat = weights.reshape(*weights.shape[:2], -1, weights.shape[-1]).astype(v.dtype)
-    out = jnp.einsum("BKts,BKsH->BKtH", flat, v, preferred_element_type=jnp.float32)
+    out = contract("BKts,BKsH->BKtH", flat, v)
     out = out.reshape(*weights.shape[:4], -1) / total
     return out if mask is None else jnp.where(top > _MASKED, out, 0.0), top + jnp.log(total)
 
@@ -263,20 +265,19 @@ def backward(q, k, v, segments, bias_NTS, d_out, shared, log_sum, options: Optio
 
 def _gradients(q, k, v, segments, bias, d_out, shared, log_sum, options: Options, base: Any) -> tuple[Any, Any, Any]:
     """What a few queries add: d_q, (d_k, d_v), and the bias's own gradient or None."""
-    product = partial(jnp.einsum, preferred_element_type=jnp.float32)
     scores, mask, capped = _scores(q, k, segments, bias, options, base)
     weights = jnp.exp(scores - log_sum)
     weights = weights if mask is None else jnp.where(mask, weights, 0.0)  # of a row that sees nothing, too
     flat_out = d_out.reshape(*d_out.shape[:2], -1, d_out.shape[-1])
-    d_weights = product("BKtH,BKsH->BKts", flat_out, v).reshape(weights.shape)
+    d_weights = jnp.einsum("BKtH,BKsH->BKts", flat_out, v, preferred_element_type=jnp.float32).reshape(weights.shape)
     d_scores = weights * (d_weights - shared)
     if capped is not None:
         d_scores *= 1.0 - jnp.square(capped)
     d_bias = None if bias is None else jnp.sum(d_scores, axis=0).reshape(-1, *d_scores.shape[3:])
     flat = d_scores.reshape(*d_scores.shape[:2], -1, d_scores.shape[-1]).astype(q.dtype)
     flat_weights, flat_q = weights.reshape(flat.shape).astype(q.dtype), q.reshape(*q.shape[:2], -1, q.shape[-1])
-    d_q = product("BKts,BKsH->BKtH", flat, k) * options.scale
-    d_k, d_v = product("BKts,BKtH->BKsH", flat, flat_q), product("BKts,BKtH->BKsH", flat_weights, flat_out)
+    d_q = contract("BKts,BKsH->BKtH", flat, k) * options.scale
+    d_k, d_v = contract("BKts,BKtH->BKsH", flat, flat_q), contract("BKts,BKtH->BKsH", flat_weights, flat_out)
     return d_q.reshape(d_out.shape), (d_k, d_v), d_bias
 
 

@@ -21,6 +21,24 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def activate(kind: Activation, x: jax.Array) -> jax.Array:
+    """An activation of `x` in its dtype, computed in float32 and rounded once; for the backward pass `x` alone is kept."""
+    return ACTIVATIONS[kind](x.astype(jnp.float32)).astype(x.dtype)
+
+
+def _forward(kind, x):
+    return activate(kind, x), x
+
+
+def _backward(kind, x, d_y):
+    back = jax.vjp(ACTIVATIONS[kind], x.astype(jnp.float32))[1]
+    return (back(d_y.astype(jnp.float32))[0].astype(x.dtype),)
+
+
+activate.defvjp(_forward, _backward)
+
+
 class MLP(nnx.Module):
     """down(activation(up(x))), or down(activation(gate(x)) * up(x)) (Shazeer 2020, equation 6) when gated."""
 
@@ -34,11 +52,11 @@ class MLP(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout."""
-        activate = ACTIVATIONS[self.activation]
+        kind = self.activation
         inner = (*gathered_dims(x_BTD.shape[1])[:2], "mlp")
         up_BTF = self.up(x_BTD, out=inner)
         if self.gate is None:
-            hidden_BTF = activate(up_BTF)
+            hidden_BTF = activate(kind, up_BTF)
         else:
-            hidden_BTF = activate(self.gate(x_BTD, out=inner)) * up_BTF
+            hidden_BTF = activate(kind, self.gate(x_BTD, out=inner)) * up_BTF
         return self.down(hidden_BTF, out=residual_dims(x_BTD.shape[1]))

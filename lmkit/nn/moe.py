@@ -15,7 +15,7 @@ from lmkit.config.model import TransformerConfig
 from lmkit.config.sections import ParamKind
 from lmkit.nn.attention import Places
 from lmkit.nn.linear import Linear
-from lmkit.nn.mlp import ACTIVATIONS, MLP
+from lmkit.nn.mlp import MLP, activate
 from lmkit.nn.param import param
 from lmkit.parallel.expert import dropless, with_capacity
 from lmkit.parallel.rules import current_spec, gathered_dims, on_each_device, residual_dims, seq_dim, split_axes
@@ -71,7 +71,7 @@ class MoE(nnx.Module):
         kernels = [self.up[...], None if self.gate is None else self.gate[...], self.down[...]]
         kernels = [None if kernel is None else kernel.astype(x_BTD.dtype) for kernel in kernels]
         args = (x_BTD, weights_BTk, choices_BTk, *kernels)
-        local = partial(_on_device, ACTIVATIONS[self.config.activation], self.config.num_experts, capacity)
+        local = partial(_on_device, partial(activate, self.config.activation), self.config.num_experts, capacity)
         if jax.sharding.get_abstract_mesh().empty:
             return local(frozenset(), *args)
         axes, out = set(split_axes()), residual_dims(x_BTD.shape[1])

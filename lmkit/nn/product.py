@@ -1,8 +1,10 @@
-"""x W on one CPU, forward and backward in the forms that XLA's CPU library is fast in.
+"""x W on one CPU, forward and backward in the forms that the library which XLA calls there is fast in.
 
-Measured on an Intel Xeon with AMX, jax 0.10.2 and 0.12, GFLOP/s a core (docs/performance.md): bfloat16 operands with
-float32 sums run at 450 to 860 where both lie in memory as the product reads them, at 100 to 150 in every other form.
-In float32 the gradient of a matrix with more rows than columns runs at 106, its transpose at 155.
+Measured on an Intel Xeon with AMX, GFLOP/s a core (docs/performance.md). XLA's own library: bfloat16 operands with
+float32 sums run at 450 to 860 where both lie in memory as the product reads them, at 100 to 150 in every other form;
+in float32 the gradient of a matrix with more rows than columns runs at 106, its transpose at 155. oneDNN, where XLA
+calls it (parallel/compiler.py), is fast in every form whose result has its operands' dtype: 350 to 1,400 in bfloat16.
+It sums in float32, and rounds once; asked for the sums themselves, XLA would make operands of float32 first.
 """
 
 import jax
@@ -10,15 +12,22 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from lmkit.parallel.compiler import onednn
+
 
 def transposed(x: jax.Array) -> jax.Array:
     """[n, m] to [m, n], written anew: without the constraint a product would be handed the old bytes to walk across."""
     return with_layout_constraint(x.T, Layout((0, 1)))
 
 
+def contract(equation: str, a: jax.Array, b: jax.Array) -> jax.Array:
+    """`jnp.einsum` to float32, for what may be rounded to the operands' dtype on the way: oneDNN does."""
+    return jnp.einsum(equation, a, b, preferred_element_type=None if onednn() else jnp.float32).astype(jnp.float32)
+
+
 def dot(a_nm: jax.Array, b_mk: jax.Array) -> jax.Array:
-    """[n, m] [m, k] to float32 [n, k]."""
-    return lax.dot_general(a_nm, b_mk, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    """[n, m] [m, k] to [n, k], as `contract`."""
+    return contract("nm,mk->nk", a_nm, b_mk)
 
 
 @jax.custom_vjp
@@ -43,6 +52,8 @@ def _backward(saved, d_nO):
 
 def _gradients(x_nI, kernel_IO, d_nO):
     """Of x and of the kernel, this one in float32."""
+    if onednn():
+        return contract("nO,IO->nI", d_nO, kernel_IO).astype(x_nI.dtype), over_rows(x_nI, d_nO)
     if x_nI.dtype != jnp.float32:
         return dot(d_nO, transposed(kernel_IO)).astype(x_nI.dtype), dot(transposed(x_nI), d_nO)
     d_x = lax.dot_general(d_nO, kernel_IO, (((1,), (1,)), ((), ())))
@@ -52,8 +63,8 @@ def _gradients(x_nI, kernel_IO, d_nO):
 
 
 def over_rows(a_nm: jax.Array, b_nk: jax.Array) -> jax.Array:
-    """[n, m] and [n, k] to the sum over n, float32 [m, k]."""
-    return lax.dot_general(a_nm, b_nk, (((0,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    """[n, m] and [n, k] to the sum over n, [m, k], as `contract`."""
+    return contract("nm,nk->mk", a_nm, b_nk)
 
 
 cpu_product.defvjp(_forward, _backward)

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.nn.product import dot, over_rows, transposed
+from lmkit.nn.product import contract, dot, over_rows, transposed
+from lmkit.parallel.compiler import onednn
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
 
@@ -190,9 +191,9 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     d_head, d_bias = d_weights
     d_bias = None if d_bias is None else d_bias + jnp.sum(d_logits, axis=0)
     d_logits = d_logits.astype(hidden_nD.dtype)
-    d_hidden = lax.dot_general(d_logits, head_VD, (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+    d_hidden = contract("nV,VD->nD", d_logits, head_VD)
     # [D, V] and then transposed: XLA's CPU library is twice as fast on this side of the product
-    flip = platform() == "cpu" and hidden_nD.dtype != jnp.float32
+    flip = platform() == "cpu" and hidden_nD.dtype != jnp.float32 and not onednn()
     d_head_DV = dot(transposed(hidden_nD), d_logits) if flip else over_rows(hidden_nD, d_logits)
     d_head += lax.optimization_barrier(d_head_DV).T
     return (sums, (d_head, d_bias)), d_hidden

@@ -29,5 +29,15 @@ def setup_cpu(run: RunConfig, devices: int = 1) -> None:
 def platform() -> str:
     """cpu, gpu or tpu: of the mesh in the context, whose devices may be far away, else of the devices here."""
     mesh = jax.sharding.get_abstract_mesh()
-    name = jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+    return _plain(
+        jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
+    )
+
+
+def platform_of(mesh: jax.sharding.Mesh | None) -> str:
+    """cpu, gpu or tpu: of the devices of a mesh; without one, of those here."""
+    return _plain(jax.default_backend() if mesh is None else mesh.devices.flat[0].platform)
+
+
+def _plain(name: str) -> str:
     return "gpu" if name in ("cuda", "rocm") else name

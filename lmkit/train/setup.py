@@ -1,5 +1,6 @@
 """From a configuration to everything the loop needs, in the order in which mistakes are cheapest."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -14,14 +15,18 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.mesh import check_mesh
 from lmkit.config.patterns import covers
 from lmkit.config.process import release_memory
+from lmkit.config.sections import Products
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel import hosts
+from lmkit.parallel.devices import platform_of
 from lmkit.parallel.mesh import build_mesh
 from lmkit.train.start import load_base, load_start, record_base
 from lmkit.train.state import Blueprint, State, init_state
 from lmkit.train.step import make_eval_step, make_train_step
+
+_LONG_FLOPS = 1e13  # of a run, a minute on two cores: from there on oneDNN saves more time than a compilation takes
 
 
 class Programs(NamedTuple):
@@ -44,15 +49,32 @@ def lower_step(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> A
     objective, accumulate = build_objective(experiment.objective), experiment.train.accumulate_steps
     step = make_train_step(blueprint, objective, accumulate=accumulate, seed=experiment.run.seed)
     with jax.set_mesh(blueprint.mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(blueprint.shardings, None))
+        with_onednn = use_onednn(experiment, blueprint, shapes)
+        places = (blueprint.shardings, None)
+        jitted = blueprint.jit(step, with_onednn=with_onednn, donate_argnums=0, out_shardings=places)
         return jitted.lower(blueprint.shapes, shapes)
+
+
+def use_onednn(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> bool:
+    """What run.cpu_products stands for here. It follows from the experiment, so a resumed run goes on as it began.
+
+    Raises ConfigError where oneDNN is asked for and not to be had.
+    """
+    asked = experiment.run.cpu_products
+    if asked is Products.xla or not blueprint.has_onednn:
+        if asked is Products.onednn:
+            where = f"jax {jax.__version__} on {platform_of(blueprint.mesh)}"
+            raise ConfigError(f"run.cpu_products=onednn: {where} does not call it; take jax 0.12 or newer, or auto")
+        return False
+    tokens = max(math.prod(array.shape[:2]) for array in shapes.values()) * experiment.train.steps
+    return asked is Products.onednn or 6.0 * blueprint.num_params * tokens >= _LONG_FLOPS
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:
     """Compiles the train step, once, from the shapes of a batch. The evaluation step compiles at its first use."""
     compiled = lower_step(experiment, blueprint, shapes).compile()
-    memory = program_bytes(compiled.memory_analysis(), blueprint.mesh.devices.flat[0].platform)
-    evaluate = jax.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
+    memory = program_bytes(compiled.memory_analysis(), platform_of(blueprint.mesh))
+    evaluate = blueprint.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
     release_memory()
     return Programs(compiled, evaluate, memory)
 

@@ -6,6 +6,7 @@
 """
 
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.base import ConfigError
 from lmkit.config.finetune import LoraConfig
-from lmkit.config.model import ModelConfig
+from lmkit.config.model import DType, ModelConfig
 from lmkit.config.patterns import matching
 from lmkit.config.sections import OptimConfig
 from lmkit.models import build_model
@@ -25,6 +26,8 @@ from lmkit.nn.lora import add_lora, is_adapter
 from lmkit.nn.param import ParamSpec, param_specs
 from lmkit.nn.tree import divide, flat, union
 from lmkit.optim.build import Optim, build_optim
+from lmkit.parallel.compiler import has_onednn, jit
+from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import sharding_of
 
 State = dict[str, Any]
@@ -75,6 +78,16 @@ class Blueprint:
         """The same on another mesh. Raises ConfigError where it does not divide a parameter."""
         shardings, shapes = _laid_out(self.shapes, self.specs, self.trainable, self.optim, mesh)
         return replace(self, mesh=mesh, shardings=shardings, shapes=shapes)
+
+    @property
+    def has_onednn(self) -> bool:
+        """Whether the mesh is of CPUs on which XLA can call oneDNN for this model's products."""
+        bfloat16 = any(part.dtype is DType.bfloat16 for part in self.model_config.parts().values())
+        return platform_of(self.mesh) == "cpu" and has_onednn(bfloat16)
+
+    def jit(self, function: Callable, **options: Any) -> Any:
+        """A program on this mesh; `options` as in parallel/compiler.py."""
+        return jit(function, platform_of(self.mesh), **options)
 
     def merge(self, *params: Any) -> nnx.Module:
         """The model with the parameters of these trees, which together are all; free at trace time."""
@@ -155,7 +168,7 @@ def _is_masked(leaf: Any) -> bool:
 
 def init_state(blueprint: Blueprint, seed: int) -> State:
     """A fresh state. Each device makes its own shards; no host ever holds the whole."""
-    init = jax.jit(
+    init = blueprint.jit(
         lambda key: _init(
             blueprint.model_config, blueprint.lora, blueprint.trainable, blueprint.optim, blueprint.ema, key
         ),

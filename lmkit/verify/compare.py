@@ -63,7 +63,7 @@ def run_step(experiment: Experiment, model: Any, batch: Arrays, mesh: jax.shardi
 
     with jax.set_mesh(mesh):
         places = (blueprint.shardings, blueprint.shardings["params"], None)
-        compiled = jax.jit(step, out_shardings=places).lower(state, arrays).compile()
+        compiled = blueprint.jit(step, out_shardings=places).lower(state, arrays).compile()
         new, grads, loss = compiled(state, arrays)
     return Result(float(loss), _host(grads), _moved(blueprint, state, new), compiled.as_text() or "", blueprint)
 

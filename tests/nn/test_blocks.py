@@ -12,12 +12,23 @@ from lmkit.config.model import Activation, Norm, Position, Remat, ResidualInit
 from lmkit.config.sections import ParamKind
 from lmkit.nn.dropout import dropout
 from lmkit.nn.linear import Linear
-from lmkit.nn.mlp import MLP
+from lmkit.nn.mlp import ACTIVATIONS, MLP, activate
 from lmkit.nn.norm import LayerNorm, RMSNorm
 from lmkit.nn.param import param_specs
 from lmkit.nn.position import apply_rope, rope_table
 
 TOKENS = jnp.asarray(random_batch(0, rows=2, seq=32)["inputs"])
+
+
+@pytest.mark.parametrize("kind", list(Activation))
+def test_an_activation_is_rounded_once_and_keeps_its_input_alone(kind: Activation) -> None:
+    x = jnp.linspace(-4, 4, 1001)
+    y, back = jax.vjp(lambda x: activate(kind, x), x.astype(jnp.bfloat16))
+    exact, exact_back = jax.vjp(ACTIVATIONS[kind], x.astype(jnp.bfloat16).astype(jnp.float32))
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+    ones = jnp.ones(1001)
+    np.testing.assert_array_equal(back(ones.astype(jnp.bfloat16))[0], exact_back(ones)[0].astype(jnp.bfloat16))
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(back)] == [((1001,), jnp.bfloat16)]
 
 
 def test_layer_norm_has_mean_0_and_variance_1() -> None:

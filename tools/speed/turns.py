@@ -13,7 +13,7 @@ from speed.records import ROOT, Record
 from speed.rows import Row, Setting
 from speed.tables import derived
 
-RATES = [sys.executable, str(ROOT / "tools" / "bench_rates.py")]
+RATES = str(ROOT / "tools" / "bench_rates.py")
 _LEAST_SEC = 5.0  # for an answer
 
 
@@ -34,6 +34,7 @@ class Turns(NamedTuple):
     warm: bool = False  # start each row again, with its compile cache filled
     profile: Path | None = None
     until: float = float("inf")  # time.time() after which no round begins, and no row has longer than a few seconds
+    peer_python: str = sys.executable  # where PyTorch is
 
 
 def measure(
@@ -47,8 +48,13 @@ def measure(
             flags = [f"--cache={cache}"] if job.kind == "lmkit" and turns.warm else []
             return _row(job.name, [*job.command, *flags], job.folder, setting, turns, TORCHINDUCTOR_CACHE_DIR=cache)
 
-        libraries = [] if rates else ["jax", *(["torch"] if any("torch" in " ".join(j.command) for j in jobs) else [])]
-        machine = [_row(f"{lib} rates", [*RATES, "--lib", lib], ROOT, setting, turns) for lib in libraries]
+        pythons = {} if rates else {"jax": sys.executable}
+        if pythons and any("torch" in " ".join(job.command) for job in jobs):
+            pythons["torch"] = turns.peer_python
+        machine = [
+            _row(f"{library} rates", [python, RATES, "--lib", library], ROOT, setting, turns)
+            for library, python in pythons.items()
+        ]
         rows = [row.ready() for row in [start(job) for job in jobs]]
         for row in machine:
             row.ready()
