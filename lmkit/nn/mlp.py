@@ -23,7 +23,7 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
-    """An activation of `x` in its dtype, computed in float32 and rounded once; for the backward pass `x` alone is kept."""
+    """An activation of `x` in its dtype, computed in float32 and rounded once; the backward pass keeps `x` alone."""
     return ACTIVATIONS[kind](x.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -79,7 +79,7 @@ cpu_product.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def cpu_scaled(x_nD: jax.Array, scale_D: jax.Array) -> jax.Array:
-    """x * scale in float32. The scale's gradient is a product with ones: XLA's own sum over rows takes ten times as long."""
+    """x * scale in float32. The scale's gradient is a product with ones: summing the rows takes ten times as long."""
     return x_nD * scale_D
 
 

@@ -11,7 +11,7 @@ dtype, all by formula (tests/plan holds them against what jax keeps of the real 
 | dots | and q, k, v, attention's result before its projection, its weights' log-sum, the MLP's inner products:
 c t (2 D + (2 N + 2 K) H + (1 or 2) F) + 4 t N |
 | none | of each norm three float32 copies of the stream; q, k, v, attention's result, its weights' log-sum;
-of the MLP what its activation needs; the normed stream; a copy of the weights in the compute dtype |
+of the MLP 2 or 4 arrays of width F; the normed stream; a copy of the weights in the compute dtype |
 
 The stream is split over `tensor` along the sequence, heads and F are split over it as such; what goes into attention
 and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multiply t by those that a token goes to.
@@ -19,16 +19,10 @@ and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multi
 
 from typing import NamedTuple
 
-from lmkit.config.model import Activation, ContextAttention, Kernel, NormOrder, Remat, TransformerConfig
+from lmkit.config.model import ContextAttention, Kernel, NormOrder, Remat, TransformerConfig
 from lmkit.nn.blockwise import scores_at_once
 
 _F32 = 4
-# Arrays of width F that the backward pass of an ungated MLP needs, the last product's input too; gated: two more.
-_KEPT = {
-    Activation.gelu: 4, Activation.gelu_tanh: 6, Activation.silu: 4, Activation.relu: 2, Activation.relu2: 3,
-    Activation.quick_gelu: 4,
-}  # fmt: skip
-_SIGNS = (Activation.relu, Activation.relu2)  # which need a boolean of that width, too
 
 
 class Share(NamedTuple):
@@ -98,8 +92,8 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
 
 def _mlp(part: TransformerConfig, share: Share) -> float:
     """Of the MLP or the experts, a token."""
-    arrays = _KEPT[part.activation] + 2 * part.gated
-    inner = part.mlp_size * (arrays * share.itemsize + (part.activation in _SIGNS)) / share.tensor
+    # the activation's input and the last product's; gated: the other factor and the activation's result, too
+    inner = part.mlp_size * 2 * (1 + part.gated) * share.itemsize / share.tensor
     if not part.num_experts:
         return inner
     chosen = share.copies(part)

@@ -82,14 +82,16 @@ def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunD
     }
 
 
-def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: int) -> None:
-    """What the compiler says the step needs. Raises ConfigError where a known device has less."""
+def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: int, with_onednn: bool) -> None:
+    """What the compiler says the step needs, and what multiplies. Raises ConfigError where a known device has less."""
     expected = receipt["expected"]
     expected["memory_bytes"] = memory_bytes
     if receipt["devices"]["kind"] == "cpu":  # there the process holds it, beside the interpreter and the compiler
         expected["memory_bytes"] += memory_now()["memory/host_bytes"] - expected["state_bytes"]
+        receipt["devices"]["products"] = "onednn" if with_onednn else "xla"
     check_fits(known_hardware(config, receipt["devices"]["kind"]), memory_bytes)
-    console.print(f"compiled the step: {size(memory_bytes)} a device at its peak", style="dim")
+    library = ", products by oneDNN" if with_onednn else ""
+    console.print(f"compiled the step: {size(memory_bytes)} a device at its peak{library}", style="dim")
 
 
 def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str]) -> None:

@@ -117,7 +117,7 @@ class Loop:
     ):  # fmt: skip
         self.experiment, self.blueprint, self.task, self.checkpoints = experiment, blueprint, task, checkpoints
         self.path, self.programs = run.path, programs
-        facts.add_compiled(receipt, experiment.hardware, programs.memory_bytes)
+        facts.add_compiled(receipt, experiment.hardware, programs.memory_bytes, programs.with_onednn)
         receipt["planned"] = plan_run(experiment, blueprint) if hosts.is_first() else {}
         run.write_json("receipt.json", receipt)
         self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()

@@ -35,6 +35,7 @@ class Programs(NamedTuple):
     train: Any
     evaluate: Any
     memory_bytes: int  # peak on one device, arguments included
+    with_onednn: bool = False  # whether the step's products call it
 
 
 def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
@@ -76,7 +77,7 @@ def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch
     memory = program_bytes(compiled.memory_analysis(), platform_of(blueprint.mesh))
     evaluate = blueprint.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
     release_memory()
-    return Programs(compiled, evaluate, memory)
+    return Programs(compiled, evaluate, memory, use_onednn(experiment, blueprint, shapes))
 
 
 def start_compiling(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Future[Programs]:

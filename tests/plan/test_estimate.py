@@ -89,7 +89,7 @@ def test_remat_trades_memory_for_computing() -> None:
     each = {remat: planned("gpt3_1b3", "hardware=h100_64", f"model.remat={remat.name}") for remat in Remat}
     kept = [item(each[remat], "activations") for remat in (Remat.none, Remat.dots, Remat.names, Remat.full)]
     assert kept == sorted(kept, reverse=True)
-    assert kept[0] > 3 * kept[1] > 3 * kept[2] > 4 * kept[3]
+    assert kept[0] > 2 * kept[1] > 2 * kept[2] > 3 * kept[3]
     work = [each[remat].step.compute for remat in (Remat.none, Remat.dots, Remat.names, Remat.full)]
     assert work == sorted(work)
     assert work[0] == work[1] < work[2]

@@ -1,0 +1,34 @@
+"""Which library a run's products get follows from its experiment alone."""
+
+import jax
+import numpy as np
+import pytest
+
+from helpers import tiny_experiment
+from lmkit.config.base import ConfigError
+from lmkit.parallel.mesh import build_mesh
+from lmkit.train.setup import use_onednn
+from lmkit.train.state import make_blueprint
+
+SHAPES = {"inputs": np.zeros((32, 64), np.int32), "weights": np.zeros((32, 64), np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("key", "steps", "has", "expected"),
+    [("auto", 1, True, False), ("auto", 10**6, True, True), ("auto", 10**6, False, False), ("xla", 10**6, True, False),
+     ("onednn", 1, True, True)],
+)  # fmt: skip
+def test_long_runs_call_onednn(key: str, steps: int, has: bool, expected: bool, monkeypatch) -> None:
+    monkeypatch.setattr("lmkit.train.state.has_onednn", lambda bfloat16: has)
+    experiment = tiny_experiment(f"run.cpu_products={key}", f"train.steps={steps}")
+    mesh = build_mesh(experiment.mesh, jax.devices()[:1])
+    blueprint = make_blueprint(experiment.model, experiment.optim, steps, mesh)
+    assert use_onednn(experiment, blueprint, SHAPES) is expected
+
+
+def test_what_cannot_be_is_said(monkeypatch) -> None:
+    monkeypatch.setattr("lmkit.train.state.has_onednn", lambda bfloat16: False)
+    experiment = tiny_experiment("run.cpu_products=onednn")
+    blueprint = make_blueprint(experiment.model, experiment.optim, 1, build_mesh(experiment.mesh, jax.devices()[:1]))
+    with pytest.raises(ConfigError, match=f"jax {jax.__version__} on cpu does not call it; take .* auto"):
+        use_onednn(experiment, blueprint, SHAPES)
