@@ -10,7 +10,7 @@ from lmkit.config.base import ConfigError, Section, key
 
 
 class Products(Enum):
-    """The library that multiplies matrices on a CPU. `auto`: oneDNN in runs of a minute or more, where jax calls it."""
+    """The library that multiplies on a CPU. `auto`: oneDNN in bfloat16 runs of a minute or more, where jax calls it."""
 
     auto = 0
     xla = 1

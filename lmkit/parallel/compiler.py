@@ -1,7 +1,7 @@
 """`jax.jit` for programs that may run on a CPU: there XLA's own products are not the fastest that it can call.
 
-jax's CPU wheels hold oneDNN, which XLA calls only if asked, and calls well from version 0.12 on: a step of config S
-then takes 12 % less time in float32 and a third less in bfloat16 (docs/performance.md). A program that calls it does
+jax's CPU wheels hold oneDNN, which XLA calls only if asked, and calls well from version 0.12 on: in bfloat16 a step of
+config S then takes a third less time; in float32 it may take more (docs/performance.md). A program that calls it does
 not go into the cache of compiled programs, so only long runs ask for it (run.cpu_products).
 """
 

@@ -68,7 +68,8 @@ def use_onednn(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> b
             raise ConfigError(f"run.cpu_products=onednn: {where} does not call it; take jax 0.12 or newer, or auto")
         return False
     tokens = max(math.prod(array.shape[:2]) for array in shapes.values()) * experiment.train.steps
-    return asked is Products.onednn or 6.0 * blueprint.num_params * tokens >= _LONG_FLOPS
+    worth = blueprint.in_bfloat16 and 6.0 * blueprint.num_params * tokens >= _LONG_FLOPS
+    return asked is Products.onednn or worth
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:

@@ -80,10 +80,14 @@ class Blueprint:
         return replace(self, mesh=mesh, shardings=shardings, shapes=shapes)
 
     @property
+    def in_bfloat16(self) -> bool:
+        """Whether the model asks for products of bfloat16; left to itself it has them on accelerators alone."""
+        return any(part.dtype is DType.bfloat16 for part in self.model_config.parts().values())
+
+    @property
     def has_onednn(self) -> bool:
         """Whether the mesh is of CPUs on which XLA can call oneDNN for this model's products."""
-        bfloat16 = any(part.dtype is DType.bfloat16 for part in self.model_config.parts().values())
-        return platform_of(self.mesh) == "cpu" and has_onednn(bfloat16)
+        return platform_of(self.mesh) == "cpu" and has_onednn(self.in_bfloat16)
 
     def jit(self, function: Callable, **options: Any) -> Any:
         """A program on this mesh; `options` as in parallel/compiler.py."""

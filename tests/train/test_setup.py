@@ -14,13 +14,16 @@ SHAPES = {"inputs": np.zeros((32, 64), np.int32), "weights": np.zeros((32, 64), 
 
 
 @pytest.mark.parametrize(
-    ("key", "steps", "has", "expected"),
-    [("auto", 1, True, False), ("auto", 10**6, True, True), ("auto", 10**6, False, False), ("xla", 10**6, True, False),
-     ("onednn", 1, True, True)],
+    ("key", "dtype", "steps", "has", "expected"),
+    [("auto", "bfloat16", 1, True, False), ("auto", "bfloat16", 10**6, True, True), ("auto", "auto", 10**6, True, False),
+     ("auto", "bfloat16", 10**6, False, False), ("xla", "bfloat16", 10**6, True, False),
+     ("onednn", "auto", 1, True, True)],
 )  # fmt: skip
-def test_long_runs_call_onednn(key: str, steps: int, has: bool, expected: bool, monkeypatch) -> None:
+def test_long_bfloat16_runs_call_onednn(
+    key: str, dtype: str, steps: int, has: bool, expected: bool, monkeypatch
+) -> None:
     monkeypatch.setattr("lmkit.train.state.has_onednn", lambda bfloat16: has)
-    experiment = tiny_experiment(f"run.cpu_products={key}", f"train.steps={steps}")
+    experiment = tiny_experiment(f"run.cpu_products={key}", f"model.dtype={dtype}", f"train.steps={steps}")
     mesh = build_mesh(experiment.mesh, jax.devices()[:1])
     blueprint = make_blueprint(experiment.model, experiment.optim, steps, mesh)
     assert use_onednn(experiment, blueprint, SHAPES) is expected
