@@ -15,9 +15,9 @@ SHAPES = {"inputs": np.zeros((32, 64), np.int32), "weights": np.zeros((32, 64), 
 
 @pytest.mark.parametrize(
     ("key", "dtype", "steps", "has", "expected"),
-    [("auto", "bfloat16", 1, True, False), ("auto", "bfloat16", 10**6, True, True), ("auto", "auto", 10**6, True, False),
-     ("auto", "bfloat16", 10**6, False, False), ("xla", "bfloat16", 10**6, True, False),
-     ("onednn", "auto", 1, True, True)],
+    [("auto", "bfloat16", 1, True, False), ("auto", "bfloat16", 10**6, True, True),
+     ("auto", "auto", 10**6, True, False), ("auto", "bfloat16", 10**6, False, False),
+     ("xla", "bfloat16", 10**6, True, False), ("onednn", "auto", 1, True, True)],
 )  # fmt: skip
 def test_long_bfloat16_runs_call_onednn(
     key: str, dtype: str, steps: int, has: bool, expected: bool, monkeypatch
