@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,19 @@ ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def activate(kind: Activation, x: jax.Array) -> jax.Array:
     """An activation of `x` in its dtype, computed in float32 and rounded once; the backward pass keeps `x` alone."""
+    y: Any = _activate(kind, x)
+    return y
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _activate(kind, x):
     return ACTIVATIONS[kind](x.astype(jnp.float32)).astype(x.dtype)
 
 
 def _forward(kind, x):
-    return activate(kind, x), x
+    return _activate(kind, x), x
 
 
 def _backward(kind, x, d_y):
@@ -36,7 +42,7 @@ def _backward(kind, x, d_y):
     return (back(d_y.astype(jnp.float32))[0].astype(x.dtype),)
 
 
-activate.defvjp(_forward, _backward)
+_activate.defvjp(_forward, _backward)
 
 
 class MLP(nnx.Module):
