@@ -13,6 +13,7 @@ from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.mesh import check_mesh
+from lmkit.config.model import DType, ModelConfig
 from lmkit.config.patterns import covers
 from lmkit.config.process import release_memory
 from lmkit.config.sections import Products
@@ -20,6 +21,7 @@ from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
 from lmkit.parallel import hosts
+from lmkit.parallel.compiler import has_onednn
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.mesh import build_mesh
 from lmkit.train.start import load_base, load_start, record_base
@@ -39,10 +41,14 @@ class Programs(NamedTuple):
 
 
 def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh over `devices` (default: all), checked against the batch and the model."""
+    """The mesh over `devices` (default: all), checked against the batch, the model, and what multiplies there."""
     devices = jax.devices() if devices is None else devices
     check_mesh(experiment, len(devices))
-    return build_mesh(experiment.mesh, devices)
+    mesh = build_mesh(experiment.mesh, devices)
+    if experiment.run.cpu_products is Products.onednn and not _can_call_onednn(experiment.model, mesh):
+        where = f"jax {jax.__version__} on {platform_of(mesh)}"
+        raise ConfigError(f"run.cpu_products=onednn: {where} does not call it; take jax 0.12 or newer, or auto")
+    return mesh
 
 
 def lower_step(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Any:
@@ -57,19 +63,22 @@ def lower_step(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> A
 
 
 def use_onednn(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> bool:
-    """What run.cpu_products stands for here. It follows from the experiment, so a resumed run goes on as it began.
-
-    Raises ConfigError where oneDNN is asked for and not to be had.
-    """
-    asked = experiment.run.cpu_products
-    if asked is Products.xla or not blueprint.has_onednn:
-        if asked is Products.onednn:
-            where = f"jax {jax.__version__} on {platform_of(blueprint.mesh)}"
-            raise ConfigError(f"run.cpu_products=onednn: {where} does not call it; take jax 0.12 or newer, or auto")
+    """What run.cpu_products stands for here. It follows from the experiment, so a resumed run goes on as it began."""
+    asked, model = experiment.run.cpu_products, blueprint.model_config
+    if asked is Products.xla or not _can_call_onednn(model, blueprint.mesh):
         return False
     tokens = max(math.prod(array.shape[:2]) for array in shapes.values()) * experiment.train.steps
-    worth = blueprint.in_bfloat16 and 6.0 * blueprint.num_params * tokens >= _LONG_FLOPS
-    return asked is Products.onednn or worth
+    long = 6.0 * blueprint.num_params * tokens >= _LONG_FLOPS
+    return asked is Products.onednn or (long and _in_bfloat16(model))
+
+
+def _can_call_onednn(model: ModelConfig, mesh: Mesh) -> bool:
+    return platform_of(mesh) == "cpu" and has_onednn(_in_bfloat16(model))
+
+
+def _in_bfloat16(model: ModelConfig) -> bool:
+    """Whether it asks for products of bfloat16; left to itself a model has them on accelerators alone."""
+    return any(part.dtype is DType.bfloat16 for part in model.parts().values())
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.base import ConfigError
 from lmkit.config.finetune import LoraConfig
-from lmkit.config.model import DType, ModelConfig
+from lmkit.config.model import ModelConfig
 from lmkit.config.patterns import matching
 from lmkit.config.sections import OptimConfig
 from lmkit.models import build_model
@@ -26,7 +26,7 @@ from lmkit.nn.lora import add_lora, is_adapter
 from lmkit.nn.param import ParamSpec, param_specs
 from lmkit.nn.tree import divide, flat, union
 from lmkit.optim.build import Optim, build_optim
-from lmkit.parallel.compiler import has_onednn, jit
+from lmkit.parallel.compiler import jit
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import sharding_of
 
@@ -78,16 +78,6 @@ class Blueprint:
         """The same on another mesh. Raises ConfigError where it does not divide a parameter."""
         shardings, shapes = _laid_out(self.shapes, self.specs, self.trainable, self.optim, mesh)
         return replace(self, mesh=mesh, shardings=shardings, shapes=shapes)
-
-    @property
-    def in_bfloat16(self) -> bool:
-        """Whether the model asks for products of bfloat16; left to itself it has them on accelerators alone."""
-        return any(part.dtype is DType.bfloat16 for part in self.model_config.parts().values())
-
-    @property
-    def has_onednn(self) -> bool:
-        """Whether the mesh is of CPUs on which XLA can call oneDNN for this model's products."""
-        return platform_of(self.mesh) == "cpu" and has_onednn(self.in_bfloat16)
 
     def jit(self, function: Callable, **options: Any) -> Any:
         """A program on this mesh; `options` as in parallel/compiler.py."""

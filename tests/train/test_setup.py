@@ -7,7 +7,7 @@ import pytest
 from helpers import tiny_experiment
 from lmkit.config.base import ConfigError
 from lmkit.parallel.mesh import build_mesh
-from lmkit.train.setup import use_onednn
+from lmkit.train.setup import setup_mesh, use_onednn
 from lmkit.train.state import make_blueprint
 
 SHAPES = {"inputs": np.zeros((32, 64), np.int32), "weights": np.zeros((32, 64), np.float32)}
@@ -22,7 +22,7 @@ SHAPES = {"inputs": np.zeros((32, 64), np.int32), "weights": np.zeros((32, 64), 
 def test_long_bfloat16_runs_call_onednn(
     key: str, dtype: str, steps: int, has: bool, expected: bool, monkeypatch
 ) -> None:
-    monkeypatch.setattr("lmkit.train.state.has_onednn", lambda bfloat16: has)
+    monkeypatch.setattr("lmkit.train.setup.has_onednn", lambda bfloat16: has)
     experiment = tiny_experiment(f"run.cpu_products={key}", f"model.dtype={dtype}", f"train.steps={steps}")
     mesh = build_mesh(experiment.mesh, jax.devices()[:1])
     blueprint = make_blueprint(experiment.model, experiment.optim, steps, mesh)
@@ -30,8 +30,6 @@ def test_long_bfloat16_runs_call_onednn(
 
 
 def test_what_cannot_be_is_said(monkeypatch) -> None:
-    monkeypatch.setattr("lmkit.train.state.has_onednn", lambda bfloat16: False)
-    experiment = tiny_experiment("run.cpu_products=onednn")
-    blueprint = make_blueprint(experiment.model, experiment.optim, 1, build_mesh(experiment.mesh, jax.devices()[:1]))
+    monkeypatch.setattr("lmkit.train.setup.has_onednn", lambda bfloat16: False)
     with pytest.raises(ConfigError, match=f"jax {jax.__version__} on cpu does not call it; take .* auto"):
-        use_onednn(experiment, blueprint, SHAPES)
+        setup_mesh(tiny_experiment("run.cpu_products=onednn"), jax.devices()[:1])
