@@ -61,7 +61,7 @@ def has_onednn(bfloat16: bool) -> bool:
 
     def ask() -> None:
         square = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16 if bfloat16 else jnp.float32)
-        device = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         program = jax.jit(_sum_of_products, in_shardings=device).lower(*[square] * 6)
         try:
             text = program.compile(compiler_options=_ONEDNN).as_text() or ""
