@@ -26,6 +26,7 @@ from lmkit.config.entry import compose
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.objectives.build import build_objective
 from lmkit.parallel import build_mesh, sharding_of
+from lmkit.train.setup import setup_mesh
 from lmkit.train.state import init_state, make_blueprint
 from lmkit.train.step import make_gradients
 
@@ -39,7 +40,7 @@ def reference(packed: bool) -> tuple[float, np.ndarray]:
 def run(case: Case, device: Any) -> tuple[float, np.ndarray]:
     """Loss, and all gradients in a row, on a device. Raises ConfigError where it has no such kernel."""
     experiment = compose([*MODEL, *case.keys, dtype_of(case.precision)])
-    mesh = build_mesh(experiment.mesh, [device])
+    mesh = setup_mesh(experiment, [device])
     blueprint = make_blueprint(experiment.model, experiment.optim, 100, mesh)
     objective = build_objective(experiment.objective)
     gradients = make_gradients(blueprint, objective, accumulate=1, seed=0)

@@ -17,7 +17,7 @@ from speed.records import ROOT
 
 # What an image with jax, flax, optax, orbax and torch usually has not, with what of it those do not bring.
 PACKAGES = ("hydra-core", "omegaconf", "antlr4-python3-runtime", "grain", "array-record", "portpicker", "tensorboardX",
-            "tokenizers", "tiktoken")  # fmt: skip
+            "tokenizers", "tiktoken", "qwix")  # fmt: skip
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "any")
 
 
@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", default="3.12", help="of the machine that they are for")
-    parser.add_argument("--package", action="append", default=[], help="one more, such as qwix==0.1.8 for float8")
+    parser.add_argument("--package", action="append", default=[], help="one more")
     args = parser.parse_args()
     failed = gather(args.folder, [*versions(), *args.package], args.python)
     for wheel in sorted(args.folder.glob("*.whl")):

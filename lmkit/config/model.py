@@ -94,6 +94,13 @@ class DType(Enum):
     bfloat16 = 2
 
 
+class LinearDType(Enum):
+    """What the operands of linear layers are rounded to."""
+
+    same = 0  # the compute dtype
+    float8 = 1  # e4m3, gradients e5m2, with a scale an array (Micikevicius et al. 2022); sums and results as ever
+
+
 @dataclass
 class ModelConfig(Section):
     """Any model: one transformer, or several (CLIP's towers)."""
@@ -124,6 +131,9 @@ class TransformerConfig(ModelConfig):
     mlp_dim: int = key(0, "hidden width of the MLP (of each expert); 0 = 4 * embed_dim", at_least=0)
     max_seq_len: int = key(1024, "longest sequence; the rows of the table when position=learned", at_least=1)
     dtype: DType = key(DType.auto, "compute dtype; parameters stay float32")
+    linear_dtype: LinearDType = key(
+        LinearDType.same, "of the operands of the layers' linear layers while training; float8: for GPUs since Hopper"
+    )
     remat: Remat = key(Remat.dots, "what the backward pass keeps of each layer")
     scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
     microbatches: int = key(

@@ -1,5 +1,6 @@
 """Where a model comes from: what it is, its parameters on the mesh, its tokenizer."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from enum import Enum
@@ -15,6 +16,7 @@ from lmkit import interop
 from lmkit.config.base import ConfigError
 from lmkit.config.data import TokenizerConfig
 from lmkit.config.families import EncDecConfig, GPTConfig
+from lmkit.config.model import LinearDType
 from lmkit.config.saved import MODEL_FILE, from_plain, read_model
 from lmkit.data.tokenizer import load_tokenizer
 from lmkit.models import build_model
@@ -69,14 +71,17 @@ def find_model(init_from: str) -> Place:
 
 
 def read_config(place: Place) -> GPTConfig | EncDecConfig:
-    """The model's configuration. Raises ConfigError for a model that does not write text."""
+    """The model's configuration; its products are in the compute dtype, whatever it was trained with.
+
+    Raises ConfigError for a model that does not write text.
+    """
     config = read_model(place.home) if place.form is Form.run else interop.read_config(place.path)
     if not isinstance(config, GPTConfig | EncDecConfig):
         raise ConfigError(
             f"init_from={place.path}: a {type(config).__name__} makes no text; generate needs a model of the family "
             f"gpt or encdec"
         )
-    return config
+    return dataclasses.replace(config, linear_dtype=LinearDType.same)
 
 
 def load_model(place: Place, config: Any, mesh: Mesh) -> tuple[Callable[..., Any], Any]:

@@ -17,8 +17,8 @@ BLOCKS = "stack.blocks."
 WORKED_OUT = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "mlp_dim": "mlp_size",
               "num_decoder_layers": "decoder_layers", "max_source_len": "source_len"}  # fmt: skip
 # Ours only: how a model is run, started and trained, not what it computes (while decoding no expert is ever full).
-RUN_KEYS = {"dtype", "remat", "scan_layers", "microbatches", "rounds", "attention", "context_attention", "dropout",
-            "init_std", "residual_init", "logit_scale_init", "capacity_factor", "balance_loss",
+RUN_KEYS = {"dtype", "linear_dtype", "remat", "scan_layers", "microbatches", "rounds", "attention", "context_attention",
+            "dropout", "init_std", "residual_init", "logit_scale_init", "capacity_factor", "balance_loss",
             "router_z_loss"}  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Attention of a block: to its own sequence, and to another one."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,12 +38,13 @@ class Attention(nnx.Module):
         self.config, self.causal = config, causal
         width, size = {"embed": config.embed_dim}, {"head": config.head_size}
         q_heads, kv_heads = {"heads": config.num_heads}, {"kv_heads": config.kv_heads}
-        inner = {"std": config.init_std, "rngs": rngs}
+        own: dict[str, Any] = {"rngs": rngs, "dtype": config.linear_dtype}
+        inner: dict[str, Any] = own | {"std": config.init_std}
         bias = config.bias or config.qkv_bias
         self.q = Linear(width, q_heads | size, bias=bias, **inner)
         self.k = Linear(width, kv_heads | size, bias=bias and config.key_bias, **inner)
         self.v = Linear(width, kv_heads | size, bias=bias, **inner)
-        self.out = Linear(q_heads | size, width, std=residual_std, bias=config.bias, rngs=rngs)
+        self.out = Linear(q_heads | size, width, std=residual_std, bias=config.bias, **own)
         norm = {"eps": config.norm_eps, "offset": config.norm_offset}
         self.q_norm = RMSNorm(config.head_size, **norm) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, **norm) if config.qk_norm else None

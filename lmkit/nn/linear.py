@@ -9,7 +9,9 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from lmkit.config.model import LinearDType
 from lmkit.config.sections import ParamKind
+from lmkit.nn.float8 import float8_product
 from lmkit.nn.param import param
 from lmkit.nn.product import cpu_product
 from lmkit.parallel.devices import platform
@@ -26,11 +28,14 @@ class Linear(nnx.Module):
         outs: dims of the output, by name, with sizes.
         std: standard deviation of the initial weights; 0 for 1/sqrt(fan_in), None to start at zero.
         bias: whether there is one; it starts at zero.
+        dtype: what the operands are rounded to.
     """
 
     def __init__(
-        self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs
-    ):
+        self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs,
+        dtype: LinearDType = LinearDType.same,
+    ):  # fmt: skip
+        self.float8 = dtype is LinearDType.float8
         self.in_shape, self.out_shape = tuple(ins.values()), tuple(outs.values())
         if std is None:
             kernel = jnp.zeros(self.in_shape + self.out_shape)
@@ -53,7 +58,9 @@ class Linear(nnx.Module):
         kernel, bias = self.kernel[...], None if self.bias is None else self.bias[...]
         # The weight gradient of [B, T, ...] contracts two dims, which XLA's CPU library does three times slower: one
         # flat matmul there, wherever only the first dim is split. (The TPU's compiler would gather kernels once more.)
-        if spec is None and cpu:
+        if self.float8:
+            y = float8_product(x, kernel, len(self.in_shape), spec)
+        elif spec is None and cpu:
             flat_bias = None if bias is None else bias.reshape(-1)
             y, bias = cpu_product(x.reshape(-1, size), kernel.reshape(size, -1), flat_bias), None
         elif spec is None:

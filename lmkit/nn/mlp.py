@@ -10,6 +10,7 @@ from flax import nnx
 
 from lmkit.config.model import Activation, TransformerConfig
 from lmkit.nn.linear import Linear
+from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import gathered_dims, residual_dims
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -38,6 +39,8 @@ def _forward(kind, x):
 
 
 def _backward(kind, x, d_y):
+    if platform() != "cpu":  # else what remat makes again, a tanh say, is made once for both and written in float32
+        x = jax.lax.optimization_barrier(x)
     back = jax.vjp(ACTIVATIONS[kind], x.astype(jnp.float32))[1]
     return (back(d_y.astype(jnp.float32))[0].astype(x.dtype),)
 
@@ -51,10 +54,10 @@ class MLP(nnx.Module):
     def __init__(self, config: TransformerConfig, *, residual_std: float | None, rngs: nnx.Rngs):
         self.activation = config.activation
         embed, mlp = {"embed": config.embed_dim}, {"mlp": config.mlp_size}
-        inner = {"std": config.init_std, "bias": config.bias, "rngs": rngs}
-        self.up = Linear(embed, mlp, **inner)
-        self.gate = Linear(embed, mlp, **inner) if config.gated else None
-        self.down = Linear(mlp, embed, std=residual_std, bias=config.bias, rngs=rngs)
+        own: dict[str, Any] = {"bias": config.bias, "rngs": rngs, "dtype": config.linear_dtype}
+        self.up = Linear(embed, mlp, std=config.init_std, **own)
+        self.gate = Linear(embed, mlp, std=config.init_std, **own) if config.gated else None
+        self.down = Linear(mlp, embed, std=residual_std, **own)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout."""

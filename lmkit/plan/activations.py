@@ -11,7 +11,8 @@ dtype, all by formula (tests/plan holds them against what jax keeps of the real 
 | dots | and q, k, v, attention's result before its projection, its weights' log-sum, the MLP's inner products:
 c t (2 D + (2 N + 2 K) H + (1 or 2) F) + 4 t N |
 | none | of each norm three float32 copies of the stream; q, k, v, attention's result, its weights' log-sum;
-of the MLP 2 or 4 arrays of width F; the normed stream; a copy of the weights in the compute dtype |
+of the MLP 2 or 4 arrays of width F; the normed stream; a copy of the weights in the compute dtype. With float8
+linear layers what goes into them, and those weights, take a byte a number |
 
 The stream is split over `tensor` along the sequence, heads and F are split over it as such; what goes into attention
 and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multiply t by those that a token goes to.
@@ -19,7 +20,7 @@ and the MLP is whole there (Korthikanti et al. 2022, section 4.2). Experts multi
 
 from typing import NamedTuple
 
-from lmkit.config.model import ContextAttention, Kernel, NormOrder, Remat, TransformerConfig
+from lmkit.config.model import ContextAttention, Kernel, LinearDType, NormOrder, Remat, TransformerConfig
 from lmkit.nn.blockwise import scores_at_once
 
 _F32 = 4
@@ -67,6 +68,11 @@ def kept_bytes(part: TransformerConfig, share: Share) -> float:
     return share.tokens * sum(_everything(part, share))
 
 
+def linear_itemsize(part: TransformerConfig, itemsize: int) -> int:
+    """Bytes of a number that a linear layer keeps of its operands."""
+    return 1 if part.linear_dtype is LinearDType.float8 else itemsize
+
+
 def offloaded_bytes(part: TransformerConfig, share: Share) -> float:
     """Of a layer, in host memory."""
     if part.remat is not Remat.offload:
@@ -79,10 +85,11 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
     """Of attention and of the MLP, each with its norm, without remat and but for the weights: bytes a token."""
     norms = 2 if part.norm_order is NormOrder.both else 1
     norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
-    width = part.embed_dim * share.itemsize
+    width, size = part.embed_dim * linear_itemsize(part, share.itemsize), share.itemsize
     heads, keys = part.num_heads * share.head(part), part.kv_heads * share.head(part)
     results = 2 if share.flat and share.tensor == 1 else 1  # attention's, and a flat one for the projection
-    attention = ((1 + results) * heads + 2 * keys) * share.itemsize + part.num_heads * _F32
+    attention = ((1 + results) * heads + 2 * keys) * size + part.num_heads * _F32
+    attention += heads if part.linear_dtype is LinearDType.float8 else 0
     if part.qk_norm:
         attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
     attention = norm + (3 if share.flat else 1) * width + attention / share.tensor
@@ -95,7 +102,7 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     # the activation's input and the last product's; gated: the other factor and the activation's result, too
     inner = part.mlp_size * 2 * (1 + part.gated) * share.itemsize / share.tensor
     if not part.num_experts:
-        return inner
+        return inner - part.mlp_size * (share.itemsize - linear_itemsize(part, share.itemsize)) / share.tensor
     chosen = share.copies(part)
     # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
     each = inner + part.embed_dim * (4 * share.itemsize + 2)

@@ -18,7 +18,7 @@ from lmkit.plan.memory import Memory, memory_of
 from lmkit.plan.network import Sent, times_of
 from lmkit.plan.place import Place, make_place
 from lmkit.plan.settle import settle
-from lmkit.plan.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops, update_flops
+from lmkit.plan.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops, timed_flops, update_flops
 from lmkit.train.state import Blueprint
 from lmkit.train.traffic import traffic_of
 
@@ -126,13 +126,14 @@ def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Esti
     place = place._replace(experiment=dataclasses.replace(place.experiment, plan=plan, hardware=hardware))
     train, flops, traffic = experiment.train, flops_by_part(place), memory_traffic(place)
     repeated, update = repeated_flops(place, flops), update_flops(place)
+    timed = timed_flops(place, flops)
     peak = 1e12 * (hardware.bf16_tflops if place.itemsize == 2 else hardware.fp32_tflops) * place.num_devices
     least = traffic_of(place.experiment, place.blueprint, place.itemsize)
     sent = times_of(hardware, place.experiment.mesh, place.sizes, place.sides, least, plan.network_share)
     bandwidth = hardware.memory_gb_per_sec * 1e9 * plan.memory_share
     bubble = max((pipe.bubble for pipe in pipes_of(place.experiment.model, train, place.sizes).values()), default=0.0)
-    outside = sum(flops.get(name, 0.0) for name in OUTSIDE)
-    work = outside + update + (sum(flops.values()) - outside + repeated) / (1 - bubble)
+    outside = sum(timed.get(name, 0.0) for name in OUTSIDE)
+    work = outside + update + (sum(timed.values()) - outside + repeated_flops(place, timed)) / (1 - bubble)
     step = Step(
         work / (peak * plan.compute_share) if peak else 0.0, bubble,
         sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent, plan.step_overhead_sec,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lmkit.config.model import Remat, TransformerConfig
 from lmkit.config.pipeline import Pipe, pipes_of
 from lmkit.config.sections import ObjectiveKind
+from lmkit.nn.float8 import is_float8
 from lmkit.nn.tree import flat
 from lmkit.plan.activations import Share, kept_bytes, offloaded_bytes, working_bytes
 from lmkit.plan.place import Place, kernel_of, local_bytes
@@ -130,14 +131,13 @@ def share_of(place: Place, length: int, attentions: int = 1) -> Share:
 
 
 def _copies(place: Place, part: TransformerConfig) -> float:
-    """The layers' weights in the compute dtype, which are kept without remat; experts' are kept gathered."""
-    if place.itemsize == _F32:
-        return 0.0
+    """The layers' weights as they are multiplied, which are kept without remat; experts' are kept gathered."""
     gathered = place.size("fsdp") if part.num_experts else 1
     total = 0.0
     for path, leaf, spec in _leaves(place):
         if spec.in_stack and spec.num_in:
-            total += leaf * place.itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
+            itemsize = 1 if is_float8(part, spec) else place.itemsize % _F32
+            total += leaf * itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
     return total / len(place.experiment.model.parts())
 
 

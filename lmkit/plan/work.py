@@ -16,7 +16,7 @@ Attention's kernels keep no weights [T, S]: each backward pass makes the scores 
 import dataclasses
 import math
 
-from lmkit.config.model import NormOrder, Remat
+from lmkit.config.model import LinearDType, NormOrder, Remat
 from lmkit.config.sections import Optimizer, ParamKind
 from lmkit.nn.tree import flat
 from lmkit.plan.activations import kept_bytes
@@ -69,6 +69,16 @@ def repeated_flops(place: Place, parts: dict[str, float]) -> float:
     if part.remat is Remat.full:
         names += ["attention: output"]
     return again + sum(parts.get(name, 0.0) for name in names) / 3
+
+
+def timed_flops(place: Place, parts: dict[str, float]) -> dict[str, float]:
+    """The same, as many as take so long in the compute dtype: in float8 linear layers are faster where hardware is."""
+    model, hardware = next(iter(place.experiment.model.parts().values())), place.experiment.hardware
+    if model.linear_dtype is not LinearDType.float8 or not hardware.fp8_tflops:
+        return parts
+    wide = hardware.bf16_tflops if place.itemsize == 2 else hardware.fp32_tflops
+    linear = {"attention: q, k, v", "attention: output", *(() if model.num_experts else ("MLP: up", "MLP: down"))}
+    return {name: flops * (wide / hardware.fp8_tflops if name in linear else 1) for name, flops in parts.items()}
 
 
 def update_flops(place: Place) -> float:

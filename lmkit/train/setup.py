@@ -13,10 +13,11 @@ from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.mesh import check_mesh
-from lmkit.config.model import DType, ModelConfig
+from lmkit.config.model import DType, LinearDType, ModelConfig
 from lmkit.config.patterns import covers
 from lmkit.config.process import release_memory
 from lmkit.config.sections import Products
+from lmkit.nn.float8 import check_float8
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.objectives.build import Batch, build_objective
@@ -45,6 +46,8 @@ def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     devices = jax.devices() if devices is None else devices
     check_mesh(experiment, len(devices))
     mesh = build_mesh(experiment.mesh, devices)
+    if any(part.linear_dtype is LinearDType.float8 for part in experiment.model.parts().values()):
+        check_float8()
     if experiment.run.cpu_products is Products.onednn and not _can_call_onednn(experiment.model, mesh):
         where = f"jax {jax.__version__} on {platform_of(mesh)}"
         raise ConfigError(f"run.cpu_products=onednn: {where} does not call it; take jax 0.12 or newer, or auto")

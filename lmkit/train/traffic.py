@@ -15,8 +15,8 @@
 | all | gradients of what every device has whole (norms, biases) summed | once |
 
 Rajbhandari et al. 2020, section 7.2.2 (fsdp), Korthikanti et al. 2022, section 4.2.2 (tensor). Kernels and activations
-travel in the compute dtype, gradients of vectors and of the ring's keys in float32. Scalars and the ring's zig-zag are
-left out, and that a pipeline gathers its layers over fsdp at every tick.
+travel in the compute dtype, kernels of float8 linear layers in that, gradients of vectors and of the ring's keys in
+float32. Scalars and the ring's zig-zag are left out, and that a pipeline gathers its layers over fsdp at every tick.
 """
 
 import math
@@ -30,6 +30,7 @@ from lmkit.config.families import EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.mesh import AXES, batch_shards
 from lmkit.config.model import ContextAttention, Remat, TransformerConfig
 from lmkit.config.sections import ParamKind
+from lmkit.nn.float8 import is_float8
 from lmkit.nn.moe import capacity_of
 from lmkit.nn.param import ParamSpec, compute_dtype
 from lmkit.nn.tree import flat
@@ -96,10 +97,12 @@ def _of_parameter(
     if "fsdp" not in split or (looked_up and not is_head(experiment.model, path)):
         return
     what = "layers" if spec.in_stack else "head and ends"
-    one = local * (fsdp - 1) * itemsize * micro
-    yield Least(("fsdp",), "all-gather", one * _passes(experiment, spec), f"{what}: parameters")
+    one = local * (fsdp - 1) * micro
+    float8 = any(is_float8(part, spec) for part in experiment.model.parts().values())
+    gathered = one * (1 if float8 else itemsize) * _passes(experiment, spec)
+    yield Least(("fsdp",), "all-gather", gathered, f"{what}: parameters")
     if trained:
-        yield Least(("fsdp",), "reduce-scatter", one, f"{what}: gradients")
+        yield Least(("fsdp",), "reduce-scatter", one * itemsize, f"{what}: gradients")
 
 
 def _passes(experiment: Experiment, spec: ParamSpec) -> int:

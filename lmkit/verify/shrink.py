@@ -7,7 +7,7 @@ from typing import Any
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.mesh import batch_shards
-from lmkit.config.model import ContextAttention, DType, ModelConfig, TransformerConfig
+from lmkit.config.model import ContextAttention, DType, LinearDType, ModelConfig, TransformerConfig
 from lmkit.config.pipeline import choose_microbatches
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
@@ -62,6 +62,7 @@ def _shrink_model(model: ModelConfig, sizes: Mapping[str, int], seq_len: int) ->
         "vocab_size": 40 * tensor,
         "max_seq_len": seq_len,
         "dtype": DType.float32,
+        "linear_dtype": LinearDType.same,  # in float8 a sum in another order may round to another number
         "scan_layers": False,  # so that each layer's collectives can be counted; the numbers are the same
         "sliding_window": min(model.sliding_window, seq_len // 4),
         "num_experts": _experts(model, sizes.get("expert", 1)),

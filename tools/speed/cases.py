@@ -6,6 +6,7 @@
 | gradients, float32 | 1e-4 of their norm; 1e-2 with TF32 | the same, through 4 layers and back |
 | loss, bfloat16 | 5e-4 of it | a rounding is up to 4e-3, and the mean over a thousand tokens evens them out |
 | gradients, bfloat16 | 3e-2 of their norm | each of some 40 products in a row rounds what goes in |
+| loss, gradients, float8 linear layers | 5e-3, 1.5e-1 | e4m3 rounds by up to 6e-2, e5m2 by twice that |
 | text | the chosen token's logit is so near the best: 1e-4, in bfloat16 1e-1 of their spread | ties break either way |
 """
 
@@ -19,9 +20,10 @@ import numpy as np
 VOCAB, SEQ, ROWS, NEW = 1024, 256, 4, 24
 MODEL = f"""run.name=check model=gpt2_124m model.num_layers=4 model.embed_dim=256 model.num_heads=4
     model.vocab_size={VOCAB} model.max_seq_len={SEQ} data.seq_len={SEQ} train.batch_size={ROWS} mesh.data=-1""".split()
-LOSS = {"highest": 1e-5, "default": 1e-3, "bfloat16": 5e-4}
-GRADIENTS = {"highest": 1e-4, "default": 1e-2, "bfloat16": 3e-2}
+LOSS = {"highest": 1e-5, "default": 1e-3, "bfloat16": 5e-4, "float8": 5e-3}
+GRADIENTS = {"highest": 1e-4, "default": 1e-2, "bfloat16": 3e-2, "float8": 1.5e-1}
 TEXT = {"highest": 1e-4, "bfloat16": 1e-1}
+_ROUNDED = ("bfloat16", "float8")
 
 
 class Case(NamedTuple):
@@ -41,6 +43,7 @@ def cases() -> Iterator[Case]:
             yield Case(f"bfloat16, {kernel}{told}", "bfloat16", [f"model.attention={kernel}"], packed)
         yield Case(f"float32{told}", "highest", ["model.attention=xla"], packed)
     yield Case("float32, default products", "default", [], False)
+    yield Case("bfloat16, float8 linear layers", "float8", ["model.linear_dtype=float8"], False)
     yield Case("bfloat16, remat, chunks", "bfloat16", ["model.remat=names", "objective.chunk_tokens=128"], False)
 
 
@@ -57,9 +60,9 @@ def batch_of(packed: bool) -> dict[str, np.ndarray]:
 
 def dtype_of(precision: str) -> str:
     """As a key."""
-    return f"model.dtype={'bfloat16' if precision == 'bfloat16' else 'float32'}"
+    return f"model.dtype={'bfloat16' if precision in _ROUNDED else 'float32'}"
 
 
 def products(precision: str) -> Any:
-    """The context of a precision; bfloat16 factors are exact as they are."""
-    return jax.default_matmul_precision("default" if precision == "bfloat16" else precision)
+    """The context of a precision; factors that have been rounded are exact as they are."""
+    return jax.default_matmul_precision("default" if precision in _ROUNDED else precision)

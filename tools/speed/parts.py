@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 VARIANTS = [  # config, keys, in the order in which they tell most
+    ("G1B3", "model.linear_dtype=float8"), ("G124", "model.linear_dtype=float8"),
     ("G124", "model.remat=none"), ("G1B3", "model.remat=none"), ("G1B3", "model.scan_layers=false"),
     ("G124", "model.attention=xla"), ("G124", "train.batch_size=64"), ("G1B3", "train.batch_size=16"),
     ("G124", "objective.chunk_tokens=8192"), ("G1B3", "objective.chunk_tokens=8192"),

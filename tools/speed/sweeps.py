@@ -40,7 +40,7 @@ def points_of(sweep: str, config: str, dtype: str, tokens: int) -> list[Point]:
             raise ValueError(f"--sweep {sweep}: no configuration {unknown[0]}; there are {', '.join(SHAPES)}")
         return [Point("model", one, [], one, dtype) for one in chosen]
     if key in ("dtype", "precision"):
-        return [Point("precision", one, [], config, one) for one in values or ["fp32", "bf16"]]
+        return [Point("precision", one, *_precision(one, config)) for one in values or ["fp32", "bf16", "fp8"]]
     if key == "sequence":
         lengths = [int(one) for one in values] or [one for one in _LENGTHS if one <= tokens]
         rows = {length: max(1, tokens // length) for length in lengths}
@@ -55,6 +55,11 @@ def points_of(sweep: str, config: str, dtype: str, tokens: int) -> list[Point]:
     if not values or "." not in key:
         raise ValueError(f"--sweep {sweep}: write KEY=VALUE,VALUE with a key of lmkit, or one of {', '.join(NAMES)}")
     return [Point(key, f"{key}={one}", [f"{key}={one}"], config, dtype) for one in values]
+
+
+def _precision(name: str, config: str) -> tuple[list[str], str, str]:
+    """Keys, configuration and dtype: fp8 is bfloat16 with linear layers in float8."""
+    return (["model.linear_dtype=float8"], config, "bf16") if name == "fp8" else ([], config, name)
 
 
 def _split(text: str) -> list[str]:
