@@ -9,7 +9,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -57,28 +57,39 @@ def has_onednn(bfloat16: bool) -> bool:
     A sum of products must be a call a product: version 0.10 makes one of them all, at which oneDNN then ends the
     process. And bfloat16 must reach oneDNN as it is: version 0.10 makes float32 of it first.
     """
-    found: list[bool] = []
+    square = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16 if bfloat16 else jnp.float32)
+    lines = _compiled(lambda a, b, c, d, e, f: a @ b + c @ d + e @ f, [square] * 6, _ONEDNN).splitlines()
+    products = [line for line in lines if " dot(" in line and (not bfloat16 or "= bf16[" in line)]
+    return len(products) == 3 == sum("__onednn_fusion" in line for line in lines)
+
+
+@functools.cache
+def has_remat() -> bool:
+    """Whether what `jax.checkpoint` says to make again is, outside a loop: version 0.10 keeps it after all."""
+
+    @jax.checkpoint
+    def layer(x: jax.Array) -> jax.Array:
+        return jnp.sin(jnp.sin(x) @ x)
+
+    step = jax.value_and_grad(lambda x: jnp.sum(layer(layer(x))))
+    products = _compiled(step, [jax.ShapeDtypeStruct((64, 64), jnp.float32)]).count(" dot(")
+    return products == 2 + 2 + 4  # forward, again, backward
+
+
+def _compiled(function: Callable, shapes: list[jax.ShapeDtypeStruct], options: dict[str, Any] | None = None) -> str:
+    """What a CPU's compiler makes of it; '' where it does not know the options."""
+    found = [""]
 
     def ask() -> None:
-        square = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16 if bfloat16 else jnp.float32)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-        program = jax.jit(_sum_of_products, in_shardings=device).lower(*[square] * 6)
-        try:
-            text = program.compile(compiler_options=_ONEDNN).as_text() or ""
-        except jax.errors.JaxRuntimeError:  # it does not know the options
-            text = ""
-        lines = text.splitlines()
-        products = [line for line in lines if " dot(" in line and (not bfloat16 or "= bf16[" in line)]
-        found.append(len(products) == 3 == sum("__onednn_fusion" in line for line in lines))
+        program = jax.jit(function, in_shardings=device).lower(*shapes)
+        with suppress(jax.errors.JaxRuntimeError):
+            found[0] = program.compile(compiler_options=options).as_text() or ""
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
-    return found == [True]
-
-
-def _sum_of_products(a: Any, b: Any, c: Any, d: Any, e: Any, f: Any) -> Any:
-    return a @ b + c @ d + e @ f
+    return found[0]
 
 
 @contextmanager

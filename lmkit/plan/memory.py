@@ -92,7 +92,7 @@ def _of_layers(place: Place) -> _Layers:
     norm = 0 if place.experiment.hardware.platform == "tpu" else _F32  # there the last norm's copy joins its users
     pipes = pipes_of(place.experiment.model, place.experiment.train, place.sizes)
     for prefix, part in place.experiment.model.parts().items():
-        pipe = pipes.get(prefix, Pipe(1, 1, 1))
+        pipe, asked, part = pipes.get(prefix, Pipe(1, 1, 1)), part.remat, place.compiled(part)
         for length, layers, joins in stack_lengths(place.experiment, part):
             share = share_of(place, length, joins - 1)
             stream = share.tokens * part.embed_dim / share.stream
@@ -104,7 +104,9 @@ def _of_layers(place: Place) -> _Layers:
             kept += here * kept_bytes(part, share)
             offloaded += here * offloaded_bytes(part, share)
             working.append(_working(place, part, share, length))
-        why.append(f"{part.num_layers} layers, model.remat={part.remat.name}{f'; {pipe}' if pipe.stages > 1 else ''}")
+        undone = ", which is undone where layers are not scanned" if part.remat is not asked else ""
+        told = f"; {pipe}" if pipe.stages > 1 else ""
+        why.append(f"{part.num_layers} layers, model.remat={asked.name}{undone}{told}")
         if pipe.rounds > 1:  # weights chosen for a tick are kept with it
             kept += sum(size for _, size, spec in _leaves(place) if spec.in_stack) * _F32 / pipe.rounds * pipe.ticks
         if part.remat is Remat.none:

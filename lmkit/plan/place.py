@@ -13,9 +13,10 @@ from lmkit.config.data import TokenizerKind
 from lmkit.config.experiment import Experiment
 from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.mesh import AXES, axis_sizes, batch_shards, check_mesh
-from lmkit.config.model import DType, Kernel, ModelConfig, Position, TransformerConfig
+from lmkit.config.model import DType, Kernel, ModelConfig, Position, Remat, TransformerConfig
 from lmkit.config.sections import ObjectiveKind
 from lmkit.nn.attend import choose_kernel
+from lmkit.parallel.compiler import has_remat
 from lmkit.train.state import Blueprint, make_blueprint
 
 _BYTES_VOCAB = 257  # of tokenizer=bytes
@@ -46,6 +47,11 @@ class Place(NamedTuple):
     @property
     def tokens_per_step(self) -> int:
         return self.experiment.train.batch_size * (self.source_len + self.target_len)
+
+    def compiled(self, part: TransformerConfig) -> TransformerConfig:
+        """As its compiler takes it: a CPU's may keep what unrolled layers should make again (parallel/compiler.py)."""
+        kept = self.experiment.hardware.platform == "cpu" and not part.scan_layers and part.remat is not Remat.none
+        return dataclasses.replace(part, remat=Remat.none) if kept and not has_remat() else part
 
     def size(self, *axes: str) -> int:
         """Devices along these axes."""

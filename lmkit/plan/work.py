@@ -57,7 +57,7 @@ def _part_of(place: Place, path: str) -> str:
 
 def repeated_flops(place: Place, parts: dict[str, float]) -> float:
     """What remat and attention's backward pass compute again, in a step over all devices."""
-    part = next(iter(place.experiment.model.parts().values()))
+    part = place.compiled(next(iter(place.experiment.model.parts().values())))
     scores = parts.get("attention: scores", 0.0)
     again = scores / 6  # queries times keys: half of the forward pass
     if part.remat in (Remat.none, Remat.dots):
@@ -113,7 +113,7 @@ def memory_traffic(place: Place) -> dict[str, float]:
     micro, passes = experiment.train.accumulate_steps, 0.0
     activations = 0.0
     for part in experiment.model.parts().values():
-        passes = 2.0 if part.remat in (Remat.none, Remat.dots) else 3.0
+        passes = 2.0 if place.compiled(part).remat in (Remat.none, Remat.dots) else 3.0
         for length, layers, joins in stack_lengths(experiment, part):
             everything = dataclasses.replace(part, remat=Remat.none)
             activations += 2 * passes * layers * kept_bytes(everything, share_of(place, length, joins - 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers import tiny_experiment, train_steps
-from lmkit.parallel.compiler import has_onednn, jit, onednn
+from lmkit.parallel.compiler import has_onednn, has_remat, jit, onednn
 
 NEW = jax.__version_info__ >= (0, 12) and platform.machine() == "x86_64"
 
@@ -16,6 +16,10 @@ NEW = jax.__version_info__ >= (0, 12) and platform.machine() == "x86_64"
 def test_it_is_known_which_versions_call_onednn_well() -> None:
     assert has_onednn(bfloat16=False) == NEW
     assert has_onednn(bfloat16=True) == NEW
+
+
+def test_it_is_known_which_versions_make_unrolled_layers_again() -> None:
+    assert has_remat() == (jax.__version_info__ >= (0, 12))
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

@@ -40,6 +40,20 @@ def item(found: Estimate, name: str) -> float:
     return next((one.size for one in found.memory.items if one.name == name), 0.0)
 
 
+def test_unrolled_layers_are_planned_as_the_cpus_compiler_takes_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["gpt_small", "hardware=cpu", "hardware.devices=1", "model.vocab_size=2048"]
+    none, dots = (planned(*words, "model.scan_layers=true", f"model.remat={remat}") for remat in ("none", "dots"))
+    assert none.memory.peak > 1.5 * dots.memory.peak
+    for has in (True, False):
+        monkeypatch.setattr("lmkit.plan.place.has_remat", lambda has=has: has)
+        unrolled = planned(*words, "model.remat=dots", "model.scan_layers=false")
+        assert unrolled.memory.peak == (dots if has else none).memory.peak
+        why = next(one.why for one in unrolled.memory.items if one.name == "activations")
+        assert ("undone" in why) is not has
+        elsewhere = planned("gpt2_124m", "hardware=h100_1", "model.scan_layers=false")
+        assert elsewhere.memory.peak == planned("gpt2_124m", "hardware=h100_1").memory.peak
+
+
 @pytest.mark.parametrize("kind", Optimizer)
 def test_the_state_is_that_of_the_real_blueprint(kind: Optimizer) -> None:
     words = ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2", f"optim={kind.name}", "optim.ema=0.99"]
