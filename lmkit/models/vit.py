@@ -18,6 +18,7 @@ from lmkit.nn.linear import Linear
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.position import grid_sinusoids
+from lmkit.nn.random import normal
 from lmkit.nn.stack import Stack
 from lmkit.parallel.rules import WHOLE, current_spec, reshard, residual_dims
 
@@ -35,7 +36,7 @@ class ViT(nnx.Module):
         self.config = config
         self.patches = Patches(config, rngs=rngs)
         with_class = config.pooling is Pooling.first
-        token = config.init_std * jax.random.normal(rngs.params(), (config.embed_dim,), jnp.float32)
+        token = config.init_std * normal(rngs.params(), (config.embed_dim,))
         self.class_token = param(token, ("norm",), ParamKind.vector) if with_class else None
         length = config.num_places if config.position is Position.learned else 0
         self.input = StreamInput(config, length=length, normed=config.embed_norm, rngs=rngs)

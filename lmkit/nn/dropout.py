@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from lmkit.nn.random import bernoulli
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
 
@@ -32,7 +33,7 @@ def _keep(key: jax.Array, rows_B: jax.Array, places_T: jax.Array, *, rate: float
     """bool [B, T, D]."""
 
     def token(row_key: jax.Array, place: jax.Array) -> jax.Array:
-        return jax.random.bernoulli(jax.random.fold_in(row_key, place), 1.0 - rate, (width,))
+        return bernoulli(jax.random.fold_in(row_key, place), 1.0 - rate, (width,))
 
     row_keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
     return jax.vmap(jax.vmap(token, (None, 0)), (0, None))(row_keys_B, places_T)

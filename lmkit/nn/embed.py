@@ -13,6 +13,7 @@ from lmkit.nn.dropout import dropout
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import param
 from lmkit.nn.position import sinusoids
+from lmkit.nn.random import normal
 from lmkit.parallel.rules import (
     Dims,
     current_spec,
@@ -32,7 +33,7 @@ class Embed(nnx.Module):
         if rows < 1:
             raise ValueError(f"vocab_size={rows}: give the number of tokens" if dim == "vocab" else f"{rows} rows")
         self.dim = dim
-        table = (std or 0.02) * jax.random.normal(rngs.params(), (rows, size), jnp.float32)
+        table = (std or 0.02) * normal(rngs.params(), (rows, size))
         self.table = param(table, (dim, "embed"), ParamKind.embedding)
 
     def __call__(self, ids: jax.Array, dtype: jnp.dtype, out: Dims) -> jax.Array:

@@ -14,6 +14,7 @@ from lmkit.config.sections import ParamKind
 from lmkit.nn.float8 import float8_product
 from lmkit.nn.param import param
 from lmkit.nn.product import cpu_product
+from lmkit.nn.random import normal
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import Dims, current_spec
 
@@ -40,7 +41,7 @@ class Linear(nnx.Module):
         if std is None:
             kernel = jnp.zeros(self.in_shape + self.out_shape)
         else:
-            kernel = jax.random.normal(rngs.params(), self.in_shape + self.out_shape, jnp.float32)
+            kernel = normal(rngs.params(), self.in_shape + self.out_shape)
             kernel = (std or math.prod(self.in_shape) ** -0.5) * kernel
         self.kernel = param(kernel, (*ins, *outs), ParamKind.matrix, num_in=len(ins))
         # A bias of the residual stream is tiny: replicated, its dims cannot collide with the batch's.

@@ -17,6 +17,7 @@ from lmkit.nn.attention import Places
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import MLP, activate
 from lmkit.nn.param import param
+from lmkit.nn.random import normal
 from lmkit.parallel.expert import dropless, with_capacity
 from lmkit.parallel.rules import current_spec, gathered_dims, on_each_device, residual_dims, seq_dim, split_axes
 
@@ -38,7 +39,7 @@ class MoE(nnx.Module):
         self.router = Linear({"embed": embed}, {"expert": experts}, std=config.init_std, bias=False, rngs=rngs)
 
         def matrices(dims: tuple[str, ...], shape: tuple[int, ...], std: float | None) -> nnx.Param:
-            value = jnp.zeros(shape) if std is None else jax.random.normal(rngs.params(), shape, jnp.float32)
+            value = jnp.zeros(shape) if std is None else normal(rngs.params(), shape)
             return param((std or shape[1] ** -0.5) * value, dims, ParamKind.matrix, num_in=1)
 
         inner = (("expert", "embed", "mlp"), (experts, embed, mlp), config.init_std)

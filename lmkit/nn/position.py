@@ -10,6 +10,7 @@ from lmkit.config.families import EncDecConfig
 from lmkit.config.model import RopeScaling, TransformerConfig
 from lmkit.config.sections import ParamKind
 from lmkit.nn.param import param
+from lmkit.nn.random import normal
 from lmkit.parallel.rules import current_spec, seq_dim
 
 Table = tuple[jax.Array, jax.Array]  # sines and cosines
@@ -78,7 +79,7 @@ class RelativeBias(nnx.Module):
     def __init__(self, config: EncDecConfig, *, causal: bool, rngs: nnx.Rngs):
         self.buckets, self.max_distance = config.relative_buckets, config.relative_max_distance
         self.causal, shape = causal, (config.relative_buckets, config.num_heads)
-        table = (config.init_std or 0.02) * jax.random.normal(rngs.params(), shape, jnp.float32)
+        table = (config.init_std or 0.02) * normal(rngs.params(), shape)
         self.table = param(table, ("position", "heads"), ParamKind.embedding)
 
     def __call__(self, num_queries: int, num_keys: int) -> jax.Array:
