@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as orbax_v1
 
-from lmkit.checkpoint.background import giving_way
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
@@ -93,11 +92,10 @@ class Checkpoints:
 
     def _finish(self, step: int, response: Any) -> None:
         try:
-            with giving_way() if platform() == "cpu" else contextlib.nullcontext():
-                if response is not None:
-                    response.result()
-                    if hosts.is_first():
-                        write_manifest(self.folder / str(step))
+            if response is not None:
+                response.result()
+                if hosts.is_first():
+                    write_manifest(self.folder / str(step))
         except BaseException as error:
             error.add_note(f"step {step}")
             self._failure = error
