@@ -4,7 +4,8 @@
     python tools/bench_compile.py --config T --layers 2 4
 
 Growth is CPU seconds of tracing and compiling at the most layers over those at the fewest, medians. The time to the
-first step is from the start of the process to the first loss, with --batch rows, so that the step itself is short.
+first step is from the start of the process to the first loss, with --batch rows, so that the step itself is short;
+"before it begins" ends where everything is compiled and the state is there.
 Appends one JSON line to experiments/benchmarks/compile.jsonl.
 """
 
@@ -47,10 +48,21 @@ def depths(args: argparse.Namespace) -> dict[int, float]:
 
 
 def first_steps(args: argparse.Namespace) -> tuple[Record, Record]:
-    """What a worker says with an empty cache, and then with the one that it filled."""
-    with tempfile.TemporaryDirectory() as cache:
-        cold, warm = (started(args, "--warmup=1", "--init=own", f"--cache={cache}") for _ in range(2))
-    return cold, warm
+    """What workers say with an empty cache, and then with the one that was filled; the medians of some rounds."""
+    cold, warm = [], []
+    for number in range(args.rounds):
+        with tempfile.TemporaryDirectory() as cache:
+            for found in (cold, warm):
+                found.append(started(args, "--warmup=1", "--init=own", f"--cache={cache}"))
+        told = ", ".join(f"{found[-1]['to_first_step_s']:.1f} s" for found in (cold, warm))
+        print(f"round {number + 1}: first step cold, warm {told}", flush=True)
+    return middle(cold), middle(warm)
+
+
+def middle(found: list[Record]) -> Record:
+    """What they have in common, with the medians of their times."""
+    times = {key: statistics.median(one[key] for one in found) for key in ("to_first_step_s", "to_ready_s")}
+    return found[0] | times
 
 
 def parse() -> argparse.Namespace:
@@ -59,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 24, 48, 96])
-    parser.add_argument("--rounds", type=int, default=3, help="of the compilations, interleaved")
+    parser.add_argument("--rounds", type=int, default=3, help="of the compilations, interleaved, and of the starts")
     parser.add_argument("--keys", nargs="*", default=[], help="further lmkit keys")
     parser.add_argument("--limit", type=float, default=1800, help="seconds that a process may take")
     parser.add_argument("--out", type=Path, default=BENCHMARKS)
