@@ -116,9 +116,9 @@ def main() -> None:
     """Sets up, warms up, answers."""
     args = parse()
     trainer = Trainer(args)
-    info = {"name": args.name, "keys": args.overrides, **trainer.facts()}
+    info: dict[str, Any] = {"name": args.name, "keys": args.overrides}
     if args.compile_only:
-        print(json.dumps(info), flush=True)
+        print(json.dumps(info | trainer.facts()), flush=True)
         return
     with jax.set_mesh(trainer.blueprint.mesh):
         jax.block_until_ready(trainer.state)
@@ -127,7 +127,7 @@ def main() -> None:
         to_first = round(time.time() - process_start(), 2)
         for _ in range(args.warmup - 1):
             trainer.run(1)
-        info |= {"to_first_step_s": to_first, "warm_losses": trainer.losses[:]}
+        info |= {"to_first_step_s": to_first, "warm_losses": trainer.losses[:], **trainer.facts()}
         print(json.dumps({"ready": True, **info}), flush=True)
         for line in sys.stdin:
             word, _, argument = line.strip().partition(" ")

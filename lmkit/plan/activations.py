@@ -87,9 +87,9 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
     norm = norms * (3 * part.embed_dim + 2) * _F32 / share.stream
     width, size = part.embed_dim * linear_itemsize(part, share.itemsize), share.itemsize
     heads, keys = part.num_heads * share.head(part), part.kv_heads * share.head(part)
-    results = 2 if share.flat and share.tensor == 1 else 1  # attention's, and a flat one for the projection
-    attention = ((1 + results) * heads + 2 * keys) * size + part.num_heads * _F32
-    attention += heads if part.linear_dtype is LinearDType.float8 else 0
+    attention = (2 * heads + 2 * keys) * size + part.num_heads * _F32
+    if part.linear_dtype is LinearDType.float8 or (share.flat and share.tensor == 1):
+        attention += heads * linear_itemsize(part, size)  # its result once more, for the projection
     if part.qk_norm:
         attention += (3 * (heads + keys) + 2 * (part.num_heads + part.kv_heads)) * _F32
     attention = norm + (3 if share.flat else 1) * width + attention / share.tensor

@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from lmkit.config.families import GPTConfig
-from lmkit.config.model import Activation, DType, Norm, NormOrder, Position, Remat
+from lmkit.config.model import Activation, DType, LinearDType, Norm, NormOrder, Position, Remat
 from lmkit.config.sections import MeshConfig
 from lmkit.nn.attention import make_places
 from lmkit.nn.block import Block
@@ -61,8 +61,10 @@ def assert_equal(formula: float, config: GPTConfig) -> None:
         GPT2 | {"activation": Activation.gelu_tanh},
         LLAMA | {"norm_order": NormOrder.both, "activation": Activation.gelu},
         LLAMA | {"num_experts": 4, "num_kv_heads": 2},
+        LLAMA | {"linear_dtype": LinearDType.float8, "num_kv_heads": 2},
+        GPT2 | {"linear_dtype": LinearDType.float8},
     ],
-    ids=["llama", "gpt2", "gemma", "mixtral"],
+    ids=["llama", "gpt2", "gemma", "mixtral", "llama in float8", "gpt2 in float8"],
 )
 def test_what_a_layer_keeps(form: dict, remat: Remat) -> None:
     config = GPTConfig(**{**SIZES, **form, "remat": remat})

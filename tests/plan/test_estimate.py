@@ -26,6 +26,7 @@ from lmkit.plan.place import make_place
 from lmkit.plan.work import flops_by_part, repeated_flops
 from lmkit.train.flops import flops_per_row
 from lmkit.train.state import make_blueprint
+from lmkit.train.traffic import traffic_of
 
 
 def planned(*words: str) -> Estimate:
@@ -97,6 +98,34 @@ def test_every_family_has_a_plan(name: str) -> None:
     row = flops_per_row(place.experiment.model, place.blueprint.specs, place.source_len, place.target_len,
                         place.predicted)  # fmt: skip
     assert sum(found.flops.values()) == pytest.approx(row * place.experiment.train.batch_size)
+
+
+def test_float8_halves_the_time_of_linear_layers_and_what_fsdp_gathers() -> None:
+    words = ["gpt3_1b3", "hardware=h100_8", "mesh=fsdp"]
+    same, float8 = (planned(*words, f"model.linear_dtype={name}") for name in ("same", "float8"))
+    linear = {"attention: q, k, v", "attention: output", "MLP: up", "MLP: down"}
+    part = sum(flops for name, flops in same.flops.items() if name in linear) / sum(same.flops.values())
+    assert same.flops == float8.flops
+    hardware = same.place.experiment.hardware
+    gain = 1 - hardware.bf16_tflops / hardware.fp8_tflops
+    again = planned(*words, "model.remat=none").step.compute
+    assert planned(*words, "model.remat=none", "model.linear_dtype=float8").step.compute == pytest.approx(
+        again * (1 - gain * part), rel=0.02
+    )
+    sent = [
+        {
+            row.why: row.sent_bytes
+            for row in traffic_of(one.place.experiment, one.place.blueprint, 2)
+            if "para" in row.why
+        }
+        for one in (same, float8)
+    ]
+    assert sent[1]["layers: parameters"] == sent[0]["layers: parameters"] / 2
+    assert sent[1]["head and ends: parameters"] == sent[0]["head and ends: parameters"]
+    old = (
+        planned("gpt3_1b3", "hardware=a100_8", "mesh=fsdp", f"model.linear_dtype={name}") for name in ("same", "float8")
+    )
+    assert len({one.step.compute for one in old}) == 1  # it has no float8
 
 
 def test_remat_trades_memory_for_computing() -> None:
