@@ -111,10 +111,11 @@ def test_the_table_in_the_docs_is_that_of_the_figures() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
-def test_a_gpu_that_is_not_here() -> None:
+@pytest.mark.parametrize("linear", ["same", "float8"])
+def test_a_gpu_that_is_not_here(linear: str) -> None:
     pytest.importorskip("jax_plugins.xla_cuda13", reason="LOUD: the GPUs' compiler is not installed (lmkit[gpu-aot])")
     found = planned("+experiment=gpt2_124m", "model.vocab_size=50304", "hardware=h100_8", "train.batch_size=64",
-                    "model.remat=names")  # fmt: skip
+                    "mesh.data=1", "mesh.fsdp=8", "model.remat=names", f"model.linear_dtype={linear}")  # fmt: skip
     compiled = compiled_plan(found.place)
     assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
     least = sum(
