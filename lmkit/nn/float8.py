@@ -32,9 +32,9 @@ def check_float8() -> None:
 
 
 def is_float8(config: TransformerConfig, spec: ParamSpec) -> bool:
-    """Whether a parameter is multiplied in float8: a matrix of a layer, but for the experts' and their router's."""
+    """Whether a parameter is multiplied in float8: a matrix of a layer, but for experts', their router's, adapters'."""
     chosen = config.linear_dtype is LinearDType.float8
-    return chosen and spec.in_stack and spec.kind is ParamKind.matrix and "expert" not in spec.dims
+    return chosen and spec.in_stack and spec.kind is ParamKind.matrix and not {"expert", "lora"} & {*spec.dims}
 
 
 def float8_product(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec | None) -> jax.Array:

@@ -138,7 +138,7 @@ def _copies(place: Place, part: TransformerConfig) -> float:
     total = 0.0
     for path, leaf, spec in _leaves(place):
         if spec.in_stack and spec.num_in:
-            itemsize = 1 if is_float8(part, spec) else place.itemsize % _F32
+            itemsize = 1 if is_float8(part, spec) else place.itemsize % _F32  # float32 is multiplied as it is
             total += leaf * itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
     return total / len(place.experiment.model.parts())
 
