@@ -59,10 +59,11 @@ class Trainer:
     def run(self, steps: int) -> float:
         """Seconds a step, the last one's loss included."""
         start, metrics = time.perf_counter(), {}
-        for _ in range(steps):
-            batch = jax.device_put(self.data[self.count % len(self.data)], self.sharding)
-            self.state, metrics = self.programs.train(self.state, batch)
-            self.count += 1
+        with jax.set_mesh(self.blueprint.mesh):
+            for _ in range(steps):
+                batch = jax.device_put(self.data[self.count % len(self.data)], self.sharding)
+                self.state, metrics = self.programs.train(self.state, batch)
+                self.count += 1
         self.losses.append(float(metrics["loss"]))
         return (time.perf_counter() - start) / steps
 
@@ -120,23 +121,22 @@ def main() -> None:
     if args.compile_only:
         print(json.dumps(info | trainer.facts()), flush=True)
         return
-    with jax.set_mesh(trainer.blueprint.mesh):
-        jax.block_until_ready(trainer.state)
-        info |= {"to_ready_s": round(time.time() - process_start(), 2)}  # from here on it is the step itself
+    jax.block_until_ready(trainer.state)
+    info |= {"to_ready_s": round(time.time() - process_start(), 2)}  # from here on it is the step itself
+    trainer.run(1)
+    to_first = round(time.time() - process_start(), 2)
+    for _ in range(args.warmup - 1):
         trainer.run(1)
-        to_first = round(time.time() - process_start(), 2)
-        for _ in range(args.warmup - 1):
-            trainer.run(1)
-        info |= {"to_first_step_s": to_first, "warm_losses": trainer.losses[:], **trainer.facts()}
-        print(json.dumps({"ready": True, **info}), flush=True)
-        for line in sys.stdin:
-            word, _, argument = line.strip().partition(" ")
-            if word == "end":
-                break
-            if word == "profile":
-                print(json.dumps({"ops": trainer.profile(Path(argument))}), flush=True)
-            else:
-                print(json.dumps({"chunk_s": trainer.run(int(argument))}), flush=True)
+    info |= {"to_first_step_s": to_first, "warm_losses": trainer.losses[:], **trainer.facts()}
+    print(json.dumps({"ready": True, **info}), flush=True)
+    for line in sys.stdin:
+        word, _, argument = line.strip().partition(" ")
+        if word == "end":
+            break
+        if word == "profile":
+            print(json.dumps({"ops": trainer.profile(Path(argument))}), flush=True)
+        else:
+            print(json.dumps({"chunk_s": trainer.run(int(argument))}), flush=True)
     print(json.dumps(info | {"last_loss": trainer.losses[-1]} | trainer.peaks()), flush=True)
 
 

@@ -58,20 +58,19 @@ def _product(num_in, spec, x, kernel):
 
 
 def _forward(num_in, spec, x, kernel):
-    x8, kernel8, like = _rounded(x, _INPUT), _rounded(kernel, _INPUT), jnp.zeros((), kernel.dtype)
-    lead = x.ndim - num_in
+    x8, kernel8, lead = _rounded(x, _INPUT), _rounded(kernel, _INPUT), x.ndim - num_in
     y = _dot(x8, kernel8, range(lead, x.ndim), range(num_in), x.dtype, spec)
-    return y, (x8, kernel8, jnp.zeros((), x.dtype), like)
+    return y, (x8, kernel8, jnp.zeros((), kernel.dtype))
 
 
 def _backward(num_in, spec, saved, d):
-    x8, kernel8, x_like, kernel_like = saved
+    x8, kernel8, like = saved
     d8, lead = _rounded(d, _GRADIENT), x8.qvalue.ndim - num_in
     x_spec, kernel_spec = (None if spec is None else jax.typeof(one.qvalue).sharding.spec for one in (x8, kernel8))
     outs = range(lead, d.ndim), range(num_in, kernel8.qvalue.ndim)
-    d_x = _dot(d8, kernel8, *outs, x_like.dtype, x_spec)
-    d_kernel = _dot(x8, d8, range(lead), range(lead), x_like.dtype, kernel_spec)  # what devices sum, as elsewhere
-    return d_x, d_kernel.astype(kernel_like.dtype)
+    d_x = _dot(d8, kernel8, *outs, d.dtype, x_spec)
+    d_kernel = _dot(x8, d8, range(lead), range(lead), d.dtype, kernel_spec)  # what devices sum, as elsewhere
+    return d_x, d_kernel.astype(like.dtype)
 
 
 _product.defvjp(_forward, _backward)

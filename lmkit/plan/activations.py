@@ -100,9 +100,10 @@ def _everything(part: TransformerConfig, share: Share) -> tuple[float, float]:
 def _mlp(part: TransformerConfig, share: Share) -> float:
     """Of the MLP or the experts, a token."""
     # the activation's input and the last product's; gated: the other factor and the activation's result, too
-    inner = part.mlp_size * 2 * (1 + part.gated) * share.itemsize / share.tensor
+    last = share.itemsize if part.num_experts else linear_itemsize(part, share.itemsize)
+    inner = part.mlp_size * ((1 + 2 * part.gated) * share.itemsize + last) / share.tensor
     if not part.num_experts:
-        return inner - part.mlp_size * (share.itemsize - linear_itemsize(part, share.itemsize)) / share.tensor
+        return inner
     chosen = share.copies(part)
     # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
     each = inner + part.embed_dim * (4 * share.itemsize + 2)

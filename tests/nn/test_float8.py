@@ -77,17 +77,19 @@ def test_in_a_pipeline_each_micro_batch_has_a_scale_of_its_own(one_device: list[
     np.testing.assert_allclose(losses, one_device, rtol=2e-3)
 
 
-def lowered(*keys: str) -> str:
+def products(*keys: str) -> list[tuple[str, str]]:
+    """The dtypes of the operands of every product of a step."""
     experiment = tiny_experiment(ON, "model.gated=true", "model.scan_layers=false", *keys)
     mesh = build_mesh(experiment.mesh, jax.devices()[:1])
     blueprint = make_blueprint(experiment.model, experiment.optim, 10, mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), random_batch(0))
-    return lower_step(experiment, blueprint, batch).as_text()
+    text = lower_step(experiment, blueprint, batch).as_text()
+    return re.findall(r"dot_general.*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\) ->", text)
 
 
 def test_every_product_of_a_linear_layer_has_float8_operands_and_no_other() -> None:
     """q, k, v, the output, gate, up and down of each layer; the gradients of their inputs and of their kernels."""
-    kinds = re.findall(r"dot_general.*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\) ->", lowered("model.remat=none"))
+    kinds = products("model.remat=none")
     layers = tiny_experiment().model.num_layers
     wanted = {("f8E4M3FN", "f8E4M3FN"): 7, ("f8E5M2", "f8E4M3FN"): 7, ("f8E4M3FN", "f8E5M2"): 7}
     assert {kind: kinds.count(kind) for kind in set(kinds) if "f8" in str(kind)} == {
@@ -97,8 +99,7 @@ def test_every_product_of_a_linear_layer_has_float8_operands_and_no_other() -> N
 
 
 def test_experts_and_their_router_stay_as_they_are() -> None:
-    text = lowered("model.num_experts=4", "model.experts_per_token=2", "model.remat=none")
-    kinds = re.findall(r"dot_general.*: \(tensor<[\dx]*(\w+)>, tensor<[\dx]*(\w+)>\) ->", text)
+    kinds = products("model.num_experts=4", "model.experts_per_token=2", "model.remat=none")
     assert kinds.count(("f8E4M3FN", "f8E4M3FN")) == 4 * tiny_experiment().model.num_layers
 
 
