@@ -11,7 +11,7 @@ VERBS = {
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
-    "data.show": "what a row of a step holds: its text, by documents",
+    "show": "what a row of a step holds: its text, by documents",
     "launch": "the same experiment on Slurm, Kubernetes or a TPU pod",
 }
 

@@ -11,12 +11,12 @@ from flax import nnx
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import GPTConfig
+from lmkit.config.sections.families import GPTConfig
+from lmkit.core.setup import lower_step
+from lmkit.core.state import Blueprint, State, init_state, make_blueprint
 from lmkit.models import GPT
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
-from lmkit.train.setup import lower_step
-from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"vocab_size": 256, "num_layers": 2, "num_heads": 4, "embed_dim": 64}

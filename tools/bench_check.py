@@ -23,12 +23,12 @@ from speed.records import BENCHMARKS, keep, stamp
 
 from lmkit.config.base import ConfigError
 from lmkit.config.entry import compose
+from lmkit.core.setup import setup_mesh
+from lmkit.core.state import init_state, make_blueprint
+from lmkit.core.step import make_gradients
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.objectives.build import build_objective
 from lmkit.parallel import build_mesh, sharding_of
-from lmkit.train.setup import setup_mesh
-from lmkit.train.state import init_state, make_blueprint
-from lmkit.train.step import make_gradients
 
 
 @functools.cache

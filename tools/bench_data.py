@@ -21,10 +21,10 @@ import jax
 import numpy as np
 
 from lmkit.config.entry import compose
-from lmkit.data.batches import Windows
+from lmkit.data.batches.windows import Windows
 from lmkit.data.loader import TrainBatches
 from lmkit.data.prepare import prepare
-from lmkit.data.store import TRAIN, TokenStore
+from lmkit.data.store.tokens import TRAIN, TokenStore
 from lmkit.parallel import build_mesh
 
 SEQ_LEN, BATCH = 1024, 256

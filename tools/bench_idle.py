@@ -22,8 +22,8 @@ import jax
 from speed.records import BENCHMARKS, Record, keep, stamp
 
 from lmkit.config.entry import compose
+from lmkit.config.entry.process import prefer_huge_pages
 from lmkit.config.experiment import Experiment
-from lmkit.config.process import prefer_huge_pages
 from lmkit.parallel.devices import platform, setup_jax
 from lmkit.tracker import read_rows
 from lmkit.train import main as loop

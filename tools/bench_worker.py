@@ -20,11 +20,11 @@ from speed.model import SHAPES, batch_of, experiment_of, load_reference, start_s
 from speed.profile import expensive_ops, op_names
 from speed.records import free_bytes, process_start
 
-from lmkit.config.process import prefer_huge_pages
+from lmkit.config.entry.process import prefer_huge_pages
+from lmkit.console import size
+from lmkit.core.state import init_state, make_blueprint
 from lmkit.parallel import build_mesh, sharding_of
 from lmkit.parallel.devices import platform, setup_jax
-from lmkit.train.progress import size
-from lmkit.train.state import init_state, make_blueprint
 
 _PROFILED = 3  # steps
 

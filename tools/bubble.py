@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import GPTConfig
-from lmkit.config.pipeline import Pipe
-from lmkit.config.sections import MeshConfig
+from lmkit.config.arithmetic.pipeline import Pipe
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.mesh import MeshConfig
 from lmkit.models import build_model
-from lmkit.nn.attention import make_places
+from lmkit.nn.attention import make_layer_inputs
 from lmkit.nn.param import param_specs
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
@@ -39,7 +39,7 @@ def make_gradient(pipe: Pipe, rows: int, width: int, seq: int) -> tuple[Any, Any
 
     def loss(params: Any, x: jax.Array) -> jax.Array:
         stack = nnx.merge(graph, nnx.State(params))
-        return jnp.sum(stack(x, make_places(config, jnp.arange(seq)[None], None), flags=False))
+        return jnp.sum(stack(x, make_layer_inputs(config, jnp.arange(seq)[None], None), flags=False))
 
     with jax.set_mesh(mesh):
         return jax.jit(jax.grad(loss), out_shardings=layout).lower(params, x).compile(), params, x

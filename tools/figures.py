@@ -15,10 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmkit.pages.chart import CHART_STYLE, NUM_COLORS, Chart, Series, compact, escape, exact, thin, ticks, with_mean
+from lmkit.pages.chart import x_range as steps_of
+from lmkit.pages.chart import y_range as values_of
 from lmkit.tracker import read_rows
-from lmkit.train.chart import CHART_STYLE, NUM_COLORS, Chart, Series, compact, escape, exact, thin, ticks, with_mean
-from lmkit.train.chart import x_range as steps_of
-from lmkit.train.chart import y_range as values_of
 
 _COLORS = re.findall(r"--c\d:#\w+", CHART_STYLE)  # the report's: first the light ones, then the dark ones
 LIGHT, DARK = (";".join(_COLORS[n : n + NUM_COLORS]) for n in (0, NUM_COLORS))

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from lmkit.config.entry import compose
+from lmkit.cost.estimate import Estimate, estimate
 from lmkit.parallel.devices import setup_cpu
 from lmkit.plan.compiled import compiled_plan
-from lmkit.plan.estimate import Estimate, estimate
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "benchmarks" / "plan_memory.jsonl"
@@ -72,7 +72,7 @@ def estimate_of(point: Point) -> Estimate:
 
 def measure(point: Point) -> None:
     """Compiles a point and writes down what came of it."""
-    found = compiled_plan(estimate_of(point).place)
+    found = compiled_plan(estimate_of(point).context)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "libtpu", "jax-cuda13-plugin")}
     line = {
         "point": point, "peak_bytes": found.peak, "argument_bytes": found.arguments, "temp_bytes": found.temporary,
@@ -100,7 +100,7 @@ def table() -> str:
         fits = "no" if line["refusal"] or line["peak_bytes"] > found.limit else "yes"
         agree = "" if (fits == "yes") == found.fits else ", the plan is wrong"
         rows.append(
-            f"| {name} | {hardware} | {mesh} | {remat} | {found.place.experiment.train.batch_size} "
+            f"| {name} | {hardware} | {mesh} | {remat} | {found.context.experiment.train.batch_size} "
             f"| {line['peak_bytes'] / 2**30:.2f} | {found.memory.peak / 2**30:.2f} | {ratio} | {fits}{agree} |"
         )
     return "\n".join(rows) + "\n"

@@ -23,9 +23,10 @@ from pathlib import Path
 from prepare_judge import judge
 from prepare_plant import plant
 
-from lmkit.config.prepare import CleanConfig, Executor, Pii, PrepareConfig, Rule
-from lmkit.data.files import expand
-from lmkit.data.sources import TEXT_SUFFIXES, TextSource
+from lmkit.config.sections.clean import CleanConfig, Pii, Rule
+from lmkit.config.sections.prepare import Executor, PrepareConfig
+from lmkit.data.sources.files import expand
+from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
 
 THRESHOLD = 0.8

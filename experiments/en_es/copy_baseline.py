@@ -6,9 +6,9 @@ python experiments/en_es/copy_baseline.py PATH/TO/verses.jsonl
 import sys
 
 from lmkit import metrics
-from lmkit.config.data import DataConfig, Source
-from lmkit.data.record_store import RecordStore
-from lmkit.data.records import RecordSource
+from lmkit.config.sections.data import DataConfig, Source
+from lmkit.data.store.records import RecordStore
+from lmkit.data.sources.records import RecordSource
 
 
 def main(path: str) -> None:

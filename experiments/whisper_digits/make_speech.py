@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.data.audio import SAMPLE_RATE, read_audio
+from lmkit.data.sources.audio import SAMPLE_RATE, read_audio
 
 words = str.split
 TRAIN_VOICES = words(

@@ -12,12 +12,12 @@ from typing import Any
 import jax
 import orbax.checkpoint.experimental.v1 as orbax_v1
 
+from lmkit import hosts
 from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
-from lmkit.config.sections import Best, CheckpointConfig
+from lmkit.config.sections.checkpoint import Best, CheckpointConfig
 from lmkit.nn.tree import divide, flat, union
-from lmkit.parallel import hosts
 from lmkit.parallel.devices import platform
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too

@@ -2,7 +2,7 @@
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import ModelConfig
 
 __all__ = ["ConfigError", "Experiment", "GPTConfig", "ModelConfig"]

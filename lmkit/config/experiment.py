@@ -4,29 +4,29 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmkit.config.arithmetic.mesh import BATCH_AXES, axis_sizes, batch_shards
+from lmkit.config.arithmetic.mesh_checks import check_axes, check_divides
 from lmkit.config.base import ConfigError, key
-from lmkit.config.data import DataConfig, TokenizerConfig, TokenizerKind
-from lmkit.config.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
-from lmkit.config.finetune import ExportConfig, LoraConfig
-from lmkit.config.generation import GenerateConfig
-from lmkit.config.hardware import HardwareConfig
-from lmkit.config.hosts import HostsConfig
-from lmkit.config.launch import LaunchConfig
-from lmkit.config.mesh_checks import check_axes
-from lmkit.config.model import ModelConfig, Position, TransformerConfig
-from lmkit.config.plan import PlanConfig
-from lmkit.config.prepare import PrepareConfig
-from lmkit.config.sections import (
-    CheckpointConfig,
-    MeshConfig,
-    ObjectiveConfig,
-    ObjectiveKind,
-    OptimConfig,
-    RunConfig,
-    TrackerConfig,
-    TrainConfig,
-    VerifyConfig,
-)
+from lmkit.config.sections.checkpoint import CheckpointConfig
+from lmkit.config.sections.data import DataConfig
+from lmkit.config.sections.export import ExportConfig
+from lmkit.config.sections.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.generate import GenerateConfig
+from lmkit.config.sections.hardware import HardwareConfig
+from lmkit.config.sections.hosts import HostsConfig
+from lmkit.config.sections.launch import LaunchConfig
+from lmkit.config.sections.lora import LoraConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import ModelConfig, Position, TransformerConfig
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
+from lmkit.config.sections.optim import OptimConfig
+from lmkit.config.sections.plan import PlanConfig
+from lmkit.config.sections.prepare import PrepareConfig
+from lmkit.config.sections.run import RunConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.config.sections.tracker import TrackerConfig
+from lmkit.config.sections.train import TrainConfig
+from lmkit.config.sections.verify import VerifyConfig
 
 
 @dataclass
@@ -119,3 +119,15 @@ def differing(old: Any, new: Any, prefix: str = "") -> list[tuple[str, Any, Any]
             rows += differing(old.get(name, "(absent)"), new.get(name, "(absent)"), f"{prefix}{name}.")
         return rows
     return [] if old == new else [(prefix.rstrip("."), old, new)]
+
+
+def check_mesh(experiment: Experiment, num_devices: int) -> dict[str, int]:
+    """The axes' sizes on so many devices. Raises ConfigError where mesh, batch or model do not fit them."""
+    sizes = axis_sizes(experiment.mesh, num_devices)
+    parts, train = batch_shards(sizes), experiment.train
+    check_divides(
+        "train.batch_size" + (" / train.accumulate_steps" if train.accumulate_steps > 1 else ""),
+        train.batch_size // train.accumulate_steps, " x ".join(f"mesh.{axis}" for axis in BATCH_AXES), parts,
+    )  # fmt: skip
+    dataclasses.replace(experiment, mesh=experiment.mesh.resolved(sizes))  # checks the sizes that were -1
+    return sizes

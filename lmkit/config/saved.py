@@ -9,18 +9,18 @@ import yaml
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.experiment import Experiment, to_plain
-from lmkit.config.families import MODEL_SCHEMAS
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.families import MODEL_SCHEMAS
+from lmkit.config.sections.model import ModelConfig
 from lmkit.files import write_text
 
 MODEL_FILE, RUN_FILE = "model.yaml", "config.yaml"
-FAMILIES = {name.removesuffix("_schema"): schema for name, schema in MODEL_SCHEMAS.items()}
+FAMILY_SCHEMAS = {name.removesuffix("_schema"): schema for name, schema in MODEL_SCHEMAS.items()}
 T = TypeVar("T")
 
 
 def write_model(folder: Path, config: ModelConfig) -> None:
     """Replaces the folder's model.yaml in one step."""
-    (family,) = [name for name, schema in FAMILIES.items() if schema is type(config)]
+    (family,) = [name for name, schema in FAMILY_SCHEMAS.items() if schema is type(config)]
     write_text(folder / MODEL_FILE, yaml.safe_dump({"family": family, "model": to_plain(config)}, sort_keys=False))
 
 
@@ -31,10 +31,10 @@ def read_model(folder: Path) -> ModelConfig:
         saved = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(saved, dict) or saved.get("family") not in FAMILIES:
+    if not isinstance(saved, dict) or saved.get("family") not in FAMILY_SCHEMAS:
         family = saved.get("family") if isinstance(saved, dict) else None
-        raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILIES)}")
-    return from_plain(FAMILIES[saved["family"]], saved.get("model"), f"{file}: model")
+        raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILY_SCHEMAS)}")
+    return from_plain(FAMILY_SCHEMAS[saved["family"]], saved.get("model"), f"{file}: model")
 
 
 def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experiment:

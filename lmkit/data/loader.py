@@ -12,8 +12,8 @@ from absl import flags
 from jax.sharding import Mesh, NamedSharding
 
 from lmkit.config.base import ConfigError
-from lmkit.config.data import DataConfig
-from lmkit.data.batches import Batches, heldout_indices
+from lmkit.config.sections.data import DataConfig
+from lmkit.data.batches.windows import Batches, heldout_indices
 from lmkit.parallel.rules import sharding_of
 
 DeviceBatch = dict[str, jax.Array]
@@ -21,7 +21,7 @@ DeviceBatch = dict[str, jax.Array]
 
 def array_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """How a batch's array lies: rows over the batch axes, of token arrays the sequence over its own, where it can."""
-    split = len(shape) == 2 and name not in ("places",) and shape[1] % mesh.shape["context"] == 0
+    split = len(shape) == 2 and name not in ("masked_positions",) and shape[1] % mesh.shape["context"] == 0
     return sharding_of(("batch", "seq" if split else None, *[None] * (len(shape) - 2))[: len(shape)], mesh, shape, name)
 
 

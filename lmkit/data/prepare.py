@@ -4,29 +4,22 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from lmkit.config.base import ConfigError
-from lmkit.config.data import DataConfig, OnCorrupt, Source, TokenizerConfig, TokenizerKind
-from lmkit.config.prepare import PrepareConfig
-from lmkit.data.build import Progress, Runner, one_by_one
+from lmkit.config.sections.data import DataConfig, OnCorrupt, Source
+from lmkit.config.sections.prepare import PrepareConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data.batches.windows import TextData
 from lmkit.data.cache import make_atomically, open_cache, place_of
-from lmkit.data.corpus import clean_sources
-from lmkit.data.frame import META, Frame
-from lmkit.data.sources import TextSource
-from lmkit.data.store import FORMAT, TRAIN, TokenStore
-from lmkit.data.token_parts import build_store, find_cut
-from lmkit.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, settings, token_of
-from lmkit.data.vocabulary import train_tokenizer
+from lmkit.data.sources.corpus import clean_sources
+from lmkit.data.sources.text import TextSource
+from lmkit.data.store.build import Progress, Runner, one_by_one
+from lmkit.data.store.frame import META, Frame
+from lmkit.data.store.token_parts import build_store, find_cut
+from lmkit.data.store.tokens import FORMAT, TRAIN, TokenStore
+from lmkit.data.tokens.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, settings, token_of
+from lmkit.data.tokens.vocabulary import train_tokenizer
 from lmkit.files import write_text
-
-
-class TextData(NamedTuple):
-    """Everything read by a run on text: the tokenizer, and the stores of the mixture with their weights."""
-
-    tokenizer: Tokenizer
-    stores: dict[str, TokenStore]
-    weights: dict[str, float]
 
 
 def prepare(

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmkit.compiler.programs import jit
 from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, put_batch, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
 from lmkit.nn.cache import Cache, cache_specs, take_rows
-from lmkit.parallel.compiler import jit
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import current_spec, on_each_device, reshard
 

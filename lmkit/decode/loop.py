@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from lmkit.config.mesh import batch_shards
-from lmkit.config.model import Position
+from lmkit.compiler.programs import jit
+from lmkit.config.arithmetic.mesh import batch_shards
+from lmkit.config.sections.model import Position
 from lmkit.decode.sampling import Sampling, choose
 from lmkit.nn.cache import Cache
-from lmkit.parallel.compiler import jit
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
 
@@ -41,7 +41,7 @@ class Prompts(NamedTuple):
     first_row: int = 0
 
 
-class Rows(NamedTuple):
+class DecodeState(NamedTuple):
     """Where every row is: what a step takes and gives."""
 
     cache: Cache
@@ -182,16 +182,18 @@ class Decoder:
             seen_BV = rows_only(
                 partial(seen_in, size=self.vocab_size), True, batch["tokens_BT"], batch["num_B"]
             )  # fmt: skip
-        state = Rows(cache, batch["num_B"], batch["done_B"], batch["row_B"], seen_BV)
+        state = DecodeState(cache, batch["num_B"], batch["done_B"], batch["row_B"], seen_BV)
         return self._chosen(logits_BV, cache, state, key)
 
-    def _step_rows(self, params: Any, state: Rows, key: jax.Array) -> Any:
+    def _step_rows(self, params: Any, state: DecodeState, key: jax.Array) -> Any:
         model = self.merge(params)
         going_B = (~state.done_B).astype(jnp.int32)
         hidden_B1D, cache = model.extend(state.token_B[:, None], going_B, state.cache)
         return self._chosen(logits_of(model, hidden_B1D), cache, state, key)
 
-    def _chosen(self, logits_BV: jax.Array, cache: Cache, state: Rows, key: jax.Array) -> tuple[jax.Array, Rows]:
+    def _chosen(
+        self, logits_BV: jax.Array, cache: Cache, state: DecodeState, key: jax.Array
+    ) -> tuple[jax.Array, DecodeState]:
         """What each row says now, on every device, and the rows after that."""
 
         def pick(logits_BV, seen_BV, row_B, index_B, done_B, key):
@@ -205,7 +207,7 @@ class Decoder:
             pick, (True, True, True, None if state.seen_BV is None else True),
             logits_BV, state.seen_BV, state.row_B, cache.length_B, state.done_B, key,
         )  # fmt: skip
-        return reshard(said_B, (None,)), Rows(cache, token_B, done_B, state.row_B, seen_BV)
+        return reshard(said_B, (None,)), DecodeState(cache, token_B, done_B, state.row_B, seen_BV)
 
 
 def seen_in(tokens_BT: jax.Array, num_B: jax.Array, size: int) -> jax.Array:

@@ -6,7 +6,7 @@ from lmkit import interop
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.interop.save import DTYPES
-from lmkit.train.start import load_model, tokenizer_file
+from lmkit.weights import open_model, tokenizer_file
 
 
 def export(experiment: Experiment) -> int:
@@ -20,15 +20,20 @@ def export(experiment: Experiment) -> int:
         raise ConfigError(f"export.folder={folder} exists already: choose another place or remove it")
     if options.dtype not in DTYPES:
         raise ConfigError(f"export.dtype={options.dtype}: there are {', '.join(DTYPES)}")
-    model, params, found = load_model(source)
-    tokenizer = tokenizer_file(found.place)
+    model = open_model(source)
+    found = model.params()
+    tokenizer = tokenizer_file(found.path)
     ours = tokenizer is not None and '"lmkit-bytes"' in tokenizer.read_text()[:100]
     if tokenizer is not None and (tokenizer.parent / "config.json").is_file():
         tokenizer = tokenizer.parent  # a folder of theirs, with more files than that
     kind = interop.save_folder(
-        folder, model, params, dtype=options.dtype, tokenizer="" if ours or tokenizer is None else tokenizer
+        folder,
+        model.config,
+        found.params,
+        dtype=options.dtype,
+        tokenizer="" if ours or tokenizer is None else tokenizer,
     )
-    print(f"{folder}: {kind}, {options.dtype}, parameters from {found.place}")
+    print(f"{folder}: {kind}, {options.dtype}, parameters from {found.path}")
     for note in found.notes:
         print(note)
     if ours or tokenizer is None:

@@ -11,16 +11,16 @@ import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import EncDecConfig
-from lmkit.config.generation import GenerateConfig
-from lmkit.config.model import Position
-from lmkit.data.audio import log_mel, read_audio
+from lmkit.config.sections.families import EncDecConfig, GPTConfig
+from lmkit.config.sections.generate import GenerateConfig
+from lmkit.config.sections.model import Position
+from lmkit.data.sources.audio import log_mel, read_audio
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
-from lmkit.generate.place import Codec, Form, find_model, load_model, read_codec, read_config
 from lmkit.generate.show import Screen
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import build_mesh
+from lmkit.weights import Codec, Form, SavedModel, open_model
 
 _MULTIPLE = 16  # sources are padded to one, so that few lengths are compiled
 
@@ -49,24 +49,24 @@ class Job(NamedTuple):
 def generate(experiment: Experiment) -> int:
     """Makes the text that `experiment.generate` asks for, shows it, and writes it where asked."""
     settings = experiment.generate
-    place = find_model(experiment.init_from)
+    model = open_model(experiment.init_from)
     texts = settings.audio or read_prompts(settings)
-    config = read_config(place)
-    codec = read_codec(place, config, experiment.tokenizer)
+    config = check_writes(model)
+    codec = model.codec(experiment.tokenizer)
     sources = read_sounds(config, settings) if getattr(config, "num_mels", 0) or settings.audio else []
     ids = [] if sources else [codec.encode(text) for text in texts]
     check_lengths(config, [len(frames) // 2 for frames in sources] or [len(one) for one in ids], settings)
     setup_jax(experiment.run)
     mesh = build_mesh(experiment.mesh)
     with _writer(settings.out) as write:
-        merge, params = load_model(place, config, mesh)
+        merge, params = model.for_inference(mesh)
         sampling = Sampling(
             settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
         )
         decoder = Decoder(
             merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
         )  # fmt: skip
-        job = Job(decoder, params, codec, config, settings, experiment.run.seed, place.form is Form.folder)
+        job = Job(decoder, params, codec, config, settings, experiment.run.seed, model.source.form is Form.folder)
         each = settings.num_samples
         screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))
         results = (_searched if settings.num_beams > 1 else _drawn)(job, sources or ids, screen)
@@ -77,6 +77,16 @@ def generate(experiment: Experiment) -> int:
             write({name: value for name, value in row.items() if value is not None})
     screen.close(made)
     return 0
+
+
+def check_writes(model: SavedModel) -> GPTConfig | EncDecConfig:
+    """The configuration of a model that writes text. Raises ConfigError for any other."""
+    if not isinstance(model.config, GPTConfig | EncDecConfig):
+        raise ConfigError(
+            f"init_from={model.source.path}: a {type(model.config).__name__} makes no text; generate needs a model of "
+            f"the family gpt or encdec"
+        )
+    return model.config
 
 
 def read_prompts(settings: GenerateConfig) -> list[str]:

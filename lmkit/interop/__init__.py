@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.families import FAMILIES, family_for, family_of, read_json
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import Norm, NormOrder, Position, RopeScaling, TransformerConfig
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import Norm, NormOrder, Position, RopeScaling, TransformerConfig
 from lmkit.interop.table import BLOCKS, Family, Json, Key, Layout, Row, activation, dense, named, norm, same
 
 LLAMA_KEYS = same(

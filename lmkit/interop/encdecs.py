@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import EncDecConfig
-from lmkit.config.model import Norm, NormOrder, Position
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.interop.table import (
     ACTIVATIONS,
     Family,

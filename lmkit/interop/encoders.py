@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from functools import partial
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import BERTConfig
-from lmkit.config.model import Norm, NormOrder, Position
+from lmkit.config.sections.families import BERTConfig
+from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.interop.decoders import read_layer_types, read_rope, write_layer_types
 from lmkit.interop.table import (
     BLOCKS,

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.decoders import DECODERS
 from lmkit.interop.encdecs import ENCDECS
 from lmkit.interop.encoders import ENCODERS

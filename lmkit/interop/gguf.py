@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import RopeScaling
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import RopeScaling
 from lmkit.interop.families import family_of
 from lmkit.interop.source import Range
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.source import Range, Source
 from lmkit.interop.table import Family, Layout, Row
 

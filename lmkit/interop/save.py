@@ -14,7 +14,7 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.table import Family, Json, Layout, Row
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import Activation, ModelConfig, Norm, Position, RopeScaling, TransformerConfig
+from lmkit.config.sections.model import Activation, ModelConfig, Norm, Position, RopeScaling, TransformerConfig
 
 Json = dict[str, Any]
 BLOCKS = "stack.blocks."

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from lmkit.config.families import CLIPConfig, GPTConfig, Pooling, ViTConfig
-from lmkit.config.model import Norm, NormOrder, Position
+from lmkit.config.sections.families import CLIPConfig, GPTConfig, Pooling, ViTConfig
+from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.interop.table import (
     BLOCKS,
     Family,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment
-from lmkit.config.launch import Target
+from lmkit.config.sections.launch import Target
 from lmkit.launch.render import FILES, job_name, render
 
 HANDED_TO = {Target.slurm: ["sbatch"], Target.gke: ["kubectl", "create", "-f"], Target.tpu_pod: ["bash"]}

@@ -14,9 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.experiment import Experiment
-from lmkit.config.launch import Shape, Target, shape_of, slug
-from lmkit.config.mesh import check_mesh
+from lmkit.config.experiment import Experiment, check_mesh
+from lmkit.config.sections.launch import Shape, Target, shape_of, slug
 
 FILES = {Target.slurm: "slurm.sbatch", Target.gke: "gke.yaml", Target.tpu_pod: "tpu_pod.sh"}
 STATUSES = {"asked": 75, "interrupted": 130}  # of lmkit.train; docs/hosts.md

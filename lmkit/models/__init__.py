@@ -5,8 +5,8 @@ from typing import Any
 from flax import nnx
 
 from lmkit.config.base import ConfigError
-from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, Pooling, ViTConfig
-from lmkit.config.model import ModelConfig
+from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, Pooling, ViTConfig
+from lmkit.config.sections.model import ModelConfig
 from lmkit.models.bert import BERT
 from lmkit.models.encdec import EncDec, Memory
 from lmkit.models.gpt import GPT

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import BERTConfig
-from lmkit.config.model import NormOrder, TransformerConfig
-from lmkit.config.sections import ParamKind
-from lmkit.nn.attention import make_places, windowed_layers
+from lmkit.config.sections.families import BERTConfig
+from lmkit.config.sections.model import NormOrder, TransformerConfig
+from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
 from lmkit.nn.dropout import dropout
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
@@ -74,10 +74,10 @@ class BERT(nnx.Module):
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD = self.input(x_BTD, positions_BT, types_BT, keys[0])
-        places = make_places(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
+        inputs = make_layer_inputs(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
         if self.first is not None:
-            x_BTD = self.first(x_BTD, places, flags=config.window_of(0) > 0, key=keys[1])
-        x_BTD = self.stack(x_BTD, places, flags=windowed_layers(config, int(self.first is not None)), key=keys[2])
+            x_BTD = self.first(x_BTD, inputs, flags=config.window_of(0) > 0, key=keys[1])
+        x_BTD = self.stack(x_BTD, inputs, flags=windowed_layers(config, int(self.first is not None)), key=keys[2])
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def pool(self, hidden_BTD: jax.Array) -> jax.Array:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import EncDecConfig
-from lmkit.config.model import NormOrder, Position
-from lmkit.config.sections import ParamKind
-from lmkit.nn.attention import Places, make_places
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.config.sections.model import NormOrder, Position
+from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.attention import LayerInputs, make_layer_inputs
 from lmkit.nn.block import CrossBlock, load_block
 from lmkit.nn.cache import Cache, empty_cache, extended, next_step
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
@@ -151,14 +151,14 @@ class Half(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         seq = x_BTD.shape[1]
         if positions_BT is None and segment_ids_BT is not None:
-            positions_BT = _places_in_segments(segment_ids_BT)
+            positions_BT = _positions_in_segments(segment_ids_BT)
         x_BTD = self.input(x_BTD, positions_BT, key=keys[0])
-        places: Places = make_places(self.config, default_positions(x_BTD, positions_BT), segment_ids_BT)
-        places = places._replace(
+        inputs: LayerInputs = make_layer_inputs(self.config, default_positions(x_BTD, positions_BT), segment_ids_BT)
+        inputs = inputs._replace(
             bias_NTS=None if self.bias is None else self.bias(seq, seq),
             memory_BSD=memory.hidden_BSD, memory_ids_BS=memory.segment_ids_BS,
         )  # fmt: skip
-        x_BTD = self.stack(x_BTD, places, flags=False, key=keys[1])
+        x_BTD = self.stack(x_BTD, inputs, flags=False, key=keys[1])
         return x_BTD if self.norm is None else self.norm(x_BTD)
 
     def extend(
@@ -168,28 +168,28 @@ class Half(nnx.Module):
         assert (memory is None) != (cache.cross is None), "the memory comes with the first tokens"
         seq, first = x_BTD.shape[1], memory is not None
         if positions_BT is None and segment_ids_BT is not None and first:
-            positions_BT = _places_in_segments(segment_ids_BT)
+            positions_BT = _positions_in_segments(segment_ids_BT)
         step = next_step(cache, seq, 0, segment_ids_BT, positions_BT, empty=first)
         memory_ids_BM = memory.segment_ids_BS if memory else cache.cross and cache.cross.segment_ids_BM
-        places = make_places(self.config, step.positions_BT, step.segment_ids_BT)._replace(
-            past=step.past, memory_BSD=memory and memory.hidden_BSD, memory_ids_BS=memory_ids_BM
+        inputs = make_layer_inputs(self.config, step.positions_BT, step.segment_ids_BT)._replace(
+            layer_cache=step.layer_cache, memory_BSD=memory and memory.hidden_BSD, memory_ids_BS=memory_ids_BM
         )
         if self.bias is not None and first:
-            places = places._replace(bias_NTS=self.bias(seq, seq))
+            inputs = inputs._replace(bias_NTS=self.bias(seq, seq))
         elif self.bias is not None:
             bias_BNTX = self.bias.between(step.index_BT, step.key_index_BX)
-            places = places._replace(past=step.past._replace(bias_BNTX=bias_BNTX))
-        x_BTD, kept = self.stack.extend(self.input(x_BTD, step.positions_BT), places, cache, flags=False)
+            inputs = inputs._replace(layer_cache=step.layer_cache._replace(bias_BNTX=bias_BNTX))
+        x_BTD, new = self.stack.extend(self.input(x_BTD, step.positions_BT), inputs, cache, flags=False)
         x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
-        return x_BTD, extended(cache, kept, step, num_new_B, memory_ids_BM)
+        return x_BTD, extended(cache, new, step, num_new_B, memory_ids_BM)
 
 
-def _places_in_segments(ids_BT: jax.Array) -> jax.Array:
+def _positions_in_segments(ids_BT: jax.Array) -> jax.Array:
     """int [B, T]: how far each token is from the first of its segment, so that packed pairs begin at 0 like others."""
     dims = ("batch", seq_dim(ids_BT.shape[1]))
-    ids_BT, places = reshard(ids_BT, ("batch", None)), jnp.arange(ids_BT.shape[1])
+    ids_BT, positions = reshard(ids_BT, ("batch", None)), jnp.arange(ids_BT.shape[1])
     first = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
-    return reshard(places - jax.lax.cummax(jnp.where(first, places, 0), axis=1), dims)
+    return reshard(positions - jax.lax.cummax(jnp.where(first, positions, 0), axis=1), dims)
 
 
 def _encoder_config(config: EncDecConfig) -> EncDecConfig:

@@ -3,8 +3,8 @@
 import jax
 from flax import nnx
 
-from lmkit.config.families import GPTConfig
-from lmkit.nn.attention import make_places, windowed_layers
+from lmkit.config.sections.families import GPTConfig
+from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
 from lmkit.nn.cache import Cache, empty_cache, extended, next_step
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
@@ -49,8 +49,8 @@ class GPT(nnx.Module):
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD = self.input(x_BTD, positions_BT, key=input_key)
-        places = make_places(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
-        return self.norm(self.stack(x_BTD, places, flags=windowed_layers(config), key=stack_key))
+        inputs = make_layer_inputs(config, default_positions(tokens_BT, positions_BT), segment_ids_BT)
+        return self.norm(self.stack(x_BTD, inputs, flags=windowed_layers(config), key=stack_key))
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for rows of up to `length` tokens."""
@@ -77,9 +77,9 @@ class GPT(nnx.Module):
         step = next_step(cache, tokens_BT.shape[1], config.sliding_window, segment_ids_BT, positions_BT, empty=empty)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD = self.input(x_BTD, step.positions_BT)
-        places = make_places(config, step.positions_BT, segment_ids_BT)._replace(past=step.past)
-        x_BTD, kept = self.stack.extend(x_BTD, places, cache, flags=windowed_layers(config))
-        return self.norm(x_BTD), extended(cache, kept, step, num_new_B)
+        inputs = make_layer_inputs(config, step.positions_BT, segment_ids_BT)._replace(layer_cache=step.layer_cache)
+        x_BTD, new = self.stack.extend(x_BTD, inputs, cache, flags=windowed_layers(config))
+        return self.norm(x_BTD), extended(cache, new, step, num_new_B)
 
     def head_VD(self) -> jax.Array:
         """The table that turns hidden states into logits: float32 [V, D]."""

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import CLIPConfig, Pooling, ViTConfig
-from lmkit.config.model import Position
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.families import CLIPConfig, Pooling, ViTConfig
+from lmkit.config.sections.model import Position
+from lmkit.config.sections.optim import ParamKind
 from lmkit.models.gpt import GPT
-from lmkit.nn.attention import make_places, windowed_layers
+from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
 from lmkit.nn.embed import StreamInput, default_positions
 from lmkit.nn.frontend import Patches
@@ -38,7 +38,7 @@ class ViT(nnx.Module):
         with_class = config.pooling is Pooling.first
         token = config.init_std * normal(rngs.params(), (config.embed_dim,))
         self.class_token = param(token, ("norm",), ParamKind.vector) if with_class else None
-        length = config.num_places if config.position is Position.learned else 0
+        length = config.num_positions if config.position is Position.learned else 0
         self.input = StreamInput(config, length=length, normed=config.embed_norm, rngs=rngs)
         make_block = load_block(config)
         self.stack = Stack(lambda rngs: make_block(config, causal=False, rngs=rngs), config, rngs=rngs)
@@ -58,8 +58,8 @@ class ViT(nnx.Module):
             shape, spec = (x_BPD.shape[0], 1, config.embed_dim), current_spec(WHOLE)
             x_BPD = jnp.concatenate([jnp.broadcast_to(token_D, shape, out_sharding=spec), x_BPD], axis=1)
         x_BPD = self.input(reshard(x_BPD, residual_dims(x_BPD.shape[1])), key=keys[0])
-        places = make_places(config, default_positions(x_BPD, None), None)
-        return self.norm(self.stack(x_BPD, places, flags=windowed_layers(config), key=keys[1]))
+        inputs = make_layer_inputs(config, default_positions(x_BPD, None), None)
+        return self.norm(self.stack(x_BPD, inputs, flags=windowed_layers(config), key=keys[1]))
 
     def pool(self, hidden_BPD: jax.Array) -> jax.Array:
         """What stands for the image, [B, D]: the class token, or the mean over the patches."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import ContextAttention, Kernel
+from lmkit.config.sections.model import ContextAttention, Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
 from lmkit.nn.ring import exchange_heads, ring_attention
 from lmkit.parallel.devices import platform

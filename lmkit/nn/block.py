@@ -8,8 +8,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import NormOrder, ResidualInit, TransformerConfig
-from lmkit.nn.attention import Attention, CrossAttention, Places
+from lmkit.config.sections.model import NormOrder, ResidualInit, TransformerConfig
+from lmkit.nn.attention import Attention, CrossAttention, LayerInputs
 from lmkit.nn.dropout import dropout
 from lmkit.nn.mlp import MLP
 from lmkit.nn.moe import MoE
@@ -17,7 +17,7 @@ from lmkit.nn.norm import stream_norm
 from lmkit.parallel.rules import gathered_dims, reshard, residual_dims
 
 
-class Join(nnx.Module):
+class ResidualBranch(nnx.Module):
     """How a sub-layer f joins the stream: x + f(norm(x)), norm(x + f(x)), or x + norm(f(norm(x)))."""
 
     def __init__(self, config: TransformerConfig, *, normed: bool = True):
@@ -52,37 +52,37 @@ class Block(nnx.Module):
         std = residual_std(config)
         self.attention = Attention(config, causal=causal, residual_std=std, rngs=rngs)
         self.mlp = (MoE if config.num_experts else MLP)(config, residual_std=std, rngs=rngs)
-        self.attention_join, self.mlp_join = Join(config, normed=normed), Join(config)
+        self.attention_join, self.mlp_join = ResidualBranch(config, normed=normed), ResidualBranch(config)
 
     def __call__(
-        self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
+        self, x_BTD: jax.Array, inputs: LayerInputs, windowed: jax.Array | bool, key: jax.Array | None
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]. `windowed`: this layer has the window. `key` switches dropout on."""
-        keys, rows_B = (None, None) if key is None else jax.random.split(key), places.rows_B
-        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0], rows_B)
-        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1], rows_B)
+        keys, rows_B = (None, None) if key is None else jax.random.split(key), inputs.rows_B
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, inputs, windowed), "attention", keys[0], rows_B)
+        return self.mlp_join(x_BTD, self._mlp(inputs), "mlp", keys[1], rows_B)
 
-    def _mlp(self, places: Places) -> Callable[[jax.Array], jax.Array]:
+    def _mlp(self, inputs: LayerInputs) -> Callable[[jax.Array], jax.Array]:
         mlp = self.mlp
-        return (lambda y: mlp(y, places)) if isinstance(mlp, MoE) else mlp
+        return (lambda y: mlp(y, inputs)) if isinstance(mlp, MoE) else mlp
 
 
 class CrossBlock(Block):
-    """A block that looks at places.memory_BSD between its two sub-layers: an encoder-decoder's decoder."""
+    """A block that looks at inputs.memory_BSD between its two sub-layers: an encoder-decoder's decoder."""
 
     def __init__(self, config: TransformerConfig, *, causal: bool, rngs: nnx.Rngs):
         super().__init__(config, causal=causal, rngs=rngs)
         self.cross = CrossAttention(config, residual_std=residual_std(config), rngs=rngs)
-        self.cross_join = Join(config)
+        self.cross_join = ResidualBranch(config)
 
     def __call__(
-        self, x_BTD: jax.Array, places: Places, windowed: jax.Array | bool, key: jax.Array | None
+        self, x_BTD: jax.Array, inputs: LayerInputs, windowed: jax.Array | bool, key: jax.Array | None
     ) -> jax.Array:
         """[B, T, D] to [B, T, D]."""
-        keys, rows_B = (None, None, None) if key is None else jax.random.split(key, 3), places.rows_B
-        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, places, windowed), "attention", keys[0], rows_B)
-        x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, places), "cross", keys[2], rows_B)
-        return self.mlp_join(x_BTD, self._mlp(places), "mlp", keys[1], rows_B)
+        keys, rows_B = (None, None, None) if key is None else jax.random.split(key, 3), inputs.rows_B
+        x_BTD = self.attention_join(x_BTD, lambda y: self.attention(y, inputs, windowed), "attention", keys[0], rows_B)
+        x_BTD = self.cross_join(x_BTD, lambda y: self.cross(y, inputs), "cross", keys[2], rows_B)
+        return self.mlp_join(x_BTD, self._mlp(inputs), "mlp", keys[1], rows_B)
 
 
 def load_block(config: TransformerConfig) -> Callable[..., nnx.Module]:

@@ -1,6 +1,6 @@
 """The memory of decoding: every layer's keys and values of the tokens so far.
 
-L layers, B rows, S slots, T new tokens, X = S + T keys that a new token may see, M places of an encoded source.
+L layers, B rows, S slots, T new tokens, X = S + T keys that a new token may see, M inputs of an encoded source.
 """
 
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmkit.config.model import TransformerConfig
+from lmkit.config.sections.model import TransformerConfig
 from lmkit.nn.param import compute_dtype
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
 _SLOTS: Dims = (None, "batch", None, "kv_heads", "head")  # of every layer
 _ROWS: Dims = ("batch", None)
-Kept = dict[str, tuple[jax.Array, jax.Array]]  # what a layer hands out: {"self" or "cross": (keys, values)}
+NewKeysValues = dict[str, tuple[jax.Array, jax.Array]]  # what a layer hands out: {"self" or "cross": (keys, values)}
 
 
 class CrossCache(NamedTuple):
@@ -40,7 +40,7 @@ class Cache(NamedTuple):
     cross: CrossCache | None = None
 
 
-class Past(NamedTuple):
+class LayerCache(NamedTuple):
     """What one layer must know to go on: who sees whom (the same for all layers), and its share of the cache."""
 
     visible_BTX: jax.Array | None = None  # bool; None with an empty cache, where the kernels of training do
@@ -49,7 +49,7 @@ class Past(NamedTuple):
     k_BSKH: jax.Array | None = None
     v_BSKH: jax.Array | None = None
     cross: tuple[jax.Array, jax.Array] | None = None
-    kept: Kept | None = None  # filled by the layer while it is traced
+    new: NewKeysValues | None = None  # filled by the layer while it is traced
 
 
 class Step(NamedTuple):
@@ -59,7 +59,7 @@ class Step(NamedTuple):
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
     key_index_BX: jax.Array  # of the cached keys, negative where a slot is empty, then of the new ones
-    past: Past
+    layer_cache: LayerCache
 
 
 def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: int) -> Cache:
@@ -129,20 +129,20 @@ def next_step(
         segment_ids_BT = jnp.where(cache.length_B > 0, newest_B, 1)[:, None] + jnp.zeros_like(ahead)
     segment_ids_BT = segment_ids_BT.astype(jnp.int32)
     key_index_BX = jnp.concatenate([past_BS, index_BT], axis=1)
-    past = Past()
+    layer_cache = LayerCache()
     if not empty:
         ids_BX = jnp.concatenate([cache.segment_ids_BS, segment_ids_BT], axis=1)
         distance_BTX = index_BT[:, :, None] - key_index_BX[:, None, :]
         seen = (key_index_BX >= 0)[:, None, :] & (distance_BTX >= 0)
         seen &= segment_ids_BT[:, :, None] == ids_BX[:, None, :]
-        past = Past(seen, seen & (distance_BTX < window) if window else seen)
-    return Step(index_BT, positions_BT, segment_ids_BT, key_index_BX, past)
+        layer_cache = LayerCache(seen, seen & (distance_BTX < window) if window else seen)
+    return Step(index_BT, positions_BT, segment_ids_BT, key_index_BX, layer_cache)
 
 
 def extended(
-    cache: Cache, kept: Kept, step: Step, num_new_B: jax.Array, memory_ids_BM: jax.Array | None = None
+    cache: Cache, new: NewKeysValues, step: Step, num_new_B: jax.Array, memory_ids_BM: jax.Array | None = None
 ) -> Cache:
-    """The cache with the first `num_new_B` of each row's new tokens, whose keys and values [L, B, T, K, H] are `kept`.
+    """The cache with the first `num_new_B` of each row's new tokens, whose keys and values [L, B, T, K, H] are `new`.
 
     What does not fit a ring any more is never written, so no slot is written twice.
     """
@@ -159,11 +159,11 @@ def extended(
     if (kv := current_spec(_SLOTS)) is not None:
         rows = current_spec(_ROWS)
         write = on_each_device(write, (kv, kv, rows, kv, kv, rows, rows), (kv, kv, rows))
-    new_k, new_v = (reshard(x, _SLOTS) for x in kept["self"])
+    new_k, new_v = (reshard(x, _SLOTS) for x in new["self"])
     k, v, ids_BS = write(cache.k_LBSKH, cache.v_LBSKH, cache.segment_ids_BS, new_k, new_v, step.segment_ids_BT, slot_BT)
     last_BT = jnp.where(left_BT == 1, step.positions_BT + 1, 0)
     position_B = jnp.where(num_new_B > 0, jnp.sum(last_BT, axis=1), cache.position_B)
-    cross = CrossCache(*kept["cross"], memory_ids_BM) if "cross" in kept else cache.cross
+    cross = CrossCache(*new["cross"], memory_ids_BM) if "cross" in new else cache.cross
     return Cache(k, v, ids_BS, cache.length_B + num_new_B, position_B, cross)
 
 
@@ -171,7 +171,7 @@ def attend_cached(
     q_BTNH: jax.Array,
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
-    past: Past,
+    layer_cache: LayerCache,
     visible_BTX: jax.Array,
     *,
     scale: float,
@@ -181,21 +181,23 @@ def attend_cached(
 
     One softmax over both, in float32; the scores are joined, the cache is not.
     """
-    assert past.k_BSKH is not None
-    assert past.v_BSKH is not None
+    assert layer_cache.k_BSKH is not None
+    assert layer_cache.v_BSKH is not None
     batch, seq, heads, size = q_BTNH.shape
-    slots, num_keys = past.k_BSKH.shape[1:3]
+    slots, num_keys = layer_cache.k_BSKH.shape[1:3]
     q = (q_BTNH * (scale or size**-0.5)).reshape(batch, seq, num_keys, heads // num_keys, size)
-    scores = [jnp.einsum("BTKGH,BXKH->BKGTX", q, k, preferred_element_type=jnp.float32) for k in (past.k_BSKH, k_BTKH)]
+    scores = [
+        jnp.einsum("BTKGH,BXKH->BKGTX", q, k, preferred_element_type=jnp.float32) for k in (layer_cache.k_BSKH, k_BTKH)
+    ]
     scores_BKGTX = jnp.concatenate(scores, axis=-1)
     if softcap:
         scores_BKGTX = softcap * jnp.tanh(scores_BKGTX / softcap)
-    if past.bias_BNTX is not None:
-        scores_BKGTX += past.bias_BNTX.reshape(scores_BKGTX.shape)
+    if layer_cache.bias_BNTX is not None:
+        scores_BKGTX += layer_cache.bias_BNTX.reshape(scores_BKGTX.shape)
     scores_BKGTX = jnp.where(visible_BTX[:, None, None], scores_BKGTX, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores_BKGTX, axis=-1).astype(v_BTKH.dtype)
     out = sum(
         jnp.einsum("BKGTX,BXKH->BTKGH", part, v, preferred_element_type=jnp.float32)
-        for part, v in ((weights[..., :slots], past.v_BSKH), (weights[..., slots:], v_BTKH))
+        for part, v in ((weights[..., :slots], layer_cache.v_BSKH), (weights[..., slots:], v_BTKH))
     )
     return out.astype(q_BTNH.dtype).reshape(q_BTNH.shape)  # type: ignore[union-attr]

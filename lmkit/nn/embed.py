@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lmkit.config.model import Position, TransformerConfig
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import Position, TransformerConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.dropout import dropout
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import param
@@ -76,10 +76,10 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
 
 
 class StreamInput(nnx.Module):
-    """From vectors to the residual stream: scaled, told their places and kinds, normalised, with dropout.
+    """From vectors to the residual stream: scaled, told their inputs and kinds, normalised, with dropout.
 
     Args:
-        length: places; 0 where the vectors know theirs. A learned table has `offset` more rows before the first.
+        length: inputs; 0 where the vectors know theirs. A learned table has `offset` more rows before the first.
         closed: the form of fixed sines, see `sinusoids`.
         types: kinds of segment; 0 for none.
         scaled: multiply by sqrt(embed_dim) (Vaswani et al. 2017, section 3.4).
@@ -122,14 +122,14 @@ class StreamInput(nnx.Module):
             )
         if self.scaled:
             x_BTD = x_BTD * jnp.asarray(config.embed_dim**0.5, dtype)
-        places = default_positions(x_BTD, positions_BT)
+        inputs = default_positions(x_BTD, positions_BT)
         place_dims = (None if positions_BT is None else "batch", *dims[1:])
         if self.position is not None:
-            x_BTD = x_BTD + self.position(places + self.offset, dtype, out=place_dims)
+            x_BTD = x_BTD + self.position(inputs + self.offset, dtype, out=place_dims)
         elif self.fixed:
-            x_BTD = x_BTD + reshard(sinusoids(places, config.embed_dim, closed=self.closed).astype(dtype), place_dims)
+            x_BTD = x_BTD + reshard(sinusoids(inputs, config.embed_dim, closed=self.closed).astype(dtype), place_dims)
         if self.type is not None:
-            kinds = jnp.zeros_like(places) if types_BT is None else types_BT
+            kinds = jnp.zeros_like(inputs) if types_BT is None else types_BT
             x_BTD = x_BTD + self.type(kinds, dtype, out=place_dims if types_BT is None else dims)
         x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
         return dropout(x_BTD, config.dropout, key, dims)

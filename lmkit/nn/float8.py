@@ -2,7 +2,7 @@
 
 Inputs and weights are rounded to e4m3, incoming gradients to e5m2, which reaches further; each array is first divided
 by a scale of its own, its largest magnitude over the format's largest number, found anew in each product. Sums are
-float32 within a product. What is kept for the backward pass is the rounded operands, a byte a number.
+float32 within a product. What is auxiliary for the backward pass is the rounded operands, a byte a number.
 
 qwix rounds and multiplies. What XLA is given are products of float8 arrays, which GPUs since Hopper (and Ada) have
 instructions for; elsewhere XLA makes something wider of them first, and nothing is gained.
@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import LinearDType, TransformerConfig
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import LinearDType, TransformerConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.param import ParamSpec
 
 _INPUT, _GRADIENT = jnp.float8_e4m3fn, jnp.float8_e5m2

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import EncDecConfig, ViTConfig
+from lmkit.config.sections.families import EncDecConfig, ViTConfig
 from lmkit.nn.linear import Linear
 from lmkit.parallel.rules import WHOLE, current_spec
 

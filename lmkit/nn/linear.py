@@ -9,8 +9,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from lmkit.config.model import LinearDType
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import LinearDType
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.float8 import float8_product
 from lmkit.nn.param import param
 from lmkit.nn.product import cpu_product

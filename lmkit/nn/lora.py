@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from lmkit.config.finetune import LoraConfig
 from lmkit.config.patterns import matching
+from lmkit.config.sections.lora import LoraConfig
 from lmkit.nn.linear import Linear
 from lmkit.nn.stack import stacked
 from lmkit.nn.tree import flat, nested

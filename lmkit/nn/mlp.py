@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import Activation, TransformerConfig
+from lmkit.config.sections.model import Activation, TransformerConfig
 from lmkit.nn.linear import Linear
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import gathered_dims, residual_dims

@@ -11,9 +11,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
-from lmkit.config.model import TransformerConfig
-from lmkit.config.sections import ParamKind
-from lmkit.nn.attention import Places
+from lmkit.config.sections.model import TransformerConfig
+from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.attention import LayerInputs
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import MLP, activate
 from lmkit.nn.param import param
@@ -49,20 +49,20 @@ class MoE(nnx.Module):
         wide = dataclasses.replace(config, mlp_dim=config.shared_experts * mlp)
         self.shared = MLP(wide, residual_std=residual_std, rngs=rngs) if config.shared_experts else None
 
-    def __call__(self, x_BTD: jax.Array, places: Places | None = None) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, inputs: LayerInputs | None = None) -> jax.Array:
         """[B, T, D] gathered over the sequence to [B, T, D] in the residual stream's layout.
 
-        The router's sums over tokens go to `places.kept`, where there is one.
+        The router's sums over tokens go to `inputs.auxiliary`, where there is one.
         """
         config, seq_len = self.config, x_BTD.shape[1]
-        places = places or Places()
+        inputs = inputs or LayerInputs()
         logits_BTE = self.router(x_BTD.astype(jnp.float32), out=(*gathered_dims(seq_len)[:2], None))
         probabilities_BTE = jax.nn.softmax(logits_BTE, axis=-1)
         weights_BTk, choices_BTk = lax.top_k(probabilities_BTE, config.experts_per_token)
-        capacity = 0 if places.past is not None else capacity_of(config, seq_len)
-        if places.kept is not None:
-            assert not places.kept, "a block with two mixtures has no place for the sums of the second"
-            places.kept.update(router_sums(logits_BTE, probabilities_BTE, choices_BTk, capacity))
+        capacity = 0 if inputs.layer_cache is not None else capacity_of(config, seq_len)
+        if inputs.auxiliary is not None:
+            assert not inputs.auxiliary, "a block with two mixtures has no place for the sums of the second"
+            inputs.auxiliary.update(router_sums(logits_BTE, probabilities_BTE, choices_BTk, capacity))
         if config.renormalize_experts:
             weights_BTk = weights_BTk / jnp.sum(weights_BTk, axis=-1, keepdims=True)
         y_BTD = self._routed(x_BTD, weights_BTk.astype(x_BTD.dtype), choices_BTk, capacity)

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.model import Norm, TransformerConfig
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import Norm, TransformerConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.param import param
 from lmkit.nn.product import cpu_scaled
 from lmkit.parallel.devices import platform

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from lmkit.config.model import DType
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import DType
+from lmkit.config.sections.optim import ParamKind
 from lmkit.parallel.devices import platform
 
 

@@ -19,24 +19,31 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.config.pipeline import ROW_AXES, STAGE, choose_microbatches
-from lmkit.nn.attention import Places
+from lmkit.config.arithmetic.pipeline import ROW_AXES, STAGE, choose_microbatches
+from lmkit.nn.attention import LayerInputs
 from lmkit.parallel.rules import on_each_device, split_axes
 
-_WHOLE = ("bias_NTS",)  # the places without rows
-# (parameters, flags, numbers) of some layers, the places of some rows, their stream, the dropout key -> (the stream,
+_WHOLE = ("bias_NTS",)  # the inputs without rows
+# (parameters, flags, numbers) of some layers, the inputs of some rows, their stream, the dropout key -> (the stream,
 # sums over tokens that each layer hands out [layers, ...])
-Run = Callable[[Any, Places, jax.Array, jax.Array | None], tuple[jax.Array, Any]]
+RunLayers = Callable[[Any, LayerInputs, jax.Array, jax.Array | None], tuple[jax.Array, Any]]
 
 
 def pipelined(
-    run: Run, layers: Any, x_BTD: jax.Array, places: Places, key: jax.Array | None, *, microbatches: int, rounds: int
+    run: RunLayers,
+    layers: Any,
+    x_BTD: jax.Array,
+    inputs: LayerInputs,
+    key: jax.Array | None,
+    *,
+    microbatches: int,
+    rounds: int,
 ) -> tuple[jax.Array, Any]:
     """What `run` makes of all layers and rows: the stream [B, T, D], and the sums that layers hand out [L, ...].
 
     Args:
         layers: (parameters, flags, numbers), each leaf [L, ...]; the parameters lie over `stage`, the rest does not.
-        key: of dropout, whose masks depend on the rows' numbers in `places`.
+        key: of dropout, whose masks depend on the rows' numbers in `inputs`.
         microbatches: 0 for four a stage; where the rows do not divide, the most below that fit.
     """
     axes = split_axes()
@@ -44,16 +51,16 @@ def pipelined(
     microbatches = choose_microbatches(microbatches, x_BTD.shape[0] // shards, stages)
     params, *rest = layers
     own, whole = PartitionSpec(STAGE), PartitionSpec()
-    with_rows = _with_rows(places)
+    with_rows = _with_rows(inputs)
     body = partial(_stage, run, stages, microbatches, rounds, with_rows)
     specs = (own, whole, own, jax.tree.map(lambda rows: own if rows else whole, with_rows), whole)
     out_specs = (own, PartitionSpec(None, STAGE))
     body = jax.shard_map(body, in_specs=specs, out_specs=out_specs, axis_names={STAGE}, check_vma=False)
-    x_BTD, kept = body(params, rest, x_BTD, places, key)
-    return x_BTD, jax.tree.map(partial(_join_chunks, stages), kept)
+    x_BTD, auxiliary = body(params, rest, x_BTD, inputs, key)
+    return x_BTD, jax.tree.map(partial(_join_chunks, stages), auxiliary)
 
 
-def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, places, key):
+def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, inputs, key):
     """One stage: its shares of the parameters [L / S, ...] and of the rows [B / S, T, D]."""
     stage = lax.axis_index(STAGE)
     ticks, chunks = rounds * microbatches + stages - 1, rounds * stages
@@ -61,7 +68,7 @@ def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, pl
     params = jax.tree.map(lambda p: p.reshape(rounds, -1, *p.shape[1:]), params)
     rest = jax.tree.map(lambda x: x.reshape(chunks, -1, *x.shape[1:]), rest)
     waiting_MbTD = _gather(x_BTD, stages, microbatches)
-    places = jax.tree.map(lambda x, rows: _gather(x, stages, microbatches) if rows else x, places, with_rows)
+    inputs = jax.tree.map(lambda x, rows: _gather(x, stages, microbatches) if rows else x, inputs, with_rows)
     any_bTD = lax.stop_gradient(waiting_MbTD[0])
 
     def chunk_of(lap):
@@ -80,46 +87,46 @@ def _stage(run, stages, microbatches, rounds, with_rows, params, rest, x_BTD, pl
         # An idle stage computes, too: collectives among its devices stay in step with the others'. It takes rows
         # that are finite, and nobody takes what it makes of them.
         x_bTD = jnp.where(busy, x_bTD, any_bTD)
-        here = jax.tree.map(lambda x, rows: _at(x, part) if rows else x, places, with_rows)
-        x_bTD, kept = run(only or chunk_of(lap), here, x_bTD, key)
+        here = jax.tree.map(lambda x, rows: _at(x, part) if rows else x, inputs, with_rows)
+        x_bTD, auxiliary = run(only or chunk_of(lap), here, x_bTD, key)
         x_bTD = lax.ppermute(x_bTD, STAGE, [(s, (s + 1) % stages) for s in range(stages)])
         # What the last stage made comes round to the first: for its next round, or to stay.
         turn = number - (stages - 1)
         slot = jnp.maximum(turn, 0) % microbatches
         arrived = jnp.where((stage == 0) & (turn >= 0), x_bTD, _at(waiting_MbTD, slot))
         waiting_MbTD = lax.dynamic_update_index_in_dim(waiting_MbTD, arrived, slot, 0)
-        return (x_bTD, waiting_MbTD), (kept, busy & (lap == jnp.arange(rounds)))
+        return (x_bTD, waiting_MbTD), (auxiliary, busy & (lap == jnp.arange(rounds)))
 
-    (_, done_MbTD), (kept, laps) = lax.scan(tick, (any_bTD, waiting_MbTD), jnp.arange(ticks))
+    (_, done_MbTD), (auxiliary, laps) = lax.scan(tick, (any_bTD, waiting_MbTD), jnp.arange(ticks))
     x_BTD = _scatter(done_MbTD, stages)
-    return x_BTD, jax.tree.map(partial(_sum_ticks, laps), kept)
+    return x_BTD, jax.tree.map(partial(_sum_ticks, laps), auxiliary)
 
 
 def _at(x: jax.Array, index: Any) -> jax.Array:
     return lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
 
 
-def _sum_ticks(laps: jax.Array, kept: jax.Array) -> jax.Array:
+def _sum_ticks(laps: jax.Array, auxiliary: jax.Array) -> jax.Array:
     """[ticks, l, ...] of a stage to [R, 1, l, ...]; laps bool [ticks, R]: which round a busy tick belongs to."""
-    mask = laps.reshape(*laps.shape, *[1] * (kept.ndim - 1))
-    return jnp.sum(jnp.where(mask, kept[:, None], 0), axis=0)[:, None]
+    mask = laps.reshape(*laps.shape, *[1] * (auxiliary.ndim - 1))
+    return jnp.sum(jnp.where(mask, auxiliary[:, None], 0), axis=0)[:, None]
 
 
-def _join_chunks(stages: int, kept: jax.Array) -> jax.Array:
+def _join_chunks(stages: int, auxiliary: jax.Array) -> jax.Array:
     """[R, S, l, ...], its S over the stages, to [R S l, ...]."""
-    kept = jax.sharding.reshard(kept, PartitionSpec(None, None, *jax.typeof(kept).sharding.spec[2:]))
-    return kept.reshape(-1, *kept.shape[3:])
+    auxiliary = jax.sharding.reshard(auxiliary, PartitionSpec(None, None, *jax.typeof(auxiliary).sharding.spec[2:]))
+    return auxiliary.reshape(-1, *auxiliary.shape[3:])
 
 
 # ---- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _with_rows(places: Places) -> Places:
-    """Whether each array has a row for each of the stream's, in a tree like the places."""
-    fields = {name: name not in _WHOLE for name in Places._fields}
-    return Places(*[
+def _with_rows(inputs: LayerInputs) -> LayerInputs:
+    """Whether each array has a row for each of the stream's, in a tree like the inputs."""
+    fields = {name: name not in _WHOLE for name in LayerInputs._fields}
+    return LayerInputs(*[
         jax.tree.map(lambda x, name=name: fields[name] and not (name.startswith("rope") and x.shape[0] == 1), field)
-        for name, field in zip(Places._fields, places, strict=True)
+        for name, field in zip(LayerInputs._fields, inputs, strict=True)
     ])  # fmt: skip
 
 

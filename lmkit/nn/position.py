@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lmkit.config.families import EncDecConfig
-from lmkit.config.model import RopeScaling, TransformerConfig
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.config.sections.model import RopeScaling, TransformerConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.param import param
 from lmkit.nn.random import normal
 from lmkit.parallel.rules import current_spec, seq_dim
@@ -35,9 +35,9 @@ def scaled_frequencies(inverse: jax.Array, config: TransformerConfig) -> jax.Arr
         return inverse / config.rope_factor
     if config.rope_scaling is RopeScaling.llama3:
         periods = config.rope_original_len * inverse / (2 * math.pi)
-        kept = (periods - config.rope_low_freq) / (config.rope_high_freq - config.rope_low_freq)
-        kept = jnp.clip(kept, 0.0, 1.0)
-        return inverse * (kept + (1.0 - kept) / config.rope_factor)
+        auxiliary = (periods - config.rope_low_freq) / (config.rope_high_freq - config.rope_low_freq)
+        auxiliary = jnp.clip(auxiliary, 0.0, 1.0)
+        return inverse * (auxiliary + (1.0 - auxiliary) / config.rope_factor)
     return inverse
 
 
@@ -90,7 +90,7 @@ class RelativeBias(nnx.Module):
         return bias_TSN.transpose(2, 0, 1)
 
     def between(self, index_BT: jax.Array, key_index_BX: jax.Array) -> jax.Array:
-        """float32 [B, N, T, X] for queries and keys at these places of their rows."""
+        """float32 [B, N, T, X] for queries and keys at these inputs of their rows."""
         distance_BTX = key_index_BX[:, None, :] - index_BT[:, :, None]
         spec = current_spec(("batch", None, None, "heads"))
         bias_BTXN = self.table[...].at[self._bucket(distance_BTX)].get(out_sharding=spec)

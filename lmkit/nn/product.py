@@ -3,7 +3,7 @@
 Measured on an Intel Xeon with AMX, GFLOP/s a core (docs/performance.md). XLA's own library: bfloat16 operands with
 float32 sums run at 450 to 860 where both lie in memory as the product reads them, at 100 to 150 in every other form;
 in float32 the gradient of a matrix with more rows than columns runs at 106, its transpose at 155. oneDNN, where XLA
-calls it (parallel/compiler.py), is fast in every form whose result has its operands' dtype: 350 to 1,400 in bfloat16.
+calls it (compiler/programs.py), is fast in every form whose result has its operands' dtype: 350 to 1,400 in bfloat16.
 It sums in float32, and rounds once; asked for the sums themselves, XLA would make operands of float32 first.
 """
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from lmkit.parallel.compiler import onednn
+from lmkit.compiler.programs import onednn
 
 _ROWS_WORTH_A_TRANSPOSE = 2048  # with fewer, what the faster product saves the transpose takes
 

@@ -49,8 +49,8 @@ def _bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     first, second = jax.random.key_data(key)
     keys = (first, second, first ^ second ^ jnp.uint32(_PARITY))
     steps = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-    places = [lax.broadcasted_iota(jnp.uint32, shape, dim) * jnp.uint32(step) for dim, step in enumerate(steps)]
-    a, b = jnp.full(shape, keys[0]), sum(places, jnp.zeros(shape, jnp.uint32)) + keys[1]
+    inputs = [lax.broadcasted_iota(jnp.uint32, shape, dim) * jnp.uint32(step) for dim, step in enumerate(steps)]
+    a, b = jnp.full(shape, keys[0]), sum(inputs, jnp.zeros(shape, jnp.uint32)) + keys[1]
     for number in range(5):
         for rotation in _ROTATIONS[number % 2]:
             a = a + b

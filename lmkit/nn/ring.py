@@ -6,7 +6,7 @@ end, so that at every turn each has half of a full product to do. That costs one
 results, of T / n each, against work of T^2 / n; in return the model never sees another order than its own, and
 dropout, positions and blocks of one's own need not know.
 
-All-to-all (Jacobs et al. 2023, DeepSpeed Ulysses, section 3): heads are dealt out instead of places, each device runs
+All-to-all (Jacobs et al. 2023, DeepSpeed Ulysses, section 3): heads are dealt out instead of inputs, each device runs
 any kernel on whole sequences; it needs at least as many heads as devices.
 """
 
@@ -211,7 +211,7 @@ def _each_turn(plan: _Plan, me: jax.Array, queries: int, add: Callable, state, m
 
 
 def _move(plan: _Plan, tree: Any, steps: int) -> Any:
-    """Everything to the device so many places on."""
+    """Everything to the device so many inputs on."""
     ring = [(i, (i + steps) % plan.size) for i in range(plan.size)]
     return jax.tree.map(lambda x: lax.ppermute(x, AXIS, ring), tree)
 

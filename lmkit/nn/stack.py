@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lmkit.config.arithmetic.pipeline import STAGE
 from lmkit.config.base import ConfigError
-from lmkit.config.model import Remat, TransformerConfig
-from lmkit.config.pipeline import STAGE
-from lmkit.nn.attention import Places
-from lmkit.nn.cache import Cache, Kept
-from lmkit.nn.kept import Sums, hand_out
+from lmkit.config.sections.model import Remat, TransformerConfig
+from lmkit.nn.attention import LayerInputs
+from lmkit.nn.auxiliary import Auxiliary, emit
+from lmkit.nn.cache import Cache, NewKeysValues
 from lmkit.nn.pipeline import one_layer, pipelined
 from lmkit.parallel.rules import reshard, split_axes
 
@@ -58,12 +58,12 @@ class Stack(nnx.Module):
         self.blocks = stacked(make_block, self.num_layers, rngs)
 
     def __call__(
-        self, x_BTD: jax.Array, places: Places, *, flags: bool | jax.Array, key: jax.Array | None = None
+        self, x_BTD: jax.Array, inputs: LayerInputs, *, flags: bool | jax.Array, key: jax.Array | None = None
     ) -> jax.Array:
-        """x through block(x, places, flag, layer_key) of each layer in turn; over the stages of the mesh, if any.
+        """x through block(x, inputs, flag, layer_key) of each layer in turn; over the stages of the mesh, if any.
 
-        What layers put into `places.kept` (a mixture's sums over tokens) is handed out, stacked over layers, to
-        `lmkit.nn.kept.collecting`.
+        What layers put into `inputs.auxiliary` (a mixture's sums over tokens) is handed out, stacked over layers, to
+        `lmkit.nn.auxiliary.collecting`.
 
         Args:
             flags: one bool for all layers, or bool [L] with each layer's own.
@@ -75,24 +75,24 @@ class Stack(nnx.Module):
         layers = (nnx.to_pure_dict(state), each, jnp.arange(self.num_layers))
         if self._staged:
             if key is not None:
-                places = places._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
+                inputs = inputs._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
             options = {"microbatches": self.microbatches, "rounds": self.rounds}
-            x_BTD, kept = pipelined(run, layers, x_BTD, places, key, **options)
+            x_BTD, auxiliary = pipelined(run, layers, x_BTD, inputs, key, **options)
         else:
-            x_BTD, kept = run(layers, places, x_BTD, key)
-        hand_out(kept)
+            x_BTD, auxiliary = run(layers, inputs, x_BTD, key)
+        emit(auxiliary)
         return x_BTD
 
-    def _run(self, graph, flags, layers, places: Places, x_BTD: jax.Array, key: jax.Array | None):
+    def _run(self, graph, flags, layers, inputs: LayerInputs, x_BTD: jax.Array, key: jax.Array | None):
         """Some layers, each leaf [l, ...] of (parameters, flags, numbers): the stream, and what they hand out."""
 
         def layer(x_BTD, xs):
             params, flag, index = xs
             block = nnx.merge(graph, nnx.State(params))
             layer_key = None if key is None else jax.random.fold_in(key, index)
-            kept: Sums = {}
-            mine = places._replace(kept=kept)
-            return block(x_BTD, mine, flags if flag is None else flag, layer_key), kept
+            auxiliary: Auxiliary = {}
+            mine = inputs._replace(auxiliary=auxiliary)
+            return block(x_BTD, mine, flags if flag is None else flag, layer_key), auxiliary
 
         if self.remat is not Remat.none:
             layer = jax.checkpoint(layer, policy=POLICIES[self.remat], prevent_cse=not self.scan)
@@ -102,31 +102,31 @@ class Stack(nnx.Module):
         unstacked = [jnp.unstack(leaf) for leaf in leaves]  # its transpose stacks; slicing's would add full arrays
         every = []
         for one in zip(*unstacked, strict=True):
-            x_BTD, kept = layer(x_BTD, tree.unflatten(one))
-            every.append(kept)
+            x_BTD, auxiliary = layer(x_BTD, tree.unflatten(one))
+            every.append(auxiliary)
         return x_BTD, jax.tree.map(lambda *each: jnp.stack(each), *every) if every else {}
 
     def extend(
-        self, x_BTD: jax.Array, places: Places, cache: Cache, *, flags: bool | jax.Array
-    ) -> tuple[jax.Array, Kept]:
+        self, x_BTD: jax.Array, inputs: LayerInputs, cache: Cache, *, flags: bool | jax.Array
+    ) -> tuple[jax.Array, NewKeysValues]:
         """New tokens after those of the cache: their stream, and their keys and values in each layer [L, ...].
 
         A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
         step would copy it. Over stages there is no pipeline: each has its rows, and the layers come by one at a time.
         """
         graph, state = nnx.split(self.blocks)
-        past = places.past
-        assert past is not None
+        layer_cache = inputs.layer_cache
+        assert layer_cache is not None
         cross = None if cache.cross is None else (cache.cross.k_LBMKH, cache.cross.v_LBMKH)
 
         def layer(x_BTD, xs):
             params, flag, (k_BSKH, v_BSKH, cross) = xs
-            mine = past._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, kept={})
+            mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             block = nnx.merge(graph, nnx.State(one_layer(every, params) if staged else params))
-            x_BTD = block(x_BTD, places._replace(past=mine), flags if flag is None else flag, None)
-            if not mine.kept:
+            x_BTD = block(x_BTD, inputs._replace(layer_cache=mine), flags if flag is None else flag, None)
+            if not mine.new:
                 raise ConfigError(f"{type(block).__name__} cannot decode: it does not go through lmkit.nn.attention")
-            return x_BTD, mine.kept
+            return x_BTD, mine.new
 
         each, staged, every = None if isinstance(flags, bool) else flags, self._staged, nnx.to_pure_dict(state)
         xs = (jnp.arange(self.num_layers) if staged else every, each, (cache.k_LBSKH, cache.v_LBSKH, cross))

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
-from lmkit.nn.kept import collecting
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
+from lmkit.nn.auxiliary import collecting
 from lmkit.objectives.labels import classify, contrastive, regress
 from lmkit.objectives.router import add_router
 from lmkit.objectives.sums import Sums
@@ -32,8 +32,8 @@ def build_objective(config: ObjectiveConfig) -> Objective:
     """The objective of a configuration, with what a model's routers add to its loss."""
 
     def objective(model: Any, batch: Batch, key: jax.Array | None) -> tuple[Sums, Any]:
-        with collecting() as kept:
+        with collecting() as auxiliary:
             sums, predicted = OBJECTIVES[config.kind](config, model, batch, key)
-        return add_router(model.config, sums, kept), predicted
+        return add_router(model.config, sums, auxiliary), predicted
 
     return objective

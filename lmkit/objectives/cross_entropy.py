@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lmkit.compiler.programs import onednn
 from lmkit.nn.product import contract, dot, over_rows, transposed
-from lmkit.parallel.compiler import onednn
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmkit.config.sections import ObjectiveConfig
+from lmkit.config.sections.objective import ObjectiveConfig
 from lmkit.objectives.sums import Sums
 
 

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from lmkit.config.base import ConfigError
-from lmkit.config.model import ModelConfig
-from lmkit.nn.kept import Sums as LayerSums
+from lmkit.config.sections.model import ModelConfig
+from lmkit.nn.auxiliary import Auxiliary
 from lmkit.objectives.sums import Sums
 
 
-def add_router(model: ModelConfig, sums: Sums, kept: Sequence[LayerSums]) -> Sums:
+def add_router(model: ModelConfig, sums: Sums, auxiliary: Sequence[Auxiliary]) -> Sums:
     """The sums with the losses of `balance_loss` and `router_z_loss` and the figures of all layers' routers.
 
     Each is weighted, so that a mean over `weight` gains the loss of the whole batch; with accumulation it is that of
@@ -21,20 +21,20 @@ def add_router(model: ModelConfig, sums: Sums, kept: Sequence[LayerSums]) -> Sum
     if part is None:
         return sums
     losses = {"balance": part.balance_loss, "z": part.router_z_loss}
-    if not kept:
+    if not auxiliary:
         if not any(losses.values()):
             return sums
         raise ConfigError(
             f"model.balance_loss={part.balance_loss} and model.router_z_loss={part.router_z_loss}: no layer hands out "
-            f"its router's sums; model.block={part.block} has to call lmkit.nn.moe with its places, or set both to 0"
+            f"its router's sums; model.block={part.block} has to call lmkit.nn.moe with its inputs, or set both to 0"
         )
-    figures = router_figures(kept)
+    figures = router_figures(auxiliary)
     added = sum(weight * figures[name] for name, weight in losses.items())
     figures = {name: sums.weight * jax.lax.stop_gradient(value) for name, value in figures.items()}
     return sums._replace(loss=sums.loss + sums.weight * added, router=figures)
 
 
-def router_figures(kept: Sequence[LayerSums]) -> dict[str, jax.Array]:
+def router_figures(auxiliary: Sequence[Auxiliary]) -> dict[str, jax.Array]:
     """Figures of all layers, from the sums [L, ...] that stacks handed out.
 
     balance: E sum over experts of f P, with f the share of all choices that went to an expert and P its mean
@@ -46,7 +46,7 @@ def router_figures(kept: Sequence[LayerSums]) -> dict[str, jax.Array]:
 
     The first three are means over layers, so that their weights mean the same at any depth.
     """
-    layers = [_of_layers(**sums) for sums in kept]
+    layers = [_of_layers(**sums) for sums in auxiliary]
     every = {name: jnp.concatenate([one[name] for one in layers]) for name in layers[0]}
     return {name: jnp.max(x) if name == "max_load" else jnp.mean(x) for name, x in every.items()}
 

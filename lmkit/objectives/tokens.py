@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmkit.config.sections import ObjectiveConfig
+from lmkit.config.sections.objective import ObjectiveConfig
 from lmkit.objectives.cross_entropy import cross_entropy
 from lmkit.objectives.labels import label_sums
 from lmkit.objectives.sums import Sums
@@ -26,14 +26,15 @@ def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
 def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
     """Cross-entropy of `targets` where `weights` (float [B, T]) is not 0, given `inputs` with those masked.
 
-    With `places` (int [B, P]) `targets` and `weights` are [B, P], of those tokens alone, and so is the head's work.
+    With `masked_positions` (int [B, P]) `targets` and `weights` are [B, P], of those tokens alone; so is the
+    head's work.
     Where there: `segment_ids` (int [B, T]) keep rows' parts and padding apart, `types` (int [B, T]) say which sentence
     a token is of, and `next_sentence` (int [B], 0 where B follows A) adds its cross-entropy, weighted so that the mean
     over the masked tokens gains the mean over the rows (Devlin et al. 2019, appendix A.2); with accumulation that is so
     of each micro-batch.
     """
     hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
-    predicted_BPD = _pick(hidden_BTD, batch["places"]) if "places" in batch else hidden_BTD
+    predicted_BPD = _pick(hidden_BTD, batch["masked_positions"]) if "masked_positions" in batch else hidden_BTD
     sums = _over_vocabulary(config, model.lm_head(predicted_BPD), batch, model.head_VD(), model.head_bias_V())
     if "next_sentence" in batch:
         rows = label_sums(config, model.next_sentence_logits(hidden_BTD), batch["next_sentence"])
@@ -41,13 +42,13 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
     return sums, None
 
 
-def _pick(hidden_BTD: jax.Array, places_BP: jax.Array) -> jax.Array:
-    """The hidden states at some places: [B, P, D]. A product instead of a gather: it shards, as does its gradient."""
+def _pick(hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+    """The hidden states at some positions, [B, P, D], by a product: unlike a gather it shards, as does its gradient."""
     dims = gathered_dims(hidden_BTD.shape[1])
     hidden_BTD = reshard(hidden_BTD, dims)
-    places_T = reshard(jnp.arange(hidden_BTD.shape[1]), dims[1:2])
-    chosen_BPT = (places_BP[..., None] == places_T).astype(hidden_BTD.dtype)
-    dims = residual_dims(places_BP.shape[1])
+    positions_T = reshard(jnp.arange(hidden_BTD.shape[1]), dims[1:2])
+    chosen_BPT = (positions_BP[..., None] == positions_T).astype(hidden_BTD.dtype)
+    dims = residual_dims(positions_BP.shape[1])
     return jnp.einsum("BPT,BTD->BPD", chosen_BPT, hidden_BTD, out_sharding=current_spec(dims))
 
 

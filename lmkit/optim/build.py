@@ -10,7 +10,7 @@ import optax
 from optax import contrib
 
 from lmkit.config.patterns import matching
-from lmkit.config.sections import OptimConfig, Optimizer, ParamKind
+from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind
 from lmkit.nn.param import ParamSpec
 from lmkit.nn.tree import flat, nested
 from lmkit.optim.schedule import make_schedule

@@ -2,7 +2,7 @@
 
 import optax
 
-from lmkit.config.sections import OptimConfig, Schedule
+from lmkit.config.sections.optim import OptimConfig, Schedule
 
 
 def make_schedule(config: OptimConfig, steps: int, peak: float) -> optax.Schedule:

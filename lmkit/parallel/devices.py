@@ -5,7 +5,7 @@ import dataclasses
 import jax
 
 from lmkit.config.paths import cache_dir
-from lmkit.config.sections import RunConfig
+from lmkit.config.sections.run import RunConfig
 
 
 def setup_jax(run: RunConfig) -> None:

@@ -14,11 +14,11 @@ from jax import lax
 
 # product(x, w): each token by its own expert's matrix, of w [e, in, out]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
-Run = Callable[[jax.Array, Product], jax.Array]  # tokens through the experts of this device
+RunExperts = Callable[[jax.Array, Product], jax.Array]  # tokens through the experts of this device
 
 
 def dropless(
-    run: Run, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_here: int, *, expert: bool
+    run: RunExperts, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_here: int, *, expert: bool
 ) -> jax.Array:
     """sum over the choices of weight * expert(x), [B, T, D]: sorted by expert, grouped products, put back and summed.
 
@@ -46,8 +46,8 @@ def dropless(
 
 
 def with_capacity(
-    run: Run, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_experts: int, capacity: int, *,
-    expert: bool, context: bool,
+    run: RunExperts, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_experts: int,
+    capacity: int, *, expert: bool, context: bool,
 ) -> jax.Array:  # fmt: skip
     """The same where an expert takes only the first `capacity` tokens of a row that choose it (Lepikhin et al. 2021,
     section 2.2, with a row as the group); the others count as zero. A row's tokens have slots [E, B, capacity].

@@ -9,8 +9,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from lmkit.config.mesh import AXES, axis_sizes
-from lmkit.config.sections import MeshConfig
+from lmkit.config.arithmetic.mesh import AXES, axis_sizes
+from lmkit.config.sections.mesh import MeshConfig
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lmkit.config.arithmetic.mesh import BATCH_AXES
 from lmkit.config.base import ConfigError
-from lmkit.config.mesh import BATCH_AXES
 
 RULES: Mapping[str, tuple[str, ...]] = {
     # activations

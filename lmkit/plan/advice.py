@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import CLIPConfig
-from lmkit.config.model import ModelConfig, Remat
-from lmkit.plan.estimate import Estimate, estimate
-from lmkit.plan.place import Place
+from lmkit.config.sections.families import CLIPConfig
+from lmkit.config.sections.model import ModelConfig, Remat
+from lmkit.cost.context import PlanContext
+from lmkit.cost.estimate import Estimate, estimate
 
 
 class Advice(NamedTuple):
@@ -25,9 +25,9 @@ class Advice(NamedTuple):
 def advice(found: Estimate) -> list[Advice]:
     """Changes that save memory; those that fit first, the fastest of them first."""
     rows = []
-    for keys, changed in _changes(found.place):
+    for keys, changed in _changes(found.context):
         try:
-            other = estimate(changed, found.place.blueprint)
+            other = estimate(changed, found.context.blueprint)
         except ConfigError:  # it divides nothing evenly
             continue
         saved = found.memory.peak - other.memory.peak
@@ -36,8 +36,8 @@ def advice(found: Estimate) -> list[Advice]:
     return sorted(rows, key=lambda row: (not row.fits, row.step if row.fits else -row.saved))
 
 
-def _changes(place: Place) -> Iterator[tuple[str, Experiment]]:
-    experiment, train = place.experiment, place.experiment.train
+def _changes(context: PlanContext) -> Iterator[tuple[str, Experiment]]:
+    experiment, train = context.experiment, context.experiment.train
     now = max(part.remat.value for part in experiment.model.parts().values())
     for remat in Remat:
         if remat.value > now:

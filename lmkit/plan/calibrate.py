@@ -11,8 +11,8 @@ from rich.table import Table
 from lmkit.config.base import ConfigError
 from lmkit.config.calibration import Calibration, write_calibration
 from lmkit.config.experiment import Experiment
-from lmkit.config.plan import ASSUMED
-from lmkit.plan.fit import Fit, Terms, fit
+from lmkit.config.sections.plan import ASSUMED
+from lmkit.cost.terms import Fit, Terms, fit
 
 _OFF = 0.02  # of log time, by which a fit may miss
 

@@ -6,13 +6,13 @@ from typing import NamedTuple
 
 import jax
 
+from lmkit.compiler.collectives import Collective, collectives
+from lmkit.compiler.hlo import parse, size_of
+from lmkit.compiler.topology import COUNTABLE, hardware_devices
 from lmkit.config.base import ConfigError
-from lmkit.parallel.collectives import Collective, collectives
-from lmkit.parallel.hlo import parse, size_of
-from lmkit.parallel.topology import COUNTABLE, hardware_devices
-from lmkit.plan.place import Place, local_bytes
-from lmkit.train.aot import compile_step
-from lmkit.train.setup import program_bytes
+from lmkit.core.aot import compile_step
+from lmkit.core.setup import program_bytes
+from lmkit.cost.context import PlanContext, local_bytes
 
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")
 _VIEWS = (
@@ -46,12 +46,12 @@ class Compiled(NamedTuple):
         return not self.refusal and (limit == 0 or self.peak <= limit)
 
 
-def compiled_plan(place: Place) -> Compiled:
+def compiled_plan(context: PlanContext) -> Compiled:
     """Raises ConfigError where no compiler for that hardware is here.
 
     A TPU's collective matmul is off, so that what is sent can be counted.
     """
-    experiment, began = place.experiment, time.perf_counter()
+    experiment, began = context.experiment, time.perf_counter()
     devices = hardware_devices(experiment.hardware, experiment.mesh.num_slices)
     options = COUNTABLE if experiment.hardware.platform == "tpu" else None
     try:
@@ -60,7 +60,7 @@ def compiled_plan(place: Place) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = str(error).split(": ", 1)[-1].splitlines()[0]
-        return Compiled(time.perf_counter() - began, 0, 0, _needed(words, place), 0, [], [], words)
+        return Compiled(time.perf_counter() - began, 0, 0, _needed(words, context), 0, [], [], words)
     seconds = time.perf_counter() - began
     analysis = compiled.memory_analysis()
     if analysis is None:
@@ -74,13 +74,13 @@ def compiled_plan(place: Place) -> Compiled:
     )  # fmt: skip
 
 
-def _needed(words: str, place: Place) -> float:
+def _needed(words: str, context: PlanContext) -> float:
     """What the compiler says that it would take; where it counts temporaries alone, with the state. 0: it does not."""
     if not (found := _REFUSED.search(words)):
         return 0.0
     temporary, unit, used, other = found.groups()
     if temporary:
-        return float(temporary) * _UNITS[unit] + local_bytes(place.blueprint.shapes)
+        return float(temporary) * _UNITS[unit] + local_bytes(context.blueprint.shapes)
     return float(used) * _UNITS[other]
 
 

@@ -9,11 +9,11 @@ from rich.markup import escape
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
+from lmkit.cost.estimate import Estimate, estimate
 from lmkit.parallel.devices import setup_cpu
 from lmkit.plan.advice import advice
 from lmkit.plan.calibrate import calibrate
 from lmkit.plan.compiled import Compiled, compiled_plan
-from lmkit.plan.estimate import Estimate, estimate
 from lmkit.plan.search import Search, as_experiment, confirmed, search
 from lmkit.plan.show import as_plain, show, show_search
 
@@ -36,7 +36,7 @@ def plan(experiment: Experiment) -> int:
             show_search(console, searched)
         if not searched.best:
             return 1
-        best, compiled, reason = searched.best[0].estimate.place, searched.best[0].compiled, searched.reason
+        best, compiled, reason = searched.best[0].estimate.context, searched.best[0].compiled, searched.reason
         # once more from what was asked, which tells factors that were set from calibrated ones
         found = estimate(dataclasses.replace(best.experiment, plan=wanted, hardware=hardware), best.blueprint)
         if wanted.save:
@@ -78,10 +78,10 @@ def _searched(experiment: Experiment) -> Search:
 
 def _compiled(found: Estimate) -> tuple[Compiled | None, str]:
     """What the compiler says where it was asked, or why it cannot be."""
-    if not found.place.experiment.plan.compile:
+    if not found.context.experiment.plan.compile:
         return None, ""
     try:
         with console.status("compiling: a minute or two for the largest models"):
-            return compiled_plan(found.place), ""
+            return compiled_plan(found.context), ""
     except ConfigError as error:  # the mesh was checked before: there is no compiler
         return None, str(error)

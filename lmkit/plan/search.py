@@ -10,15 +10,15 @@ from typing import NamedTuple
 
 from omegaconf import OmegaConf
 
+from lmkit.config.arithmetic.mesh import AXES, batch_shards
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.mesh import AXES, batch_shards
-from lmkit.config.model import Remat
-from lmkit.config.sections import MeshConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import Remat
+from lmkit.cost.context import count_devices
+from lmkit.cost.estimate import Estimate, estimate
 from lmkit.plan.advice import with_remat
 from lmkit.plan.compiled import Compiled, compiled_plan
-from lmkit.plan.estimate import Estimate, estimate
-from lmkit.plan.place import count_devices
 
 _POLICIES = (Remat.none, Remat.dots, Remat.names, Remat.full)  # what `offload` costs is not in the arithmetic
 
@@ -32,9 +32,9 @@ class Found(NamedTuple):
     @property
     def keys(self) -> dict[str, str]:
         """What to set, by dotted keys."""
-        place = self.estimate.place
-        model, train = place.experiment.model, place.experiment.train
-        keys = {f"mesh.{axis}": str(getattr(place.experiment.mesh, axis)) for axis in AXES}
+        context = self.estimate.context
+        model, train = context.experiment.model, context.experiment.train
+        keys = {f"mesh.{axis}": str(getattr(context.experiment.mesh, axis)) for axis in AXES}
         keys |= {f"{prefix}.remat": part.remat.name for prefix, part in model.parts().items()}
         return keys | {"train.accumulate_steps": str(train.accumulate_steps)}
 
@@ -55,14 +55,14 @@ def search(experiment: Experiment) -> Search:
     closest: Estimate | None = None
     for mesh in _meshes(experiment):
         try:
-            base = estimate(dataclasses.replace(experiment, mesh=mesh), closest and closest.place.blueprint)
+            base = estimate(dataclasses.replace(experiment, mesh=mesh), closest and closest.context.blueprint)
         except ConfigError as error:
             reason = str(error)
             continue
         meshes += 1
         for remat in _POLICIES:
             for changed in _cut(base, remat):
-                other = estimate(changed, base.place.blueprint)
+                other = estimate(changed, base.context.blueprint)
                 tried += 1
                 if closest is None or other.memory.peak < closest.memory.peak:
                     closest = other
@@ -84,7 +84,7 @@ def confirmed(found: Search, count: int) -> Search:
     while left and len(best) < count:
         one = left.pop(0).estimate
         try:
-            compiled = compiled_plan(one.place)
+            compiled = compiled_plan(one.context)
         except ConfigError as error:  # there is no compiler here
             return found._replace(reason=str(error))
         if compiled.fits(one.limit):
@@ -94,10 +94,12 @@ def confirmed(found: Search, count: int) -> Search:
 
 def as_experiment(found: Found) -> str:
     """The YAML of an experiment file that goes on top of another: +experiment=[llama3_8b,NAME]."""
-    place = found.estimate.place
+    context = found.estimate.context
     words = [f"{key}={value}" for key, value in found.keys.items()]
     values = OmegaConf.to_yaml(OmegaConf.from_dotlist(words))
-    about = f"lmkit.plan for {place.experiment.run.name} on {place.num_devices} x {place.experiment.hardware.name}"
+    about = (
+        f"lmkit.plan for {context.experiment.run.name} on {context.num_devices} x {context.experiment.hardware.name}"
+    )
     speed = f"{found.estimate.tokens_per_sec:,.0f} tokens/s by arithmetic"
     return f"# @package _global_\n# Found by {about}: {speed}.\n{values}"
 
@@ -121,8 +123,8 @@ def _splits(number: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 def _cut(base: Estimate, remat: Remat) -> Iterator[Experiment]:
     """The experiment with a policy of remat, and its batch in more and more micro-batches."""
-    experiment, train = base.place.experiment, base.place.experiment.train
-    rows = train.batch_size // batch_shards(base.place.sizes)
+    experiment, train = base.context.experiment, base.context.experiment.train
+    rows = train.batch_size // batch_shards(base.context.sizes)
     for micro in (n for n in range(1, rows + 1) if rows % n == 0):
         try:
             yield dataclasses.replace(

@@ -7,16 +7,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from lmkit.config.plan import ASSUMED
-from lmkit.parallel.collectives import total
+from lmkit.compiler.collectives import total
+from lmkit.config.sections.plan import ASSUMED
+from lmkit.cost.collectives import show_traffic
+from lmkit.cost.context import local_bytes
+from lmkit.cost.estimate import Estimate
+from lmkit.cost.memory import ALWAYS
+from lmkit.cost.traffic import traffic_of
 from lmkit.plan.advice import Advice
 from lmkit.plan.compiled import Compiled
-from lmkit.plan.estimate import Estimate
-from lmkit.plan.memory import ALWAYS
-from lmkit.plan.place import local_bytes
 from lmkit.plan.search import Found, Search
-from lmkit.train.collectives import show_traffic
-from lmkit.train.traffic import traffic_of
 
 _GIB = 2**30
 _SHOWN = 10  # of what a search found
@@ -24,10 +24,10 @@ _SHOWN = 10  # of what a search found
 
 def show(console: Console, found: Estimate, changes: list[Advice], compiled: Compiled | None = None) -> None:
     """The verdict, then how it comes about."""
-    experiment, place = found.place.experiment, found.place
+    experiment, context = found.context.experiment, found.context
     hardware = experiment.hardware
-    axes = " x ".join(f"{axis}={n}" for axis, n in place.sizes.items() if n > 1) or "one device"
-    sides = f" ({'x'.join(map(str, place.sides))} chips)" if place.sides else ""
+    axes = " x ".join(f"{axis}={n}" for axis, n in context.sizes.items() if n > 1) or "one device"
+    sides = f" ({'x'.join(map(str, context.sides))} chips)" if context.sides else ""
     room = f" of {found.limit / _GIB:.1f} that it may take" if found.limit else "; the device's memory is not known"
     peak, fits, who = found.memory.peak, found.fits, ", by arithmetic"
     if compiled is not None:
@@ -35,7 +35,7 @@ def show(console: Console, found: Estimate, changes: list[Advice], compiled: Com
     verdict = "[bold green]fits[/]" if fits else "[bold red]does not fit[/]"
     console.print(f"{verdict}: {peak / _GIB:.2f} GiB a device{room}{who}", soft_wrap=True)
     console.print(
-        f"{experiment.run.name}, {found.place.blueprint.num_params:,} parameters, on {place.num_devices} x "
+        f"{experiment.run.name}, {found.context.blueprint.num_params:,} parameters, on {context.num_devices} x "
         f"{hardware.name}{sides}, {axes}",
         soft_wrap=True,
     )
@@ -54,23 +54,23 @@ def show_search(console: Console, found: Search) -> None:
     """The best ways to run, one a line, and the first as words for a command line."""
     console.print(f"{found.tried:,} ways over {found.meshes} meshes tried by arithmetic, {len(found.best):,} fit")
     if not found.best:
-        near, place = found.closest, found.closest.place
+        near, context = found.closest, found.closest.context
         keys = " ".join(f"{key}={value}" for key, value in Found(near).keys.items() if value != "1")
         console.print(
             f"[bold red]nothing fits[/]: the least is {near.memory.peak / _GIB:.2f} GiB a device of "
-            f"{near.limit / _GIB:.1f}, with {keys}; take more than {place.num_devices} devices, or a smaller "
+            f"{near.limit / _GIB:.1f}, with {keys}; take more than {context.num_devices} devices, or a smaller "
             f"train.batch_size",
             soft_wrap=True,
         )
         return
     rows = []
     for one in found.best[:_SHOWN]:
-        place, gib = one.estimate.place, f"{one.estimate.memory.peak / _GIB:.2f}"
+        context, gib = one.estimate.context, f"{one.estimate.memory.peak / _GIB:.2f}"
         if one.compiled is not None:
             gib += f" ({one.compiled.peak / _GIB:.2f} compiled)"
-        (remat, *_) = {part.remat.name for part in place.experiment.model.parts().values()}
-        axes = " x ".join(f"{axis}={n}" for axis, n in place.sizes.items() if n > 1) or "one device"
-        micro = str(place.experiment.train.accumulate_steps)
+        (remat, *_) = {part.remat.name for part in context.experiment.model.parts().values()}
+        axes = " x ".join(f"{axis}={n}" for axis, n in context.sizes.items() if n > 1) or "one device"
+        micro = str(context.experiment.train.accumulate_steps)
         rows.append((
             axes, remat, micro, gib, f"{one.estimate.step.total:.3f}", f"{one.estimate.tokens_per_sec:,.0f}",
             f"{one.estimate.mfu:.1%}", one.estimate.step.bound,
@@ -82,11 +82,11 @@ def show_search(console: Console, found: Search) -> None:
 
 def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> None:
     """The compiler's figures beside those of arithmetic, the largest arrays, and what is sent."""
-    place = found.place
+    context = found.context
     console.print(f"compiled in {compiled.seconds:.0f} s; nothing was run", style="dim")
     if compiled.refusal:
         console.print(f"the compiler: {compiled.refusal}", soft_wrap=True, markup=False)
-    state = local_bytes(place.blueprint.shapes)
+    state = local_bytes(context.blueprint.shapes)
     rows = [
         ("the state and a batch", compiled.arguments, state, "arguments of the step"),
         ("temporaries", compiled.temporary, found.memory.peak - state, "activations, gradients, buffers"),
@@ -101,9 +101,9 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
         rows = [(f"{one.size / _GIB:.2f}", one.array, one.source) for one in compiled.arrays]
         _table(console, "largest arrays that the program makes", ("GiB", "array", "where"), rows)
     if compiled.sent:
-        least = traffic_of(place.experiment, place.blueprint, place.itemsize)
+        least = traffic_of(context.experiment, context.blueprint, context.itemsize)
         show_traffic(console, "collectives of a step, a device", compiled.sent, least, "MiB")
-        if place.experiment.mesh.num_slices > 1:
+        if context.experiment.mesh.num_slices > 1:
             console.print("between slices hosts send and receive: that is in none of the compiler's collectives")
         console.print()
 
@@ -128,16 +128,16 @@ def _show_memory(console: Console, found: Estimate) -> None:
         rows.append((item.name, size, note))
     rows.append(("together", f"{memory.peak / _GIB:.2f}", f"the most is needed {memory.narrow}"))
     _table(console, "memory of a device", ("", "GiB", ""), rows)
-    host, room = memory.host_bytes / _GIB, found.place.experiment.hardware.host_memory_gib
+    host, room = memory.host_bytes / _GIB, found.context.experiment.hardware.host_memory_gib
     limit = f" of {room:,.0f}" if room else ""
     warning = "" if found.fits_host else ": [bold red]more than it has[/]"
     console.print(f"a host needs {host:,.1f} GiB{limit} while it saves{warning}\n")
 
 
 def _show_time(console: Console, found: Estimate) -> None:
-    step, plan = found.step, found.place.experiment.plan
+    step, plan = found.step, found.context.experiment.plan
     total = sum(found.flops.values())
-    tokens = found.place.tokens_per_step
+    tokens = found.context.tokens_per_step
     rows = [(name, f"{flops / tokens / 1e9:,.3f}", f"{flops / total:.1%}")
             for name, flops in sorted(found.flops.items(), key=lambda item: -item[1])]  # fmt: skip
     rows += [("together", f"{total / tokens / 1e9:,.3f}", "")]
@@ -166,14 +166,14 @@ def _show_time(console: Console, found: Estimate) -> None:
 
 
 def _show_run(console: Console, found: Estimate) -> None:
-    run, plan, hardware = found.run, found.place.experiment.plan, found.place.experiment.hardware
+    run, plan, hardware = found.run, found.context.experiment.plan, found.context.experiment.hardware
     usd = f"{run.usd:,.0f} USD, at {hardware.price_usd_per_hour:g} an hour ({hardware.price_source})"
     kwh = f"{run.kwh:,.0f} kWh, at {hardware.power_watts:g} W a device and a PUE of {plan.pue:g}"
     co2 = f"{run.co2_kg:,.0f} kg, at {plan.co2_g_per_kwh:g} g a kWh (plan.co2_g_per_kwh)"
     optimal = found.optimal_tokens
     speed = found.tokens_per_sec
     rows = [
-        ("speed", f"{speed:,.0f} tokens/s, {speed / found.place.num_devices:,.0f} a device"),
+        ("speed", f"{speed:,.0f} tokens/s, {speed / found.context.num_devices:,.0f} a device"),
         ("MFU", f"{found.mfu:.1%}"),
         ("tokens", f"{run.tokens / 1e9:,.2f} billion"),
         ("time", f"{run.days:,.1f} days"),
@@ -200,11 +200,11 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
     """Every figure of the plan, for JSON; sizes in bytes, times in seconds unless their names say otherwise."""
     memory, step = found.memory, found.step
     return {
-        "name": found.place.experiment.run.name,
-        "hardware": found.place.experiment.hardware.name,
-        "devices": found.place.num_devices,
-        "mesh": found.place.sizes,
-        "params": found.place.blueprint.num_params,
+        "name": found.context.experiment.run.name,
+        "hardware": found.context.experiment.hardware.name,
+        "devices": found.context.num_devices,
+        "mesh": found.context.sizes,
+        "params": found.context.blueprint.num_params,
         "fits": found.fits,
         "memory": {
             "peak_bytes": memory.peak, "limit_bytes": found.limit, "narrow": memory.narrow,
@@ -213,7 +213,7 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         "flops_per_step": found.flops,
         "repeated_flops_per_step": found.repeated,
         "update_flops_per_step": found.update,
-        "shares": {name: getattr(found.place.experiment.plan, name) for name in ASSUMED},
+        "shares": {name: getattr(found.context.experiment.plan, name) for name in ASSUMED},
         "calibration": asdict(found.calibration) if found.calibration else None,
         "memory_traffic_bytes": found.memory_traffic,
         "step": {

@@ -6,7 +6,7 @@ from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 
-from lmkit.config.prepare import PrepareConfig
+from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.prepare.clean.engine import Stage, run_stage
 
 

@@ -6,19 +6,19 @@ from typing import Any
 from rich.table import Table
 
 from lmkit.config.experiment import Experiment
-from lmkit.config.prepare import Executor
-from lmkit.data.build import Runner, one_by_one
-from lmkit.data.check import check_store
-from lmkit.data.corpus import clean_sources, corpora
-from lmkit.data.fertility import fertility, fertility_table
-from lmkit.data.sources import build_sources
-from lmkit.data.store import HELDOUT, SPLITS, TokenStore
-from lmkit.data.token_parts import find_cut
+from lmkit.config.sections.prepare import Executor
+from lmkit.console import PrepareProgress, console
+from lmkit.core.task import ON_TEXT, Task, check_task, prepare_task
+from lmkit.data.sources.corpus import clean_sources, corpora
+from lmkit.data.sources.text import build_sources
+from lmkit.data.store.build import Runner, one_by_one
+from lmkit.data.store.check import check_store
+from lmkit.data.store.token_parts import find_cut
+from lmkit.data.store.tokens import HELDOUT, SPLITS, TokenStore
+from lmkit.data.tokens.fertility import fertility, fertility_table
 from lmkit.prepare.clean import clean, need
 from lmkit.prepare.page import write_page
-from lmkit.train.progress import PrepareProgress, console
-from lmkit.train.start import start_tokenizer
-from lmkit.train.task import ON_TEXT, Task, check_task, prepare_task
+from lmkit.weights import start_tokenizer
 
 FERTILITY_BYTES = 2_000_000  # of held-out text
 

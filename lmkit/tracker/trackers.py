@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.sections import TrackerConfig
+from lmkit.config.sections.tracker import TrackerConfig
 from lmkit.files import write_text
 
 

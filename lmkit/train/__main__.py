@@ -3,7 +3,7 @@
 import sys
 
 from lmkit.config.entry import run_verb
-from lmkit.config.process import prefer_huge_pages
+from lmkit.config.entry.process import prefer_huge_pages
 
 ABOUT = """Train a model. Prepares data and tokenizer when they are missing, evaluates on held-out text, saves
 checkpoints, writes metrics and a report. Ctrl-C saves and stops; run.dir= of an existing run resumes it."""

@@ -4,9 +4,9 @@ import json
 import math
 from pathlib import Path
 
+from lmkit import hosts
 from lmkit.config.base import ConfigError, nearest
-from lmkit.config.sections import Best, CheckpointConfig
-from lmkit.parallel import hosts
+from lmkit.config.sections.checkpoint import Best, CheckpointConfig
 from lmkit.tracker import read_rows
 
 

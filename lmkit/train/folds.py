@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from lmkit import hosts
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.parallel import hosts
-from lmkit.train.progress import console
+from lmkit.console import console
 from lmkit.train.run_dir import RunDir
 
 _SHOWN = ("eval/", "best/")

@@ -9,31 +9,33 @@ from typing import Any
 
 import jax
 
+from lmkit import hosts
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
-from lmkit.config.sections import ObjectiveKind
+from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.console import Bar, PrepareProgress, console, duration
+from lmkit.core.evaluation import evaluate, headline, write_confusion
+from lmkit.core.setup import Programs, setup_mesh, start_compiling, starting_state
+from lmkit.core.state import Blueprint, State, make_blueprint
+from lmkit.core.task import Task, check_task, prepare_task
+from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.metrics import format_confusion
-from lmkit.parallel import hosts
 from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after
-from lmkit.train import facts
+from lmkit.train import receipt as facts
 from lmkit.train.best import BestSoFar
-from lmkit.train.evaluation import evaluate, headline, write_confusion
 from lmkit.train.folds import cross_validate
-from lmkit.train.progress import Bar, Meter, PrepareProgress, console, duration, memory_now
+from lmkit.train.measured import Clock, compare_run, measure_run, plan_run
+from lmkit.train.meter import Meter
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import make_sampler
-from lmkit.train.setup import Programs, setup_mesh, start_compiling, starting_state
-from lmkit.train.start import start_tokenizer
-from lmkit.train.state import Blueprint, State, make_blueprint
 from lmkit.train.stop import Stop
-from lmkit.train.task import Task, check_task, prepare_task
 from lmkit.train.texts import can_score, make_writer
-from lmkit.train.truth import Clock, compare_run, measure_run, plan_run
+from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
 SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
@@ -98,7 +100,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
         loop.compare()
         run.write_json("summary.json", summary | loop.best.summary())
     except BaseException as error:
-        hosts.note_failure(error)
+        hosts.report_failure(error)
         checkpoints.settle()
         raise
     finally:  # a run that breaks off has its report, too

@@ -14,12 +14,11 @@ from typing import IO, Any
 
 import yaml
 
-from lmkit import __version__
+from lmkit import __version__, hosts
 from lmkit.config.base import ConfigError
-from lmkit.config.data import SourceConfig
 from lmkit.config.experiment import Experiment, differing, to_plain
+from lmkit.config.sections.data import SourceConfig
 from lmkit.files import write_json
-from lmkit.parallel import hosts
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
@@ -78,7 +77,7 @@ class RunDir:
                 )
             return False
         rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
-        # What adapters are of may have moved: train/start.py checks that it is the same.
+        # What adapters are of may have moved: weights/start.py checks that it is the same.
         free = (*_FREE, "init_from") if experiment.lora.rank else _FREE
         bad = [row for row in rows if not row[0].startswith(free) and not _newer_key(*row)]
         if bad:

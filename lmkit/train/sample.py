@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from lmkit.data.tokenizer import Tokenizer
+from lmkit.core.state import Blueprint, State, evaluation_params
+from lmkit.data.tokens.tokenizer import Tokenizer
 from lmkit.decode import Decoder, Prompts, Sampling
-from lmkit.train.state import Blueprint, State, evaluation_params
 
 
 def make_sampler(

@@ -5,7 +5,7 @@ import signal
 
 from jax.experimental import multihost_utils
 
-from lmkit.parallel import hosts
+from lmkit import hosts
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 75 (EX_TEMPFAIL) lets a scheduler requeue
 

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from lmkit import metrics
-from lmkit.config.families import EncDecConfig
-from lmkit.data.record_batches import Records
-from lmkit.data.store import HELDOUT
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.core.state import Blueprint, State, evaluation_params
+from lmkit.core.task import Task
+from lmkit.data.batches.records import Records
+from lmkit.data.store.tokens import HELDOUT
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
-from lmkit.train.state import Blueprint, State, evaluation_params
-from lmkit.train.task import Task
 
 
 class Written(NamedTuple):

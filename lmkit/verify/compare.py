@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmkit.config.experiment import Experiment
+from lmkit.core.inputs import Arrays
+from lmkit.core.state import Blueprint, State, init_state, make_blueprint
+from lmkit.core.step import apply_gradients, make_gradients
 from lmkit.data.loader import array_sharding
 from lmkit.nn.tree import flat
 from lmkit.objectives.build import build_objective
-from lmkit.train.inputs import Arrays
-from lmkit.train.state import Blueprint, State, init_state, make_blueprint
-from lmkit.train.step import apply_gradients, make_gradients
 
 # Rounding in float32 is 6e-8; sums over a few thousand terms in another order add up to some 1e-6.
 LOSS, GRADIENT = 1e-5, 1e-4

@@ -7,17 +7,18 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.compiler.collectives import collectives
+from lmkit.config.arithmetic.pipeline import pipes_of
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.pipeline import pipes_of
-from lmkit.config.sections import MeshConfig, ObjectiveKind
-from lmkit.parallel.collectives import collectives
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.core.inputs import make_inputs
+from lmkit.core.task import check_task
+from lmkit.cost.collectives import show_traffic
+from lmkit.cost.traffic import least_traffic
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
-from lmkit.train.collectives import show_traffic
-from lmkit.train.inputs import make_inputs
-from lmkit.train.task import check_task
-from lmkit.train.traffic import least_traffic
 from lmkit.verify.compare import Row, compare, first_departing, run_step
 from lmkit.verify.shrink import shrink
 from lmkit.verify.topology import show_topology

@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from lmkit.config.arithmetic.mesh import batch_shards
+from lmkit.config.arithmetic.pipeline import choose_microbatches
 from lmkit.config.experiment import Experiment
-from lmkit.config.families import CLIPConfig, EncDecConfig, ViTConfig
-from lmkit.config.mesh import batch_shards
-from lmkit.config.model import ContextAttention, DType, LinearDType, ModelConfig, TransformerConfig
-from lmkit.config.pipeline import choose_microbatches
+from lmkit.config.sections.families import CLIPConfig, EncDecConfig, ViTConfig
+from lmkit.config.sections.model import ContextAttention, DType, LinearDType, ModelConfig, TransformerConfig
 
 _HEAD, _ROWS = 8, 2  # size of a head; rows on each device for each micro-batch
 

@@ -4,15 +4,15 @@ from typing import Any
 
 from rich.console import Console
 
+from lmkit.compiler.collectives import Collective, collectives
+from lmkit.compiler.topology import COUNTABLE, topology_devices
 from lmkit.config.experiment import Experiment
-from lmkit.parallel.collectives import Collective, collectives
+from lmkit.core.aot import compile_step
+from lmkit.core.setup import program_bytes
+from lmkit.core.state import Blueprint
+from lmkit.cost.collectives import show_traffic
+from lmkit.cost.traffic import least_traffic
 from lmkit.parallel.devices import setup_cpu
-from lmkit.parallel.topology import COUNTABLE, topology_devices
-from lmkit.train.aot import compile_step
-from lmkit.train.collectives import show_traffic
-from lmkit.train.setup import program_bytes
-from lmkit.train.state import Blueprint
-from lmkit.train.traffic import least_traffic
 
 
 def compile_for(experiment: Experiment, name: str) -> tuple[Blueprint, Any, list[Collective]]:

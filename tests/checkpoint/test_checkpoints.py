@@ -12,9 +12,9 @@ from helpers import leaves_equal, tiny_experiment
 from lmkit.checkpoint import CheckpointError, Checkpoints, load_params
 from lmkit.config import ConfigError
 from lmkit.config.entry import explain
-from lmkit.config.sections import CheckpointConfig
+from lmkit.config.sections.checkpoint import CheckpointConfig
+from lmkit.core.state import Blueprint, State, init_state, make_blueprint
 from lmkit.parallel.mesh import build_mesh
-from lmkit.train.state import Blueprint, State, init_state, make_blueprint
 
 
 def make(*overrides: str, devices: int = 8) -> tuple[Blueprint, State]:

@@ -9,8 +9,8 @@ from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.experiment import to_plain
 from lmkit.config.paths import options_of
-from lmkit.config.saved import FAMILIES, from_plain, read_experiment, read_model, write_model
-from lmkit.config.sections import OptimConfig, ParamKind
+from lmkit.config.saved import FAMILY_SCHEMAS, from_plain, read_experiment, read_model, write_model
+from lmkit.config.sections.optim import OptimConfig, ParamKind
 
 
 @pytest.mark.parametrize("preset", options_of("model"))
@@ -30,7 +30,7 @@ def test_lists_and_absent_keys() -> None:
 
 
 @pytest.mark.parametrize(("saved", "parts"), [
-    ({"family": "gtp", "model": {}}, ["'gtp'", *FAMILIES]),
+    ({"family": "gtp", "model": {}}, ["'gtp'", *FAMILY_SCHEMAS]),
     ([1], ["None"]),
     ({"family": "gpt", "model": {"num_layer": 2}}, ["'num_layer'", "'num_layers'"]),
     ({"family": "gpt", "model": {"num_layers": "two"}}, ["num_layers='two'", "int"]),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.data.store import TRAIN
+from lmkit.data.store.tokens import TRAIN
 
 END = 256
 

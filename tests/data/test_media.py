@@ -10,12 +10,12 @@ import soundfile
 from PIL import Image
 
 from lmkit.config import ConfigError
-from lmkit.config.data import DataConfig, Source
-from lmkit.config.families import EncDecConfig, ViTConfig
-from lmkit.data.audio import log_mel
-from lmkit.data.pairs import Sounds
-from lmkit.data.parts import Images
-from lmkit.data.records import Record, RecordSource
+from lmkit.config.sections.data import DataConfig, Source
+from lmkit.config.sections.families import EncDecConfig, ViTConfig
+from lmkit.data.batches.fields import Images
+from lmkit.data.batches.text_fields import Sounds
+from lmkit.data.sources.audio import log_mel
+from lmkit.data.sources.records import Record, RecordSource
 
 VIT = ViTConfig(image_size=4, patch_size=2, num_channels=1, num_layers=1, num_heads=1, embed_dim=8)
 PIXELS = np.arange(16, dtype=np.uint8).reshape(4, 4)

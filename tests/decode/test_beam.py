@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from helpers import params_of
-from lmkit.config.families import GPTConfig
+from lmkit.config.sections.families import GPTConfig
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 from lmkit.models import build_model
 

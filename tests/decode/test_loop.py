@@ -10,8 +10,8 @@ from flax import nnx
 
 from helpers import MESHES, params_of
 from lmkit.config.entry import compose
-from lmkit.config.families import EncDecConfig, GPTConfig
-from lmkit.config.model import Position
+from lmkit.config.sections.families import EncDecConfig, GPTConfig
+from lmkit.config.sections.model import Position
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 from lmkit.decode.loop import NOTHING
 from lmkit.models import build_model

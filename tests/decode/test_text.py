@@ -2,9 +2,9 @@
 
 import pytest
 
-from lmkit.config.data import TokenizerConfig
-from lmkit.data.tokenizer import ByteTokenizer
-from lmkit.data.vocabulary import train_bpe
+from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.data.tokens.tokenizer import ByteTokenizer
+from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.decode import TextStream
 
 BYTES = ByteTokenizer()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from helpers import ROOT
-from lmkit.data.audio import read_audio
+from lmkit.data.sources.audio import read_audio
 
 SCRIPT = ROOT / "experiments" / "whisper_digits" / "make_speech.py"
 HAS_ESPEAK = shutil.which("espeak-ng") is not None

@@ -16,7 +16,7 @@ from lmkit.config.entry import run_verb
 from lmkit.interop import load_params, read_config
 from lmkit.models import build_model
 from lmkit.nn.tree import flat
-from lmkit.train.start import load_model, model_shapes
+from lmkit.weights import model_shapes, open_model
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
         "train.steps=4", "optim.warmup_steps=1", "train.eval_every_steps=0"]  # fmt: skip
@@ -50,7 +50,7 @@ def test_a_lora_run_with_its_tokenizer(tmp_path: Path, corpus: Path, capsys: pyt
     assert export(f"init_from={run}", f"export.folder={tmp_path / 'full'}") == 0
     config = read_config(tmp_path / "full")
     written = load_params(tmp_path / "full", config, model_shapes(config))
-    _, params, _ = load_model(str(run))
+    params = open_model(str(run)).params().params
     assert all(np.array_equal(leaf, flat(written)[path]) for path, leaf in flat(params).items())
     graph, _ = params_of(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
     tokens = jnp.arange(24).reshape(2, 12)
@@ -78,7 +78,7 @@ def test_bytes_are_no_tokenizer_of_theirs(tmp_path: Path, capsys: pytest.Capture
         (["init_from=nowhere"], ["export.folder="]),
         (["init_from=nowhere", "export.folder=/"], ["export.folder=/", "exists"]),
         (["init_from=nowhere", "export.folder=/nothing/x", "export.dtype=int8"], ["int8", "bfloat16"]),
-        (["init_from=nowhere", "export.folder=/nothing/x"], ["nowhere", "no checkpoint there"]),
+        (["init_from=nowhere", "export.folder=/nothing/x"], ["nowhere", "there is nothing there"]),
         (["export.foldr=x"], ["export.foldr", "export.folder"]),
     ],
 )

@@ -16,21 +16,23 @@ from interop.test_gguf import write as write_gguf
 
 from helpers import params_of
 from lmkit.checkpoint import Checkpoints
-from lmkit.config.data import TokenizerConfig
 from lmkit.config.entry import run_verb
-from lmkit.config.families import BERTConfig, EncDecConfig, GPTConfig
-from lmkit.config.model import Norm, NormOrder, Position
 from lmkit.config.saved import write_model
-from lmkit.config.sections import CheckpointConfig, MeshConfig, OptimConfig
-from lmkit.data.audio import log_mel, read_audio
-from lmkit.data.tokenizer import ByteTokenizer
-from lmkit.data.vocabulary import train_bpe
+from lmkit.config.sections.checkpoint import CheckpointConfig
+from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import Norm, NormOrder, Position
+from lmkit.config.sections.optim import OptimConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.core.state import init_state, make_blueprint
+from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.tokens.tokenizer import ByteTokenizer
+from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.generate.__main__ import ABOUT, READS
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.parallel.mesh import build_mesh
-from lmkit.train.state import init_state, make_blueprint
 
 TEXT: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "embed_dim": 32, "init_std": 0.4}
 GREEDY = ["generate.temperature=0", "generate.max_new_tokens=12"]

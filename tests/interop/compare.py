@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from flax import nnx
 from interop.reference import VOCAB, make
 
-from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
-from lmkit.config.model import Position
-from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
+from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.model import Position
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.interop import load_params, read_config
 from lmkit.models import build_model
 from lmkit.objectives import build_objective

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lmkit.data.audio import log_mel
+from lmkit.data.sources.audio import log_mel
 
 LOUD = "LOUD: parity of log-mel frames with transformers is not tested; pip install 'lmkit[parity]'"
 transformers = pytest.importorskip("transformers", reason=LOUD)

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from helpers import params_of
 from lmkit.config import ConfigError
-from lmkit.config.families import BERTConfig
+from lmkit.config.sections.families import BERTConfig
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.families import family_for, family_of
 from lmkit.interop.table import unlike

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file, save_file
 from helpers import MESHES, ROOT, params_of, tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.families import BERTConfig, GPTConfig
-from lmkit.config.model import Activation, Norm, Position
+from lmkit.config.sections.families import BERTConfig, GPTConfig
+from lmkit.config.sections.model import Activation, Norm, Position
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.families import FAMILIES, family_for, family_of
 from lmkit.interop.table import unlike
@@ -126,7 +126,7 @@ def test_wrong_tensors_are_named_with_both_shapes(tmp_path: Path) -> None:
 
 
 def test_a_bias_that_lmkit_has_not_must_be_zero(tmp_path: Path) -> None:
-    from lmkit.config.families import EncDecConfig
+    from lmkit.config.sections.families import EncDecConfig
 
     config = EncDecConfig(
         vocab_size=32, num_layers=1, num_heads=2, embed_dim=16, position=Position.learned, position_offset=2,
@@ -286,8 +286,8 @@ save_folder({str(tmp_path / "out")!r}, LLAMA, random_params(LLAMA)[1], shard_byt
 
 
 def test_tokenizer_files_come_along(tmp_path: Path) -> None:
-    from lmkit.config.data import TokenizerConfig
-    from lmkit.data.vocabulary import train_bpe
+    from lmkit.config.sections.tokenizer import TokenizerConfig
+    from lmkit.data.tokens.vocabulary import train_bpe
 
     train_bpe(["some words and some more words"] * 50, TokenizerConfig(vocab_size=270)).save(
         tmp_path / "tokenizer.json"

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from helpers import params_of
-from lmkit.config.families import EncDecConfig
+from lmkit.config.sections.families import EncDecConfig
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 from lmkit.decode.sampling import filtered
 from lmkit.interop import load_params, read_config

@@ -12,7 +12,7 @@ from interop.test_exchange import random_params, same_trees
 
 from helpers import params_of, tiny_config
 from lmkit.config import ConfigError
-from lmkit.config.model import RopeScaling
+from lmkit.config.sections.model import RopeScaling
 from lmkit.interop import load_params, read_config
 from lmkit.models import build_model
 from lmkit.nn.position import scaled_frequencies

@@ -16,12 +16,12 @@ CONFIG = """
 import json, sys
 import jax, numpy as np
 from flax import nnx
-from lmkit.config.families import GPTConfig
+from lmkit.config.sections.families import GPTConfig
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.models import build_model
 from lmkit.nn.param import param_specs
 from lmkit.parallel.mesh import build_mesh
-from lmkit.config.sections import MeshConfig
+from lmkit.config.sections.mesh import MeshConfig
 from lmkit.parallel.rules import sharding_of
 config = GPTConfig(
     vocab_size=32000, num_layers=22, num_heads=32, num_kv_heads=4, embed_dim=2048, mlp_dim=5632, gated=True

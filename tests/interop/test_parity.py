@@ -15,10 +15,10 @@ from interop.docs_table import write_parity
 from safetensors.numpy import load_file
 
 from helpers import params_of
-from lmkit.config.data import TokenizerConfig
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import DType
-from lmkit.data.vocabulary import train_bpe
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import DType
+from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.table import unlike
 from lmkit.models import build_model

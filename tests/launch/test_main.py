@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch.jobs import GPT, experiment_of, program, run_bash, trained, trainer
 
-from lmkit.config.sweep import JobEnded
+from lmkit.config.entry.sweep import JobEnded
 from lmkit.launch.render import render
 
 SRUN = """#!/bin/bash

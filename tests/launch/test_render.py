@@ -15,7 +15,7 @@ from launch.jobs import GPT, TARGETS, experiment_of, run_bash, trained, trainer
 from helpers import ROOT
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.launch import LaunchConfig, slug
+from lmkit.config.sections.launch import LaunchConfig, slug
 from lmkit.launch.render import STATUSES, command_words, fill, render
 from lmkit.train.stop import STATUS
 

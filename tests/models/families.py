@@ -4,9 +4,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmkit.config.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
-from lmkit.config.model import Activation, ModelConfig, Norm, NormOrder, Position, RopeScaling
-from lmkit.config.sections import ObjectiveKind
+from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.model import Activation, ModelConfig, Norm, NormOrder, Position, RopeScaling
+from lmkit.config.sections.objective import ObjectiveKind
 
 TINY: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "embed_dim": 64}
 TEXT: dict[str, Any] = TINY | {"vocab_size": 256}

@@ -11,9 +11,9 @@ from models.families import KINDS, batch_of
 
 from helpers import params_of
 from lmkit.config import ConfigError
-from lmkit.config.families import BERTConfig
-from lmkit.config.model import Position
-from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
+from lmkit.config.sections.families import BERTConfig
+from lmkit.config.sections.model import Position
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.models import BERT
 from lmkit.objectives import build_objective
 

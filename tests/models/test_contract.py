@@ -22,16 +22,18 @@ from models.families import KINDS, batch_of
 import lmkit.models
 from helpers import MESHES, params_of
 from lmkit.config.entry import compose
-from lmkit.config.families import MODEL_SCHEMAS, GPTConfig
-from lmkit.config.model import ModelConfig
-from lmkit.config.sections import MeshConfig, ObjectiveConfig, OptimConfig
+from lmkit.config.sections.families import MODEL_SCHEMAS, GPTConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import ModelConfig
+from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.config.sections.optim import OptimConfig
+from lmkit.core.state import init_state, make_blueprint
+from lmkit.core.step import make_train_step
 from lmkit.models import MODELS, build_model
 from lmkit.nn.param import param_specs
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import AXES, build_mesh
 from lmkit.parallel.rules import sharding_of, spec_of
-from lmkit.train.state import init_state, make_blueprint
-from lmkit.train.step import make_train_step
 
 MIB = 2**20
 

@@ -74,7 +74,7 @@ def test_dropout_needs_a_key() -> None:
 def test_too_long_for_the_table_of_positions() -> None:
     import dataclasses
 
-    from lmkit.config.model import Position
+    from lmkit.config.sections.model import Position
 
     config = dataclasses.replace(KINDS["transformer"].config, position=Position.learned, max_seq_len=16)
     model = EncDec(config, rngs=nnx.Rngs(0))

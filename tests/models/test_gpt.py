@@ -10,8 +10,8 @@ from flax import nnx
 
 from helpers import MESHES, ROOT, params_of, random_batch, tiny_config, tiny_model
 from lmkit.config.entry import compose
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import Activation, Norm, NormOrder, Position, Remat, RopeScaling
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, Remat, RopeScaling
 from lmkit.models import GPT
 from lmkit.nn.param import param_specs
 from lmkit.parallel.mesh import build_mesh

@@ -10,9 +10,9 @@ from flax import nnx
 from models.families import KINDS, batch_of
 
 from lmkit.config import ConfigError
-from lmkit.config.families import Pooling, ViTConfig
-from lmkit.config.model import Position
-from lmkit.config.sections import ObjectiveConfig, ObjectiveKind
+from lmkit.config.sections.families import Pooling, ViTConfig
+from lmkit.config.sections.model import Position
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.models import CLIP, ViT
 from lmkit.nn.frontend import Patches
 from lmkit.objectives import build_objective

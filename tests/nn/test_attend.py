@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.model import Kernel
+from lmkit.config.sections.model import Kernel
 from lmkit.nn.attend import attend, choose_kernel
 
 

@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 
 from helpers import params_of, random_batch, tiny_config, tiny_model
-from lmkit.config.families import GPTConfig
-from lmkit.config.model import Activation, Norm, Position, Remat, ResidualInit
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.model import Activation, Norm, Position, Remat, ResidualInit
+from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.dropout import dropout
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import ACTIVATIONS, MLP, activate

@@ -11,8 +11,8 @@ from flax import nnx
 from helpers import MESHES, params_of
 from lmkit.config.base import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.families import EncDecConfig, GPTConfig
-from lmkit.config.model import Activation, Norm, NormOrder, Position, RopeScaling
+from lmkit.config.sections.families import EncDecConfig, GPTConfig
+from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, RopeScaling
 from lmkit.models import build_model
 from lmkit.nn.attention import Attention
 from lmkit.nn.cache import slot_index

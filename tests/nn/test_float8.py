@@ -11,10 +11,10 @@ import pytest
 
 from helpers import MESHES, random_batch, tiny_experiment, train_steps
 from lmkit.config import ConfigError
+from lmkit.core.setup import lower_step, setup_mesh
+from lmkit.core.state import make_blueprint
 from lmkit.nn.float8 import float8_product
 from lmkit.parallel.mesh import build_mesh
-from lmkit.train.setup import lower_step, setup_mesh
-from lmkit.train.state import make_blueprint
 
 ON = "model.linear_dtype=float8"
 E4M3, E5M2 = ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2

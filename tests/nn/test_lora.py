@@ -10,8 +10,9 @@ from models.families import KINDS, batch_of
 from helpers import MESHES, params_of, tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.finetune import LoraConfig
-from lmkit.config.sections import ObjectiveConfig, ParamKind
+from lmkit.config.sections.lora import LoraConfig
+from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.models import build_model
 from lmkit.nn.linear import Linear
 from lmkit.nn.lora import add_lora, is_adapter, merge_lora

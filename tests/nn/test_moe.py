@@ -12,20 +12,22 @@ from jax.sharding import AxisType, Mesh
 
 from helpers import params_of, tiny_config, tiny_model
 from lmkit.config import ConfigError
-from lmkit.config.families import CLIPConfig, GPTConfig, ViTConfig
-from lmkit.config.model import Remat
-from lmkit.config.sections import MeshConfig, ObjectiveConfig, OptimConfig
-from lmkit.nn.attention import Places
+from lmkit.config.sections.families import CLIPConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import Remat
+from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.config.sections.optim import OptimConfig
+from lmkit.core.state import init_state, make_blueprint
+from lmkit.core.step import make_train_step
+from lmkit.nn.attention import LayerInputs
+from lmkit.nn.auxiliary import collecting
 from lmkit.nn.cache import Past
-from lmkit.nn.kept import collecting
 from lmkit.nn.moe import MoE, capacity_of
 from lmkit.nn.param import param_specs
 from lmkit.objectives import build_objective
 from lmkit.objectives.router import router_figures
 from lmkit.parallel.mesh import AXES, build_mesh
 from lmkit.parallel.rules import gathered_dims, sharding_of
-from lmkit.train.state import init_state, make_blueprint
-from lmkit.train.step import make_train_step
 
 X = jax.random.normal(jax.random.key(0), (3, 10, 64))
 MESHES = {
@@ -117,7 +119,7 @@ def test_earlier_tokens_win_and_decoding_drops_none() -> None:
     y = model(jnp.abs(X))
     np.testing.assert_allclose(y[:, :4], expected[:, :4], rtol=1e-4, atol=1e-5)
     assert not y[:, 4:].any()
-    np.testing.assert_allclose(model(jnp.abs(X), Places(past=Past())), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(jnp.abs(X), LayerInputs(past=Past())), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_dropped_depends_on_the_past_alone() -> None:
@@ -141,8 +143,8 @@ def test_capacity(factor: float, seq: int, expected: int) -> None:
 
 def test_sums_are_those_of_the_tokens() -> None:
     graph, params = make(num_experts=4, capacity_factor=0.8)
-    model, places = nnx.merge(graph, nnx.State(params)), Places(kept={})
-    model(X, places)
+    model, inputs = nnx.merge(graph, nnx.State(params)), LayerInputs(auxiliary={})
+    model(X, inputs)
     probabilities, fits = routing(model, X)
     chosen = np.argsort(-np.asarray(probabilities), axis=-1)[..., :2]
     log_z = np.log(np.sum(np.exp(np.asarray(X @ params["router"]["kernel"], np.float64)), axis=-1))
@@ -153,28 +155,28 @@ def test_sums_are_those_of_the_tokens() -> None:
         "dropped": 60 - fits.sum(),
         "tokens": 30,
     }
-    assert set(expected) == set(places.kept or ())
-    for name, value in (places.kept or {}).items():
+    assert set(expected) == set(inputs.auxiliary or ())
+    for name, value in (inputs.auxiliary or {}).items():
         assert value.dtype == jnp.float32
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
 
 
 def test_figures_of_two_layers_by_hand() -> None:
     """Four tokens, two choices each, three experts; the second layer's load is even."""
-    kept = {
+    auxiliary = {
         "chosen": jnp.array([[4.0, 3.0, 1.0], [8 / 3, 8 / 3, 8 / 3]]),
         "probability": jnp.array([[2.0, 1.5, 0.5], [1.0, 1.0, 2.0]]),
         "z": jnp.array([8.0, 2.0]),
         "dropped": jnp.array([2.0, 0.0]),
         "tokens": jnp.array([4.0, 4.0]),
     }
-    found = router_figures([kept])
+    found = router_figures([auxiliary])
     first = 3 * (4 / 8 * 2 / 4 + 3 / 8 * 1.5 / 4 + 1 / 8 * 0.5 / 4)
     expected = {"balance": (first + 1) / 2, "z": (2 + 0.5) / 2, "dropped": 0.125, "max_load": 3 * 4 / 8}
     assert set(found) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-6, err_msg=name)
-    stacks = [{name: value[i : i + 1] for name, value in kept.items()} for i in range(2)]
+    stacks = [{name: value[i : i + 1] for name, value in auxiliary.items()} for i in range(2)]
     for name, value in router_figures(stacks).items():
         np.testing.assert_allclose(value, found[name], rtol=1e-6)
 
@@ -201,9 +203,9 @@ def test_a_stack_hands_out_each_layers_sums(how: dict) -> None:
     tokens = jax.random.randint(jax.random.key(1), (2, 16), 0, 256)
 
     def sums(model):
-        with collecting() as kept:
+        with collecting() as auxiliary:
             model.hidden(tokens)
-        (one,) = kept
+        (one,) = auxiliary
         return one
 
     expected = sums(tiny_model(num_experts=4, num_layers=3))
@@ -228,10 +230,10 @@ def test_sharded_equals_unsharded(name: str, factor: float) -> None:
     x = jax.random.normal(jax.random.key(2), (8, 16, 64))
 
     def run(params, x):
-        kept = {}
-        y = nnx.merge(graph, nnx.State(params))(x, Places(kept=kept))
-        figures = router_figures([{name: value[None] for name, value in kept.items()}])
-        return jnp.sum(jnp.sin(y)) + 5 * figures["balance"] + figures["z"], (y, kept)
+        auxiliary = {}
+        y = nnx.merge(graph, nnx.State(params))(x, LayerInputs(auxiliary=auxiliary))
+        figures = router_figures([{name: value[None] for name, value in auxiliary.items()}])
+        return jnp.sum(jnp.sin(y)) + 5 * figures["balance"] + figures["z"], (y, auxiliary)
 
     step = jax.jit(jax.value_and_grad(run, argnums=(0, 1), has_aux=True))
     expected = step(params, x)
@@ -313,7 +315,7 @@ def test_keys_of_a_mixture_without_one(name: str) -> None:
 
 
 def test_losses_without_sums_are_refused() -> None:
-    """A block of one's own that does not hand its places on."""
+    """A block of one's own that does not hand its inputs on."""
     plain = tiny_model()
     plain.config = tiny_config(num_experts=4, balance_loss=0.1)
     batch = {"inputs": jnp.ones((1, 8), jnp.int32), "targets": jnp.ones((1, 8), jnp.int32), "weights": jnp.ones((1, 8))}

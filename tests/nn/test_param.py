@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from helpers import params_of, tiny_model
-from lmkit.config.model import DType, Norm, Position
+from lmkit.config.sections.model import DType, Norm, Position
 from lmkit.nn.param import for_inference, param_specs
 
 

@@ -14,10 +14,11 @@ from jax.sharding import Mesh
 from models.families import KINDS, batch_of
 
 from helpers import params_of, tiny_model
-from lmkit.config.pipeline import Pipe, choose_microbatches, fits
-from lmkit.config.sections import MeshConfig, ObjectiveConfig
+from lmkit.config.arithmetic.pipeline import Pipe, choose_microbatches, fits
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.objective import ObjectiveConfig
 from lmkit.models import build_model
-from lmkit.nn.attention import Places
+from lmkit.nn.attention import LayerInputs
 from lmkit.nn.dropout import dropout
 from lmkit.nn.param import param_specs
 from lmkit.nn.pipeline import pipelined
@@ -36,72 +37,72 @@ def make_mesh(**sizes: int) -> Mesh:
 
 
 def toy(rows: int) -> tuple[Any, ...]:
-    """(weights [L, D, D], flags [L], numbers [L]), the stream, and places of every kind."""
+    """(weights [L, D, D], flags [L], numbers [L]), the stream, and inputs of every kind."""
     rng = np.random.default_rng(0)
     layers = (rng.normal(size=(L, D, D)).astype(np.float32), np.arange(L) % 3 == 0, np.arange(L, dtype=np.int32))
     x = rng.normal(size=(rows, T, D)).astype(np.float32)
-    places = Places(
+    inputs = LayerInputs(
         segment_ids_BT=rng.integers(0, 3, (rows, T), dtype=np.int32),
         rope=(rng.normal(size=(1, T, D)).astype(np.float32), rng.normal(size=(rows, T, D)).astype(np.float32)),
         bias_NTS=rng.normal(size=(2, T, D)).astype(np.float32),
         memory_BSD=rng.normal(size=(rows, 2, D)).astype(np.float32),
         rows_B=np.arange(rows, dtype=np.int32),
     )  # fmt: skip
-    return layers, x, places
+    return layers, x, inputs
 
 
-def toy_run(layers: Any, places: Places, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+def toy_run(layers: Any, inputs: LayerInputs, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
     """A layer that depends on all that it is told: a mistake in any of it shows."""
 
     def layer(x, xs):
         weights, flag, number = xs
         y = jnp.tanh(x @ weights + jnp.where(flag, 0.5, -0.5) + 0.1 * number)
-        y += 0.1 * places.segment_ids_BT[..., None] + places.rope[0] + places.rope[1] + places.bias_NTS[0]
-        y += jnp.mean(places.memory_BSD, axis=1, keepdims=True)
-        y = dropout(y, 0.3, jax.random.fold_in(key, number), ("batch", None, "width"), places.rows_B)
+        y += 0.1 * inputs.segment_ids_BT[..., None] + inputs.rope[0] + inputs.rope[1] + inputs.bias_NTS[0]
+        y += jnp.mean(inputs.memory_BSD, axis=1, keepdims=True)
+        y = dropout(y, 0.3, jax.random.fold_in(key, number), ("batch", None, "width"), inputs.rows_B)
         return 0.5 * x + y, {"square": jnp.sum(jnp.square(y), axis=(0, 1)), "rows": jnp.float32(x.shape[0])}
 
     return lax.scan(layer, x, layers)
 
 
-def loss(layers: Any, x: jax.Array, places: Places, run: Any) -> tuple[jax.Array, Any]:
-    y, kept = run(layers, x, places)
+def loss(layers: Any, x: jax.Array, inputs: LayerInputs, run: Any) -> tuple[jax.Array, Any]:
+    y, kept = run(layers, x, inputs)
     return jnp.sum(jnp.sin(y)) + jnp.sum(jnp.arange(1.0, L + 1)[:, None] * jnp.sqrt(kept["square"])), (y, kept)
 
 
-def differentiable(layers: Any, x: Any, places: Places) -> tuple[Any, ...]:
-    return layers[0], x, places.rope, places.bias_NTS, places.memory_BSD
+def differentiable(layers: Any, x: Any, inputs: LayerInputs) -> tuple[Any, ...]:
+    return layers[0], x, inputs.rope, inputs.bias_NTS, inputs.memory_BSD
 
 
-def with_values(layers: Any, places: Places, values: tuple[Any, ...]) -> tuple[Any, ...]:
+def with_values(layers: Any, inputs: LayerInputs, values: tuple[Any, ...]) -> tuple[Any, ...]:
     weights, x, rope, bias, memory = values
-    return (weights, *layers[1:]), x, places._replace(rope=rope, bias_NTS=bias, memory_BSD=memory)
+    return (weights, *layers[1:]), x, inputs._replace(rope=rope, bias_NTS=bias, memory_BSD=memory)
 
 
 @pytest.mark.parametrize(("stages", "data", "asked", "rounds", "runs"), CASES)
 def test_equals_the_layers_in_turn(stages: int, data: int, asked: int, rounds: int, runs: int) -> None:
     """Values, the gradient of everything, and the layers' sums, with dropout; the loop turns as often as it must."""
     rows = 24 * data if asked in (6, 8) else 8 * data
-    layers, x, places = toy(rows)
+    layers, x, inputs = toy(rows)
     key = jax.random.key(1)
     mesh = make_mesh(stage=stages, data=data)
     assert choose_microbatches(asked, rows // data, stages) == runs
 
     def value(values, run):
-        return loss(*with_values(layers, places, values), run)
+        return loss(*with_values(layers, inputs, values), run)
 
-    def plain(layers, x, places):
-        return toy_run(layers, places, x, key)
+    def plain(layers, x, inputs):
+        return toy_run(layers, inputs, x, key)
 
-    def piped(layers, x, places):
-        return pipelined(toy_run, layers, x, places, key, microbatches=asked, rounds=rounds)
+    def piped(layers, x, inputs):
+        return pipelined(toy_run, layers, x, inputs, key, microbatches=asked, rounds=rounds)
 
     gradient = jax.jit(jax.value_and_grad(value, has_aux=True), static_argnums=1)
-    values = differentiable(layers, x, places)
+    values = differentiable(layers, x, inputs)
     expected = gradient(values, plain)
     by_rows, whole = (sharding_of(dims, mesh) for dims in (("batch",), ()))
-    places = places._replace(
-        segment_ids_BT=jax.device_put(places.segment_ids_BT, by_rows), rows_B=jax.device_put(places.rows_B, by_rows)
+    inputs = inputs._replace(
+        segment_ids_BT=jax.device_put(inputs.segment_ids_BT, by_rows), rows_B=jax.device_put(inputs.rows_B, by_rows)
     )
     layouts = (sharding_of(("layers",), mesh), by_rows, (whole, by_rows), whole, by_rows)
     values = jax.tree.map(jax.device_put, values, layouts)
@@ -143,11 +144,11 @@ def test_no_gradient_of_a_layer_crosses_the_stages() -> None:
     layers = (np.zeros((4, width, width), np.float32), np.zeros(4, bool), np.arange(4, dtype=np.int32))
     mesh = make_mesh(stage=4)
 
-    def run(layers, places, x, key):
+    def run(layers, inputs, x, key):
         return lax.scan(lambda x, xs: (jnp.tanh(x @ xs[0]), {}), x, layers)
 
     def value(weights, x):
-        y, _ = pipelined(run, (weights, *layers[1:]), x, Places(), None, microbatches=4, rounds=1)
+        y, _ = pipelined(run, (weights, *layers[1:]), x, LayerInputs(), None, microbatches=4, rounds=1)
         return jnp.sum(y)
 
     weights = jax.device_put(layers[0], sharding_of(("layers",), mesh))
@@ -204,7 +205,7 @@ def test_a_stack_of_one_layer_is_not_cut() -> None:
 
 
 def test_dropout_follows_the_row() -> None:
-    """A row has its mask wherever it stands; rows, places and keys differ."""
+    """A row has its mask wherever it stands; rows, inputs and keys differ."""
     x, key, dims = jnp.ones((4, 6, 32)), jax.random.key(0), ("batch", "seq", "width")
     whole = dropout(x, 0.5, key, dims)
     np.testing.assert_array_equal(dropout(x[:2], 0.5, key, dims, jnp.array([3, 1])), whole[jnp.array([3, 1])])
@@ -219,11 +220,11 @@ def test_each_device_moves_its_own_rows_and_weights_are_kept_once() -> None:
     weights = jax.ShapeDtypeStruct((L, width, width), jnp.float32, sharding=sharding_of(("layers", None, None), mesh))
     rest = (np.zeros(L, bool), np.arange(L, dtype=np.int32))
 
-    def run(layers: Any, places: Places, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
+    def run(layers: Any, inputs: LayerInputs, x: jax.Array, key: jax.Array | None) -> tuple[jax.Array, Any]:
         return lax.scan(lambda x, xs: (jax.checkpoint(lambda w, x: x + jnp.tanh(x @ w))(xs[0], x), {}), x, layers)
 
     def total(weights: jax.Array, x: jax.Array) -> jax.Array:
-        y, _ = pipelined(run, (weights, *rest), x, Places(), None, microbatches=micro, rounds=1)
+        y, _ = pipelined(run, (weights, *rest), x, LayerInputs(), None, microbatches=micro, rounds=1)
         return jnp.sum(jnp.sin(y))
 
     with jax.set_mesh(mesh):

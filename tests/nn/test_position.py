@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from helpers import tiny_config
-from lmkit.config.families import EncDecConfig
-from lmkit.config.model import Position, RopeScaling
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.config.sections.model import Position, RopeScaling
 from lmkit.nn.position import RelativeBias, grid_sinusoids, rope_table, scaled_frequencies, sinusoids
 
 

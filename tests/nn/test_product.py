@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmkit.compiler import programs as compiler
 from lmkit.nn.product import cpu_product, dot, over_rows, transposed
-from lmkit.parallel import compiler
 
 
 def plain(x, kernel, bias):

@@ -12,14 +12,14 @@ import pytest
 from helpers import tiny_experiment
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.model import ContextAttention
-from lmkit.config.sections import MeshConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import ContextAttention
+from lmkit.core.setup import lower_step, setup_mesh
+from lmkit.core.state import make_blueprint
 from lmkit.data.loader import array_sharding
 from lmkit.nn.attend import attend
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
-from lmkit.train.setup import lower_step, setup_mesh
-from lmkit.train.state import make_blueprint
 
 RING, ALL_TO_ALL = ContextAttention.ring, ContextAttention.all_to_all
 Q, K, ROWS = ("batch", "seq", "heads", "head"), ("batch", "seq", "kv_heads", "head"), ("batch", "seq")

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from helpers import tiny_config, tiny_experiment, train_steps
-from lmkit.config.sections import OptimConfig, Optimizer, ParamKind, Schedule
+from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind, Schedule
+from lmkit.core.state import evaluation_params
 from lmkit.models import GPT
 from lmkit.nn.param import param_specs
 from lmkit.optim import build_optim, make_schedule
-from lmkit.train.state import evaluation_params
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [

@@ -5,8 +5,8 @@ import pytest
 from jax.sharding import AxisType
 
 from lmkit.config import ConfigError
-from lmkit.config.mesh import AXES, axis_sizes, batch_shards
-from lmkit.config.sections import AxesConfig, MeshConfig
+from lmkit.config.arithmetic.mesh import AXES, axis_sizes, batch_shards
+from lmkit.config.sections.mesh import AxesConfig, MeshConfig
 from lmkit.parallel.mesh import build_mesh
 
 

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from lmkit.config import ConfigError
-from lmkit.config.sections import MeshConfig
+from lmkit.config.sections.mesh import MeshConfig
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import current_spec, reshard, sharding_of, spec_of
 

@@ -9,9 +9,9 @@ import yaml
 from lmkit.config import ConfigError
 from lmkit.config.calibration import Calibration, calibration_file, read_calibration, write_calibration
 from lmkit.config.entry import compose, run_verb
-from lmkit.config.plan import ASSUMED
-from lmkit.plan.estimate import Estimate, estimate
-from lmkit.plan.fit import Terms, fit, terms_of
+from lmkit.config.sections.plan import ASSUMED
+from lmkit.cost.estimate import Estimate, estimate
+from lmkit.cost.terms import Terms, fit, terms_of
 
 ENTRY = Calibration("h100", "/runs/one", "2026-11-22 20:00", "NVIDIA H100", {"compute_share": 0.5}, {}, {"load": 1.5})
 
@@ -29,15 +29,15 @@ def planned(*words: str) -> Estimate:
 def write_run(folder: Path, found: Estimate, seconds: float, **changed: dict | None) -> Path:
     """A run's directory with what train leaves: planned by `found`, measured to take `seconds`."""
     folder.mkdir(parents=True)
-    name = found.place.experiment.hardware.name
+    name = found.context.experiment.hardware.name
     parts: dict[str, dict | None] = {
         "planned": {
-            "hardware": name, "devices": found.place.num_devices, "device": "a device", "peaks": {},
+            "hardware": name, "devices": found.context.num_devices, "device": "a device", "peaks": {},
             "terms": terms_of(found)._asdict(), "step_sec": found.step.total, "tokens_per_sec": found.tokens_per_sec,
             "memory_bytes": found.memory.peak,
         },
         "measured": {"step_sec": seconds, "cpu_sec": seconds / 2, "steps": 20, "cores": 8, "processes": 1, "load": 0.5,
-                     "tokens_per_sec": found.place.tokens_per_step / seconds, "memory_bytes": 2**30},
+                     "tokens_per_sec": found.context.tokens_per_step / seconds, "memory_bytes": 2**30},
     }  # fmt: skip
     parts = {part: (values or {}) | (changed.get(part) or {}) for part, values in parts.items()}
     (folder / "receipt.json").write_text(json.dumps(parts))
@@ -97,27 +97,27 @@ def test_a_calibrated_plan_predicts_the_run_and_says_so(tmp_path: Path, capsys: 
     assert plan(f"+experiment={words[0]}", *words[1:], "plan.json=-") == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["calibration"]["run"] == str(run)
-    assert plain["shares"]["compute_share"] == after.place.experiment.plan.compute_share < ASSUMED["compute_share"]
+    assert plain["shares"]["compute_share"] == after.context.experiment.plan.compute_share < ASSUMED["compute_share"]
     other = planned("gpt3_1b3", "hardware=a100_64")  # it teaches nothing about other devices
     assert other.calibration is None
-    assert other.place.experiment.plan.compute_share == ASSUMED["compute_share"]
+    assert other.context.experiment.plan.compute_share == ASSUMED["compute_share"]
 
 
 def test_a_key_that_is_set_wins_over_the_file() -> None:
     write_calibration(ENTRY)
-    assert planned("gpt3_1b3", "hardware=h100_64").place.experiment.plan.compute_share == 0.5
+    assert planned("gpt3_1b3", "hardware=h100_64").context.experiment.plan.compute_share == 0.5
     found = planned("gpt3_1b3", "hardware=h100_64", "plan.compute_share=0.6")
-    assert found.place.experiment.plan.compute_share == 0.6
+    assert found.context.experiment.plan.compute_share == 0.6
     assert found.calibration is None  # nothing of it is used
 
 
 def test_the_peaks_of_a_cpu_are_those_of_the_machine(tmp_path: Path) -> None:
     peaks = {"fp32_tflops": 0.8, "memory_gb_per_sec": 40.0}
     write_calibration(Calibration("cpu", "/runs/one", "today", "8 x CPU", {}, peaks))
-    one, eight = (planned("gpt_tiny", f"hardware=cpu_{n}", "train.batch_size=64").place.experiment for n in (1, 8))
+    one, eight = (planned("gpt_tiny", f"hardware=cpu_{n}", "train.batch_size=64").context.experiment for n in (1, 8))
     assert (one.hardware.fp32_tflops, one.hardware.memory_gb_per_sec) == (0.8, 40.0)
     assert eight.hardware.fp32_tflops == pytest.approx(0.1)  # they share it
-    by_hand = planned("gpt_tiny", "hardware=cpu_1", "hardware.fp32_tflops=0.3").place.experiment.hardware
+    by_hand = planned("gpt_tiny", "hardware=cpu_1", "hardware.fp32_tflops=0.3").context.experiment.hardware
     assert (by_hand.fp32_tflops, by_hand.memory_gb_per_sec) == (0.3, 40.0)
 
 

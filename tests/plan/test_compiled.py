@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from helpers import ROOT, load_tool
+from lmkit.compiler.topology import hardware_devices
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
-from lmkit.parallel.topology import hardware_devices
+from lmkit.cost.estimate import Estimate, estimate
+from lmkit.cost.traffic import traffic_of
 from lmkit.plan import compiled as module
 from lmkit.plan.compiled import compiled_plan, large_arrays
-from lmkit.plan.estimate import Estimate, estimate
-from lmkit.train.traffic import traffic_of
 
 TABLE = load_tool("plan_table")
 
@@ -24,12 +24,12 @@ def planned(*words: str) -> Estimate:
 
 def test_the_cpu_compiles_what_is_planned() -> None:
     found = planned("+experiment=gpt_tiny", "hardware=cpu_8", "mesh.data=1", "mesh.fsdp=8", "model.vocab_size=512")
-    compiled = compiled_plan(found.place)
+    compiled = compiled_plan(found.context)
     assert compiled.arguments == pytest.approx(sum(i.size for i in found.memory.items[:2]), rel=0.05)
     assert compiled.peak >= compiled.temporary > 0
     assert {one.axes for one in compiled.sent} == {("fsdp",)}
     assert sum(one.step_bytes for one in compiled.sent) > 0.9 * sum(
-        row.sent_bytes for row in traffic_of(found.place.experiment, found.place.blueprint, found.place.itemsize)
+        row.sent_bytes for row in traffic_of(found.context.experiment, found.context.blueprint, found.context.itemsize)
     )
     assert compiled.arrays[0].size >= compiled.arrays[-1].size > 0
     assert compiled.fits(0)
@@ -73,8 +73,8 @@ def test_without_a_compiler_the_arithmetic_is_given_and_the_status_is_1(
 )  # fmt: skip
 def test_a_refusal_tells_how_much_it_would_take(words: str, gib: float) -> None:
     found = planned("+experiment=gpt_tiny", "hardware=v5e_4", "model.vocab_size=512")
-    state = module.local_bytes(found.place.blueprint.shapes) if "temporaries" in words else 0
-    assert module._needed(words, found.place) == pytest.approx(gib * 2**30 + state)
+    state = module.local_bytes(found.context.blueprint.shapes) if "temporaries" in words else 0
+    assert module._needed(words, found.context) == pytest.approx(gib * 2**30 + state)
 
 
 def test_the_largest_arrays_are_those_that_are_made() -> None:
@@ -116,10 +116,10 @@ def test_a_gpu_that_is_not_here(linear: str) -> None:
     pytest.importorskip("jax_plugins.xla_cuda13", reason="LOUD: the GPUs' compiler is not installed (lmkit[gpu-aot])")
     found = planned("+experiment=gpt2_124m", "model.vocab_size=50304", "hardware=h100_8", "train.batch_size=64",
                     "mesh.data=1", "mesh.fsdp=8", "model.remat=names", f"model.linear_dtype={linear}")  # fmt: skip
-    compiled = compiled_plan(found.place)
+    compiled = compiled_plan(found.context)
     assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
     least = sum(
-        row.sent_bytes for row in traffic_of(found.place.experiment, found.place.blueprint, found.place.itemsize)
+        row.sent_bytes for row in traffic_of(found.context.experiment, found.context.blueprint, found.context.itemsize)
     )
     assert 0.99 < sum(one.step_bytes for one in compiled.sent) / least < 1.3
 
@@ -132,9 +132,9 @@ def test_slices_that_are_not_here() -> None:
     words = ("+experiment=gpt_tiny", "model.vocab_size=512", "hardware=v5e_16", "mesh.dcn.data=2", "mesh.data=1",
              "mesh.fsdp=8", "train.batch_size=16")  # fmt: skip
     found = planned(*words)
-    devices = hardware_devices(found.place.experiment.hardware, 2)
+    devices = hardware_devices(found.context.experiment.hardware, 2)
     assert len({device.slice_index for device in devices}) == 2
-    compiled = compiled_plan(found.place)
+    compiled = compiled_plan(found.context)
     assert {one.axes for one in compiled.sent} == {("fsdp",)}  # between slices hosts send and receive: not counted
 
 
@@ -149,7 +149,7 @@ def test_an_unknown_gpu_cannot_be_compiled_for() -> None:
 def test_what_a_tpu_refuses_is_told() -> None:
     pytest.importorskip("libtpu", reason="LOUD: libtpu is not installed (pip install 'lmkit[tpu]'): nothing compiled")
     found = planned("+experiment=gpt3_1b3", "hardware=v5e:4x4", "train.batch_size=512")
-    compiled = compiled_plan(found.place)
+    compiled = compiled_plan(found.context)
     assert "memory" in compiled.refusal
     assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
     assert not compiled.fits(0)

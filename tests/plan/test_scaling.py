@@ -19,13 +19,14 @@ from threadpoolctl import threadpool_limits
 from helpers import ROOT
 from lmkit.config.base import ConfigError
 from lmkit.config.entry import compose, run_verb
-from lmkit.config.families import GPTConfig
+from lmkit.config.sections.families import GPTConfig
+from lmkit.pages.law import marks
 from lmkit.plan.scaling.__main__ import main
 from lmkit.plan.scaling.fit import Law, Points, _Problem, fit
 from lmkit.plan.scaling.main import divide, points_of
-from lmkit.plan.scaling.picture import draw_page, draw_svg, marks
+from lmkit.plan.scaling.picture import draw_page, draw_svg
 from lmkit.plan.scaling.result import Result
-from lmkit.plan.scaling.runs import Run, count, read_run, read_runs
+from lmkit.plan.scaling.runs import FinishedRun, count, read_run, read_runs
 
 TRUE = Law(0.9, 40.0, 300.0, 0.35, 0.4)
 LADDER = [(2, 20), (2, 60), (2, 180), (3, 10), (3, 30), (4, 3), (4, 8), (5, 1), (5, 3), (6, 4)]
@@ -39,7 +40,7 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def make_runs(noise: float = 0.0, seed: int = 0) -> list[Run]:
+def make_runs(noise: float = 0.0, seed: int = 0) -> list[FinishedRun]:
     """The ladder of the study, with losses by TRUE."""
     rng, runs = np.random.default_rng(seed), []
     for depth, ratio in LADDER:
@@ -48,16 +49,18 @@ def make_runs(noise: float = 0.0, seed: int = 0) -> list[Run]:
         loss = float(TRUE.loss(params, tokens)) * math.exp(noise * rng.standard_normal())
         flops = 6.0 * params * tokens
         name = f"depth{depth}_x{ratio}"
-        runs.append(Run(name, params, params + 8224 * depth, tokens, tokens / 1e7, flops, loss, {"text": "abc"}))
+        runs.append(
+            FinishedRun(name, params, params + 8224 * depth, tokens, tokens / 1e7, flops, loss, {"text": "abc"})
+        )
     return sorted(runs, key=lambda run: run.flops)
 
 
-def make_file(path: Path, runs: list[Run]) -> str:
+def make_file(path: Path, runs: list[FinishedRun]) -> str:
     path.write_text(json.dumps({"runs": [run._asdict() for run in runs]}))
     return str(path)
 
 
-def result_of(runs: list[Run], held_out: int = 1, draws: int = 40) -> Result:
+def result_of(runs: list[FinishedRun], held_out: int = 1, draws: int = 40) -> Result:
     fitted, rest = divide(runs, held_out)
     return Result(fit(points_of(fitted, "non_embedding"), draws=draws, seed=0), fitted, rest, "non_embedding", [], 0)
 
@@ -241,9 +244,9 @@ def a_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def change(run: Path, place: Path, name: str, **keys: Any) -> Path:
+def change(run: Path, context: Path, name: str, **keys: Any) -> Path:
     """The run's copy with other keys of a JSON or YAML file."""
-    place.mkdir()
+    context.mkdir()
     for file in ("summary.json", "receipt.json", "config.yaml", "model.yaml"):
         text = (run / file).read_text()
         if file == name:
@@ -255,8 +258,8 @@ def change(run: Path, place: Path, name: str, **keys: Any) -> Path:
                     node = node[part]
                 node[last] = value
             text = json.dumps(tree) if name.endswith("json") else yaml.safe_dump(tree)  # YAML takes 1e-05 for text
-        (place / file).write_text(text)
-    return place
+        (context / file).write_text(text)
+    return context
 
 
 def test_a_run_is_read(a_run: Path, tmp_path: Path) -> None:

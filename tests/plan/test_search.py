@@ -9,11 +9,11 @@ import pytest
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.config.model import Remat
+from lmkit.config.sections.model import Remat
+from lmkit.cost.estimate import Estimate, estimate
 from lmkit.plan import search as module
 from lmkit.plan.advice import with_remat
 from lmkit.plan.compiled import Compiled
-from lmkit.plan.estimate import Estimate, estimate
 from lmkit.plan.search import as_experiment, confirmed, search
 
 
@@ -37,7 +37,7 @@ def test_nothing_that_fits_is_faster() -> None:
                     experiment, mesh=mesh, model=with_remat(experiment.model, remat),
                     train=dataclasses.replace(experiment.train, accumulate_steps=micro),
                 )  # fmt: skip
-                other = estimate(changed, best.place.blueprint)
+                other = estimate(changed, best.context.blueprint)
             except ConfigError:
                 continue
             speeds += [other.tokens_per_sec] if other.fits else []
@@ -66,23 +66,23 @@ def test_where_nothing_fits_the_closest_is_told() -> None:
     found = search(compose(["+experiment=gpt3_175b", "hardware=h100_8", "train.batch_size=64"]))
     assert found.best == []
     assert found.closest.memory.peak > found.closest.limit
-    assert found.closest.place.experiment.model.remat is Remat.full  # type: ignore[union-attr]
+    assert found.closest.context.experiment.model.remat is Remat.full  # type: ignore[union-attr]
 
 
 def test_experts_and_slices_keep_their_axes() -> None:
     sparse = search(compose(["+experiment=mixtral_8x7b", "hardware=h100_64", "train.batch_size=64"]))
-    assert any(one.estimate.place.sizes["expert"] > 1 for one in sparse.best)
+    assert any(one.estimate.context.sizes["expert"] > 1 for one in sparse.best)
     pods = search(compose(["+experiment=gpt3_6b7", "hardware=v5p_128", "mesh.dcn.data=2"]))
-    assert {one.estimate.place.experiment.mesh.dcn.data for one in pods.best} == {2}
-    assert {one.estimate.place.num_devices for one in pods.best} == {128}
+    assert {one.estimate.context.experiment.mesh.dcn.data for one in pods.best} == {2}
+    assert {one.estimate.context.num_devices for one in pods.best} == {128}
 
 
 def test_what_the_compiler_refuses_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     found = search(wanted())
     seen: list[Estimate] = []
 
-    def refuse_first(place: object) -> Compiled:
-        seen.append(next(one.estimate for one in found.best if one.estimate.place is place))
+    def refuse_first(context: object) -> Compiled:
+        seen.append(next(one.estimate for one in found.best if one.estimate.context is context))
         return Compiled(1.0, 0, 0, 1.0, 0, [], [], "too big" if len(seen) == 1 else "")
 
     monkeypatch.setattr(module, "compiled_plan", refuse_first)

@@ -9,13 +9,13 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
-from lmkit.config.prepare import Executor, PrepareConfig
-from lmkit.data import token_parts
+from lmkit.config.sections.prepare import Executor, PrepareConfig
+from lmkit.core.task import prepare_task
 from lmkit.data.prepare import prepare
-from lmkit.data.store import TRAIN, TokenStore
+from lmkit.data.store import token_parts
+from lmkit.data.store.tokens import TRAIN, TokenStore
 from lmkit.prepare.__main__ import words_of as words_of_command
 from lmkit.tracker import read_rows
-from lmkit.train.task import prepare_task
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "tokenizer=bytes"]
 NEEDS_EXTRA = "LOUD: cleaning is not tested; pip install 'lmkit[prepare]'"

@@ -78,7 +78,7 @@ def test_it_draws_a_page(run) -> None:
     assert "http" not in text.replace("http://www.w3.org", "")
     svg = text[text.index('<svg role="img" aria-label="Roofline"') : text.index("</svg>") + 6]
     circles = list(ElementTree.fromstring(svg).iter("circle"))
-    assert len(circles) == 2, "the row that failed has no place"
+    assert len(circles) == 2, "the row that failed has no context"
     assert "num_heads=3" in text
 
 
@@ -91,9 +91,12 @@ def row_of(name: str, **more) -> dict:
         "cpu_s": 2.0,
     }
     figures |= {"cpu_s_min": 1.9, "cpu_s_max": 2.1, "to_first_step_s": 5.0, "peak_rss_mb": 100, "last_loss": 1.0}
-    place = {"config": "S", "dtype": "fp32", "threads": 1, "when": "2026-11-22", "machine": "a<b"}
+    context = {"config": "S", "dtype": "fp32", "threads": 1, "when": "2026-11-22", "machine": "a<b"}
     return (
-        {"name": name, "kind": "lmkit", "params": 7, "tokens_per_step": 20, "first_loss": 2.0} | figures | place | more
+        {"name": name, "kind": "lmkit", "params": 7, "tokens_per_step": 20, "first_loss": 2.0}
+        | figures
+        | context
+        | more
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.sections import TrackerConfig
+from lmkit.config.sections.tracker import TrackerConfig
 from lmkit.tracker import build_trackers, check_trackers, forget_after, read_rows
 
 

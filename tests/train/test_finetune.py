@@ -7,13 +7,13 @@ import pytest
 from helpers import MESHES, leaves_equal, random_batch, tiny_experiment, train_steps
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
-from lmkit.config.finetune import LoraConfig
-from lmkit.config.sections import OptimConfig, Optimizer
+from lmkit.config.sections.lora import LoraConfig
+from lmkit.config.sections.optim import OptimConfig, Optimizer
+from lmkit.core.state import Blueprint, evaluation_params, init_state, make_blueprint
+from lmkit.core.step import make_train_step
 from lmkit.nn.tree import flat
 from lmkit.objectives import build_objective
 from lmkit.parallel.mesh import build_mesh
-from lmkit.train.state import Blueprint, evaluation_params, init_state, make_blueprint
-from lmkit.train.step import make_train_step
 
 LORA = ["lora.rank=4", "init_from=elsewhere"]
 

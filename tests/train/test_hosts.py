@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lmkit.config.entry import run_verb
-from lmkit.config.hosts import LOST
+from lmkit.config.sections.hosts import LOST
 from lmkit.tracker import read_rows
 
 TIMES = ["hosts.start_timeout_sec=120", "hosts.heartbeat_timeout_sec=10", "hosts.shutdown_timeout_sec=5"]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from lmkit.train.chart import MOST_POINTS, Chart, Series, compact, exact, thin, ticks, with_mean, x_range, y_range
-from lmkit.train.pictures import charts_of, confusion_table
-from lmkit.train.report import write_report
+from lmkit.pages.chart import MOST_POINTS, Chart, Series, compact, exact, thin, ticks, with_mean, x_range, y_range
+from lmkit.pages.figures import charts_of, confusion_table
+from lmkit.train.report import read_record, write_report
 
 EVIL = "</pre></script><script>document.title='owned'</script><img src=x onerror='document.title=1'> https://a.bc"
 CHROMIUM = shutil.which("chromium")
@@ -87,7 +87,7 @@ def metrics_report(folder: Path, rows: list[dict]) -> Page:
 def test_shows_what_the_files_hold(tmp_path):
     page = report(tmp_path)
     headline = "1.1625|best 1.3000 at step 50|2.5000|perplexity 12.18|26M|10 per parameter|6,900|2.6M"
-    expected = "3 min 20 s3 min 30 s1.05|1 GiB512 MiB0.5"
+    expected = "3 min 20 s3 min 30 s0.95|7,0006,9001.01"
     others = "gpt_small finished|2026-11-22 06:00:00 · 1 × cpu|commit 1118403|dirty true|width: 256|Once text of 30"
     assert [shown for shown in f"{headline}|{expected}|{others}".split("|") if shown not in page.text] == []
     assert "Not in this report" not in page.text
@@ -189,7 +189,7 @@ def test_resumed_run_replaces_what_it_repeats(tmp_path):
 
 def test_latest_figures_without_a_summary(tmp_path):
     page = metrics_report(tmp_path, [*METRICS, train_row(60, None)])
-    assert [s for s in ("1.3000", "2.6000", "7,000", "3 min 20 s––", "50 s", "under way") if s not in page.text] == []
+    assert [s for s in ("1.3000", "2.6000", "7,000", "3 min 20 s––", "50.0 s", "under way") if s not in page.text] == []
 
 
 def test_long_run_stays_small_and_fast(tmp_path):
@@ -302,7 +302,7 @@ def test_browser_runs_the_page_and_reads_values_out(tmp_path):
 
 def test_classes_are_a_table_shaded_by_share(tmp_path: Path) -> None:
     (tmp_path / "confusion.json").write_text(json.dumps({"labels": ["ham", "<b>"], "confusion": [[9, 1], [0, 5]]}))
-    table = confusion_table(tmp_path / "confusion.json")
+    table = confusion_table(read_record(tmp_path).confusion)
     assert "&lt;b&gt;" in table
     assert "<b>" not in table
     cells = re.findall(r"<td([^>]*)>([^<]*)</td>", table)
@@ -315,8 +315,8 @@ def test_classes_are_a_table_shaded_by_share(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "[]", '{"labels": ["a"], "confusion": [[1, 2]]}', '{"labels": []}'])
 def test_a_broken_confusion_matrix_is_left_out(content: str, tmp_path: Path) -> None:
     (tmp_path / "confusion.json").write_text(content)
-    assert confusion_table(tmp_path / "confusion.json") == ""
-    assert confusion_table(tmp_path / "none.json") == ""
+    assert confusion_table(read_record(tmp_path).confusion) == ""
+    assert confusion_table({}) == ""
 
 
 def test_figures_of_every_task_are_drawn() -> None:

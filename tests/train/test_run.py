@@ -18,11 +18,12 @@ import yaml
 from lmkit.checkpoint import load_params
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.saved import read_model
-from lmkit.config.sections import MeshConfig, OptimConfig
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.optim import OptimConfig
+from lmkit.core.state import make_blueprint
 from lmkit.interop import save_folder
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
-from lmkit.train.state import make_blueprint
 
 TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1"]
 

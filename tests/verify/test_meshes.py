@@ -5,8 +5,8 @@ from itertools import combinations
 import pytest
 from verify.test_verify import COMMON, FAMILIES
 
+from lmkit.config.arithmetic.mesh import AXES
 from lmkit.config.entry import compose
-from lmkit.config.mesh import AXES
 from lmkit.verify.main import verify
 
 MESHES = (

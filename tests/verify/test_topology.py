@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from lmkit.compiler.collectives import SLICED, Collective, total
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.parallel.collectives import SLICED, Collective, total
-from lmkit.train.collectives import traffic_rows
-from lmkit.train.traffic import least_traffic
+from lmkit.cost.collectives import traffic_rows
+from lmkit.cost.traffic import least_traffic
 from lmkit.verify.main import verify
 from lmkit.verify.topology import compile_for
 

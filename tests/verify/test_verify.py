@@ -11,7 +11,7 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
-from lmkit.config.model import DType
+from lmkit.config.sections.model import DType
 from lmkit.models import build_model  # noqa: F401  (imported first: blocks below are patched in place)
 from lmkit.nn import block, embed, pipeline
 from lmkit.nn.dropout import dropout as true_dropout

@@ -1,6 +1,6 @@
 """The two floors under a training step: what it must compute, and what it must move between a device and its memory.
 
-Both are the plan's arithmetic (lmkit/plan/work.py). FLOPs are the model's own: what remat or attention's backward pass
+Both are the plan's arithmetic (lmkit/cost/work.py). FLOPs are the model's own: what remat or attention's backward pass
 computes again is not in them, as it is not in MFU. Bytes are the state read and written once, gradients, the weights
 of each pass, and activations as a layer without remat keeps them, each written and read once a pass. Better fusion
 than the plan assumes can go below the bytes; nothing goes below the FLOPs.
@@ -10,9 +10,9 @@ import dataclasses
 from typing import NamedTuple
 
 from lmkit.config.experiment import Experiment
-from lmkit.config.hardware import HardwareConfig
-from lmkit.plan.place import make_place
-from lmkit.plan.work import flops_by_part, memory_traffic, repeated_flops
+from lmkit.config.sections.hardware import HardwareConfig
+from lmkit.cost.context import make_context
+from lmkit.cost.work import flops_by_part, memory_traffic, repeated_flops
 
 
 class Floors(NamedTuple):
@@ -46,7 +46,7 @@ class Limits(NamedTuple):
 def floors_of(experiment: Experiment, platform: str = "cpu", devices: int = 1) -> Floors:
     """The floors of an experiment's step. It looks at no device."""
     here = dataclasses.replace(experiment, hardware=HardwareConfig(name="here", platform=platform, devices=devices))
-    place = make_place(here)
-    parts = flops_by_part(place)
-    moved = sum(memory_traffic(place).values()) * place.num_devices
-    return Floors(sum(parts.values()), moved, repeated_flops(place, parts))
+    context = make_context(here)
+    parts = flops_by_part(context)
+    moved = sum(memory_traffic(context).values()) * context.num_devices
+    return Floors(sum(parts.values()), moved, repeated_flops(context, parts))

@@ -9,8 +9,8 @@ from jax import numpy as jnp
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.train.setup import Programs, start_compiling
-from lmkit.train.state import Blueprint, State
+from lmkit.core.setup import Programs, start_compiling
+from lmkit.core.state import Blueprint, State
 
 SHAPES = {  # layers, width, heads, vocabulary, sequence, batch: the peers' configurations, and 350M, which they lack
     "T": (2, 64, 2, 512, 64, 4),

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.files import write_text
-from lmkit.train.chart import CHART_STYLE, NUM_COLORS, compact, escape, exact
-from lmkit.train.report import STYLE
+from lmkit.pages.chart import CHART_STYLE, NUM_COLORS, compact, escape, exact
+from lmkit.pages.page import STYLE
 from speed.goals import short
 from speed.tables import HEAD, cells
 

@@ -7,7 +7,7 @@ import sys
 import traceback
 
 from lmkit.config.base import UserError
-from lmkit.config.hosts import USER_ERROR
+from lmkit.config.sections.hosts import USER_ERROR
 
 ABOUT = """Fit loss = E + A / N^a + B / D^b to finished runs (N parameters, D tokens seen, the loss on held-out text at
 the end), tell how sure that is, and how well it predicts the largest run, which is left out of the fit."""

@@ -12,7 +12,7 @@ from lmkit.config.base import ConfigError
 from lmkit.plan.scaling.fit import NUM_PARAMS, Points, fit
 from lmkit.plan.scaling.picture import draw_page, draw_svg
 from lmkit.plan.scaling.result import Result, as_plain
-from lmkit.plan.scaling.runs import Run, read_runs
+from lmkit.plan.scaling.runs import FinishedRun, read_runs
 from lmkit.plan.scaling.show import show
 
 
@@ -48,7 +48,7 @@ def check(chosen: argparse.Namespace) -> None:
         raise ConfigError(f"--flops {' '.join(f'{flops:g}' for flops in chosen.flops)}: a budget is above 0")
 
 
-def divide(runs: Sequence[Run], number: int | None) -> tuple[list[Run], list[Run]]:
+def divide(runs: Sequence[FinishedRun], number: int | None) -> tuple[list[FinishedRun], list[FinishedRun]]:
     """(those to fit, those of the most FLOPs, held out); `number` None: one, where enough are left for the law."""
     if number is None:
         number = int(len(runs) - 1 > NUM_PARAMS)
@@ -56,7 +56,7 @@ def divide(runs: Sequence[Run], number: int | None) -> tuple[list[Run], list[Run
     return list(runs[:left]), list(runs[left:])
 
 
-def points_of(runs: Sequence[Run], count: str) -> Points:
+def points_of(runs: Sequence[FinishedRun], count: str) -> Points:
     """Runs as the law sees them."""
     rows = np.array([(getattr(run, count), run.tokens, run.loss) for run in runs], float).reshape(-1, 3)
     return Points(*rows.T)

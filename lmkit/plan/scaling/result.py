@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lmkit.plan.scaling.fit import MOST_EXPONENT, Fit, Law
-from lmkit.plan.scaling.runs import Run
+from lmkit.plan.scaling.runs import FinishedRun
 
 Interval = tuple[float, float]
 
@@ -13,7 +13,7 @@ Interval = tuple[float, float]
 class Prediction(NamedTuple):
     """A run that the fit has not seen."""
 
-    run: Run
+    run: FinishedRun
     loss: float
     interval: Interval  # of 90 %: of the law, and of runs around it
 
@@ -42,21 +42,21 @@ class Result:
     """A fit and the runs it is of."""
 
     fit: Fit
-    fitted: Sequence[Run]
-    held_out: Sequence[Run]
-    count: str  # what N is: the name of a field of Run
+    fitted: Sequence[FinishedRun]
+    held_out: Sequence[FinishedRun]
+    count: str  # what N is: the name of a field of FinishedRun
     budgets: Sequence[float]  # FLOPs that the user asked about
     seed: int
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         return [*self.fitted, *self.held_out]
 
-    def size(self, run: Run) -> int:
+    def size(self, run: FinishedRun) -> int:
         """N."""
         return getattr(run, self.count)
 
-    def spent(self, run: Run) -> float:
+    def spent(self, run: FinishedRun) -> float:
         """6 N D: FLOPs as the law counts them. What a run really took, its head and attention too, is run.flops."""
         return 6.0 * self.size(run) * run.tokens
 

@@ -13,14 +13,14 @@ from flax import nnx
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import differing
-from lmkit.config.model import ModelConfig
 from lmkit.config.saved import read_model
-from lmkit.config.sections import ParamKind
+from lmkit.config.sections.model import ModelConfig
+from lmkit.config.sections.optim import ParamKind
 from lmkit.models import build_model
 from lmkit.nn.param import param_specs
 
 
-class Run(NamedTuple):
+class FinishedRun(NamedTuple):
     """A finished run."""
 
     name: str
@@ -28,17 +28,17 @@ class Run(NamedTuple):
     total: int  # all parameters
     tokens: int  # seen in training, those seen again too
     epochs: float  # visits of the training text; 0 = not known
-    flops: float  # of the training, by lmkit/train/flops.py
+    flops: float  # of the training, by lmkit/cost/flops.py
     loss: float  # nats a token, of all held-out text, at the end
     same: dict[str, Any]  # what runs must have in common for their losses to be compared
 
 
-def read_runs(places: Sequence[str]) -> list[Run]:
+def read_runs(places: Sequence[str]) -> list[FinishedRun]:
     """Every run that `places` name (directories, globs, files that --json wrote), once each, the smallest first.
 
     Raises ConfigError where one is missing, unfinished, without a held-out loss, or not to be compared with the rest.
     """
-    found: dict[Path, list[Run]] = {}
+    found: dict[Path, list[FinishedRun]] = {}
     for place in places:
         paths = [Path(one) for one in sorted(glob.glob(str(Path(place).expanduser())))]
         if glob.has_magic(place):  # a folder of runs has other things in it, too
@@ -59,7 +59,7 @@ def read_runs(places: Sequence[str]) -> list[Run]:
     return runs
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> FinishedRun:
     """The run of a directory. Raises ConfigError where it is not one of a law."""
     receipt, summary = (_read_json(folder, name) for name in ("receipt.json", "summary.json"))
     if summary.get("status") != "finished":
@@ -75,7 +75,7 @@ def read_run(folder: Path) -> Run:
     total, tables = count(model)
     tokens, data = summary["tokens"], receipt["data"]
     available = sum(part["train"].get("tokens", 0) for part in data.values())
-    return Run(
+    return FinishedRun(
         folder.resolve().name, total - tables, total, tokens, tokens / available if available else 0.0,
         receipt["model"]["flops_per_token"] * tokens, loss, _same(config, data),
     )  # fmt: skip
@@ -133,10 +133,10 @@ def count(model: ModelConfig) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, table in sizes if table)
 
 
-def _read_file(file: Path) -> list[Run]:
+def _read_file(file: Path) -> list[FinishedRun]:
     """Runs that --json wrote."""
     try:
         rows = json.loads(file.read_text())["runs"]
-        return [Run(**{name: row[name] for name in Run._fields}) for row in rows]
+        return [FinishedRun(**{name: row[name] for name in FinishedRun._fields}) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{file} is neither a run directory nor a file that --json wrote: {error!r}") from error

@@ -3,10 +3,10 @@
 from rich.console import Console
 from rich.table import Table
 
+from lmkit.pages.chart import compact
 from lmkit.plan.scaling.fit import NUM_PARAMS
 from lmkit.plan.scaling.result import Result
-from lmkit.plan.scaling.runs import Run
-from lmkit.train.chart import compact
+from lmkit.plan.scaling.runs import FinishedRun
 
 _MEANS = {
     "E": "nats a token that no size and no text would save",
@@ -71,7 +71,7 @@ def _show_runs(console: Console, result: Result) -> None:
         console.print(f"text seen more than four times is worth less than D says: {', '.join(again)}\n", soft_wrap=True)
 
 
-def _row(result: Result, run: Run, law: float) -> tuple[str, ...]:
+def _row(result: Result, run: FinishedRun, law: float) -> tuple[str, ...]:
     visits = f"{run.epochs:.2f}" if run.epochs else ""
     size, off = compact(result.size(run), 3), f"{100 * (run.loss / law - 1):+.2f} %"
     return run.name, size, compact(run.tokens, 3), visits, f"{run.flops:.1e}", f"{run.loss:.4f}", f"{law:.4f}", off

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
-from lmkit.config.prepare import CleanConfig, Executor, PrepareConfig
-from lmkit.data.sources import TextSource
+from lmkit.config.sections.clean import CleanConfig
+from lmkit.config.sections.prepare import Executor, PrepareConfig
+from lmkit.data.sources.text import TextSource
 
 # (what is being done, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.config.prepare import CleanConfig, Pii
+from lmkit.config.sections.clean import CleanConfig, Pii
 from lmkit.files import write_json, write_text
+from lmkit.pages.corpus import page
 from lmkit.prepare.clean.exact import COPY
 from lmkit.prepare.clean.near import minhash_config
-from lmkit.prepare.clean.report import page
 from lmkit.prepare.clean.steps import rows_of
 
 # (label of a step, what it counted), in the order of the work

@@ -12,7 +12,7 @@ from datatrove.utils.text import ngrams, simplify_text
 from datatrove.utils.word_tokenizers import WordTokenizer, load_word_tokenizer
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sources import TextSource
+from lmkit.data.sources.text import TextSource
 
 
 class Decontaminate(NGramsDecontFilter):

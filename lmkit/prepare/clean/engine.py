@@ -20,7 +20,7 @@ from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
 from lmkit.config.base import UserError
-from lmkit.config.prepare import Executor, PrepareConfig
+from lmkit.config.sections.prepare import Executor, PrepareConfig
 
 logger.disable("datatrove")  # a page a task; what goes wrong comes back as an exception
 # Each stage has processes of its own. They are forked from a server that has imported all of this once.

@@ -19,7 +19,7 @@ from datatrove.pipeline.dedup import MinhashConfig, MinhashDedupSignature
 from datatrove.utils.text import TextNormConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from lmkit.config.prepare import CleanConfig
+from lmkit.config.sections.clean import CleanConfig
 
 MOST_HASHES, RECALL = 128, 0.97
 _UNSURE = 0.1  # three times the standard error of an estimate of 0.8 from 126 hashes

@@ -8,7 +8,7 @@ import ipaddress
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.formatters.pii import PIIFormatter, PIIReplacer, public_ip_validator
 
-from lmkit.config.prepare import Pii
+from lmkit.config.sections.clean import Pii
 
 PLACEHOLDERS = {kind: f"[{kind.name.upper()}]" for kind in Pii}
 _IP6 = r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:])"

@@ -26,9 +26,10 @@ from datatrove.pipeline.filters import (
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import to_plain
-from lmkit.config.prepare import CleanConfig, PrepareConfig, Rule
-from lmkit.data.corpus import FORMAT, evaluation_texts, num_tasks
-from lmkit.data.sources import TextSource
+from lmkit.config.sections.clean import CleanConfig, Rule
+from lmkit.config.sections.prepare import PrepareConfig
+from lmkit.data.sources.corpus import FORMAT, evaluation_texts, num_tasks
+from lmkit.data.sources.text import TextSource
 from lmkit.files import write_text
 from lmkit.prepare.clean.card import Counts, write_card
 from lmkit.prepare.clean.decontaminate import Decontaminate, write_index

@@ -15,7 +15,7 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.writers import JsonlWriter
 
-from lmkit.data.formats import Bad
+from lmkit.data.sources.formats import Bad
 from lmkit.prepare.clean.pii import Scrub
 
 _LANGUAGE_CHARS = 10_000  # of a text tell its language; the whole of a novel takes 0.2 s

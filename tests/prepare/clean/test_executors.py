@@ -11,9 +11,10 @@ pytest.importorskip("datatrove", reason="LOUD: executors are not tested; pip ins
 
 from lmkit.config import ConfigError
 from lmkit.config.base import UserError
-from lmkit.config.prepare import CleanConfig, Executor, PrepareConfig
-from lmkit.data.files import expand
-from lmkit.data.sources import TEXT_SUFFIXES, TextSource
+from lmkit.config.sections.clean import CleanConfig
+from lmkit.config.sections.prepare import Executor, PrepareConfig
+from lmkit.data.sources.files import expand
+from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
 from lmkit.prepare.clean.work import claimed
 

@@ -13,9 +13,9 @@ from datatrove.data import Document
 from datatrove.pipeline.dedup import MinhashDedupSignature
 
 from lmkit.config import ConfigError
-from lmkit.config.prepare import CleanConfig, Pii
-from lmkit.data.files import expand
-from lmkit.data.sources import TEXT_SUFFIXES, TextSource
+from lmkit.config.sections.clean import CleanConfig, Pii
+from lmkit.data.sources.files import expand
+from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean.decontaminate import Decontaminate, write_index
 from lmkit.prepare.clean.exact import DropCopies, FindCopies, Hash
 from lmkit.prepare.clean.near import Cluster, Spaces, minhash_config, words_of

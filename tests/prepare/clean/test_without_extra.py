@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.data import DataConfig
-from lmkit.config.prepare import CleanConfig, Executor, PrepareConfig
-from lmkit.data.sources import TextSource
+from lmkit.config.sections.clean import CleanConfig
+from lmkit.config.sections.data import DataConfig
+from lmkit.config.sections.prepare import Executor, PrepareConfig
+from lmkit.data.sources.text import TextSource
 from lmkit.prepare.clean import clean
 
 

@@ -1,0 +1,33 @@
+"""`run`: where a run lives, and what makes it repeatable."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from lmkit.config.base import Section, key
+
+
+class Products(Enum):
+    """The library that multiplies on a CPU. `auto`: oneDNN in bfloat16 runs of a minute or more, where jax calls it."""
+
+    auto = 0
+    xla = 1
+    onednn = 2
+
+
+@dataclass
+class RunConfig(Section):
+    """Where a run lives and what makes it repeatable."""
+
+    section: ClassVar[str] = "run"
+
+    name: str = key("", "name of the run; experiments set it")
+    dir: str = key("", "the run's directory; an existing one is resumed; '' = runs/<name>/<date-time>")
+    seed: int = key(0, "root of all randomness: initialisation, sample order, dropout", at_least=0)
+    cpu_devices: int = key(
+        0, "pretend that the CPU is so many devices (per process), to try a mesh; 0 = off", at_least=0
+    )
+    cpu_products: Products = key(
+        Products.auto, "library of the train step's products on a CPU; oneDNN's are not cached"
+    )
+    compile_cache: str = key("auto", "folder of compiled programs; auto = the user's cache folder, '' = off")

@@ -1,0 +1,264 @@
+"""What a run learns: its data and the model they fit, whatever the objective."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import Experiment
+from lmkit.config.saved import FAMILY_SCHEMAS
+from lmkit.config.sections.data import Curriculum, DataConfig, Packing
+from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.model import ModelConfig
+from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data.batches.masking import span_lengths
+from lmkit.data.batches.packed import Packed, build_windows
+from lmkit.data.batches.records import Records
+from lmkit.data.batches.windows import Batches
+from lmkit.data.order.mixing import check_lasts
+from lmkit.data.prepare import TextData, prepare
+from lmkit.data.prepare_records import RecordData, check_records, prepare_records
+from lmkit.data.store.build import Progress, Runner, one_by_one
+from lmkit.data.store.token_parts import QUARANTINE
+from lmkit.data.store.tokens import HELDOUT, TRAIN
+from lmkit.data.tokens.tokenizer import Tokenizer, has_token
+
+MASKS = ("<|mask|>", "[MASK]", "<mask>")
+ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
+MODELS_FOR: dict[ObjectiveKind, tuple[type[ModelConfig], ...]] = {
+    ObjectiveKind.causal_lm: (GPTConfig,),
+    ObjectiveKind.chat: (GPTConfig,),
+    ObjectiveKind.masked_lm: (BERTConfig,),
+    ObjectiveKind.span_corruption: (EncDecConfig,),
+    ObjectiveKind.seq2seq: (EncDecConfig,),
+    ObjectiveKind.classify: (ViTConfig, BERTConfig),
+    ObjectiveKind.classify_tokens: (BERTConfig,),
+    ObjectiveKind.regress: (ViTConfig, BERTConfig),
+    ObjectiveKind.contrastive: (CLIPConfig,),
+}
+
+
+class Task(NamedTuple):
+    """Data ready to be read, and what the rest of a run must know of them."""
+
+    kind: ObjectiveKind
+    model: ModelConfig  # fitted to the data
+    tokenizer: Tokenizer | None
+    batches: Batches
+    weights: dict[str, float]  # of the parts of the mixture
+    labels: list[str]
+    source_len: int
+    target_len: int
+    predicted: int  # tokens of a row that the vocabulary's head works on; 0 for all
+    bytes_per_token: dict[str, float]  # of held-out text; empty where bits per byte mean nothing
+    facts: dict[str, Any]  # for the receipt, by part
+    notes: list[str]
+
+    @property
+    def tokens_per_row(self) -> int:
+        return self.source_len + self.target_len
+
+
+def check_task(experiment: Experiment) -> None:
+    """Raises ConfigError where objective, model, data and tokenizer do not go together."""
+    kind, model, objective = experiment.objective.kind, experiment.model, experiment.objective
+    families = MODELS_FOR[kind]
+    if not isinstance(model, families):
+        fitting = " or ".join(family.__name__ for family in families)
+        names = " or ".join(f"model={name}" for name, schema in FAMILY_SCHEMAS.items() if schema in families)
+        own = " or ".join(f"objective={one.name}" for one, schemas in MODELS_FOR.items() if isinstance(model, schemas))
+        raise ConfigError(
+            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set {names} (or one of "
+            f"its presets), or {own}"
+        )
+    if kind is ObjectiveKind.masked_lm:
+        assert isinstance(model, BERTConfig)
+        if not model.lm_head:
+            raise ConfigError("objective.kind=masked_lm with model.lm_head=false: set model.lm_head=true")
+        if objective.next_sentence and not (model.next_sentence_head and model.type_vocab_size >= 2):
+            raise ConfigError(
+                "objective.next_sentence=true needs model.next_sentence_head=true and model.type_vocab_size=2"
+            )
+    if experiment.data.augment.mixup and (kind is not ObjectiveKind.classify or not isinstance(model, ViTConfig)):
+        raise ConfigError(f"data.augment.mixup={experiment.data.augment.mixup}: only images with classes are blended")
+    _check_rows(experiment.data, kind)
+    if kind is ObjectiveKind.classify_tokens and not getattr(model, "classify_tokens", False):
+        raise ConfigError("objective.kind=classify_tokens needs model.classify_tokens=true")
+
+
+def _check_rows(data: DataConfig, kind: ObjectiveKind) -> None:
+    """Raises ConfigError where rows cannot be made, or ordered, as the configuration says."""
+    if data.packing is Packing.best_fit and kind is not ObjectiveKind.causal_lm:
+        raise ConfigError(
+            f"data.packing=best_fit with objective.kind={kind.name}: only causal_lm learns from packed documents; set "
+            f"data.packing=windows"
+        )
+    if data.curriculum is not Curriculum.none and kind in ON_TEXT and data.packing is Packing.windows:
+        raise ConfigError(
+            f"data.curriculum={data.curriculum.name} with data.packing=windows: windows are all of one length; set "
+            f"data.packing=best_fit (with objective.kind=causal_lm), or data.curriculum=none"
+        )
+
+
+def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_by_one) -> Task:
+    """The data of an experiment, built where they are not in the cache, and the model fitted to them.
+
+    `run` makes the parts of a store of text.
+    """
+    if experiment.objective.kind in ON_TEXT:
+        tokenizer = _with_special_tokens(experiment)
+        data = prepare(experiment.data, tokenizer, progress, how=experiment.prepare, run=run)
+        return _text_task(experiment, data)
+    kind, model = experiment.objective.kind, experiment.model
+    data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
+    check_records(data)
+    return _record_task(experiment, data)
+
+
+def _with_special_tokens(experiment: Experiment) -> TokenizerConfig:
+    """The tokenizer with the mask or the sentinels that the objective needs, where it does not say which."""
+    config, objective = experiment.tokenizer, experiment.objective
+    _, spans, _ = span_lengths(experiment.data.seq_len, objective.mask_share, objective.span_tokens)
+    if objective.kind is ObjectiveKind.span_corruption and 0 < config.sentinels < spans:
+        raise ConfigError(
+            f"tokenizer.sentinels={config.sentinels}: a row of data.seq_len={experiment.data.seq_len} has {spans} "
+            f"spans; set tokenizer.sentinels={spans} or 0 (= as many as are needed)"
+        )
+    if objective.kind is ObjectiveKind.span_corruption and not config.sentinels:
+        return dataclasses.replace(config, sentinels=spans)
+    if objective.kind is not ObjectiveKind.masked_lm or config.mask_token:
+        return config
+    if config.kind is not TokenizerKind.file:
+        return dataclasses.replace(config, mask_token=MASKS[0])
+    path = config.path
+    found = [mask for mask in MASKS if has_token(path, mask)]
+    if not found:
+        raise ConfigError(f"objective.kind=masked_lm: {path} has none of {', '.join(MASKS)}; set tokenizer.mask_token")
+    return dataclasses.replace(config, mask_token=found[0])
+
+
+def _text_task(experiment: Experiment, data: TextData) -> Task:
+    objective, length = experiment.objective, experiment.data.seq_len
+    for name, store in data.stores.items():
+        if store.num_tokens(HELDOUT) < 2:
+            raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
+    batch_size = experiment.train.batch_size
+    batches = build_windows(data, experiment.data, objective, experiment.run.seed, batch_size)
+    check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
+    facts = {
+        name: {
+            "text_sha256": store.meta["text_sha256"],
+            "tokenizer_sha256": store.meta["tokenizer_sha256"],
+            "train": store.meta["splits"][TRAIN],
+            "heldout": store.meta["splits"][HELDOUT],
+        }
+        for name, store in data.stores.items()
+    }
+    said = [
+        f"data {name!r}: {store.meta['unusable']} records could not be used; see {QUARANTINE} in the parts of "
+        f"{store.place}"
+        for name, store in data.stores.items()
+        if store.meta.get("unusable")
+    ]
+    for name, layout in (batches.layouts if isinstance(batches, Packed) else {}).items():
+        facts[name]["packing"] = {"rows": layout.num_rows, "pieces": layout.num_pieces, "filled": layout.filled}
+        said.append(
+            f"data {name!r}: {layout.num_pieces:,} pieces of documents packed into {layout.num_rows:,} rows, "
+            f"{layout.filled:.2%} of their positions filled"
+        )
+    even = objective.kind is ObjectiveKind.causal_lm and not any(store.weighed for store in data.stores.values())
+    per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if even else {}
+    target = batches.cutter.target_len if batches.cutter else 0
+    predicted = batches.masker.positions(length) if batches.masker else 0
+    model, notes = without_idle_heads(fit_model(experiment.model, data.tokenizer, 0), experiment)
+    return Task(objective.kind, model, data.tokenizer, batches, data.weights, [], length, target, predicted,
+                per_token, facts, [*notes, *said])  # fmt: skip
+
+
+def _record_task(experiment: Experiment, data: RecordData) -> Task:
+    kind, config = experiment.objective.kind, experiment.data
+    batch_size = experiment.train.batch_size
+    batches = Records(data.stores, data.weights, data.parts, config, experiment.run.seed, batch_size)
+    check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
+    facts: dict[str, Any] = {}
+    notes = []
+    for name, store in data.stores.items():
+        facts[name] = {"sha256": store.meta["sha256"], "tokenizer_sha256": store.meta["tokenizer_sha256"]}
+        facts[name] |= {"labels": data.labels} if data.labels else {}
+        for split in (TRAIN, HELDOUT):
+            facts[name][split] = {"records": len(store.rows[split])}
+        notes += _cut(name, store, config.seq_len, config.target_size, data.parts)
+    classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
+    model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
+    notes += idle
+    source, target = config.seq_len, config.target_size if kind is ObjectiveKind.seq2seq else 0
+    if isinstance(model, ViTConfig):
+        source = model.num_patches
+    elif isinstance(model, CLIPConfig):
+        source += model.vision.num_patches
+    return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
+
+
+def _cut(name: str, store: Any, source: int, target: int, parts: list[Any]) -> list[str]:
+    """What the user should know of rows that are longer than the model is given."""
+    notes = []
+    for part in parts:
+        for column in part.columns:
+            if store.columns[column].shape is not None:
+                continue
+            per_place = 2 * getattr(part, "num_mels", 0) or 1
+            longest = (target if column == "target" else source) - (column != "frames")
+            share = float((store.lengths(column, TRAIN) > longest * per_place).mean())
+            if share > 0.001:
+                key = "data.target_len" if column == "target" else "data.seq_len"
+                notes.append(f"data {name!r}: {share:.1%} of the records are cut: their {column} is longer than {key}")
+    return notes
+
+
+def fit_model(model: ModelConfig, tokenizer: Tokenizer | None, classes: int) -> ModelConfig:
+    """The model with as many rows and classes as the data have, where it did not say.
+
+    Raises ConfigError where it says something that does not fit.
+    """
+    if isinstance(model, CLIPConfig):
+        return dataclasses.replace(model, text=fit_model(model.text, tokenizer, 0))
+    if classes and isinstance(model, BERTConfig | ViTConfig):
+        if model.num_classes not in (0, classes):
+            raise ConfigError(
+                f"model.num_classes={model.num_classes}: the data have {classes}; set model.num_classes={classes} or 0 "
+                f"(= the data's)"
+            )
+        model = dataclasses.replace(model, num_classes=classes)
+    if tokenizer is None:
+        return model
+    size = model.vocab_size  # type: ignore[attr-defined]
+    if size and size < tokenizer.vocab_size:
+        raise ConfigError(
+            f"model.vocab_size={size} is too small for the tokenizer's {tokenizer.vocab_size} tokens: "
+            f"set model.vocab_size={tokenizer.vocab_size} or 0 (= the tokenizer's)"
+        )
+    return model if size else dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
+
+
+def without_idle_heads(model: ModelConfig, experiment: Experiment) -> tuple[ModelConfig, list[str]]:
+    """A BERT without the heads that this objective does not train, and what to tell of that."""
+    if not isinstance(model, BERTConfig):
+        return model, []
+    masked = experiment.objective.kind is ObjectiveKind.masked_lm
+    pairs = masked and experiment.objective.next_sentence
+    trained = {
+        "lm_head": masked,
+        "next_sentence_head": pairs,
+        "pooler": pairs or (bool(model.num_classes) and not model.classify_tokens),
+        "num_classes": not masked,
+    }
+    idle = {name: type(getattr(model, name))(0) for name, used in trained.items() if getattr(model, name) and not used}
+    notes = [f"left out, as nothing trains it here: {', '.join(f'model.{name}' for name in idle)}"] if idle else []
+    return dataclasses.replace(model, **idle), notes
+
+
+def bits_per_byte(task: Task, part: str, nats: float) -> float:
+    """What it costs to code each document and its end, over its UTF-8 bytes; NaN where that means nothing."""
+    per_token = task.bytes_per_token.get(part, 0.0)
+    return nats / math.log(2) / per_token if per_token else math.nan

@@ -1,0 +1,1 @@
+"""Rows to arrays: windows of text, packed documents, records."""

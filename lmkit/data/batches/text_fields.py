@@ -1,0 +1,180 @@
+"""Parts of records in which a text is produced or matched: sources, sounds, targets, captions, conversations."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lmkit.config.base import ConfigError
+from lmkit.config.sections.data import DataConfig
+from lmkit.config.sections.families import EncDecConfig
+from lmkit.data.batches.fields import Batch, RecordRows, Shapes, encode_texts, filled, pad_rows, text_of
+from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.sources.records import Record
+from lmkit.data.store.records import Column
+from lmkit.data.tokens.chat import ASSISTANT, ChatTemplate, Piece
+from lmkit.data.tokens.tokenizer import Tokenizer
+
+
+class _OneText:
+    """A part that is one text: the column it fills and the field it comes from."""
+
+    config: DataConfig
+    tokenizer: Tokenizer
+    column: str
+    key: str  # of DataConfig
+
+    @property
+    def columns(self) -> dict[str, Column]:
+        return {self.column: Column("int32", None)}
+
+    def texts(self, record: Record) -> list[str]:
+        return [text_of(record, getattr(self.config, self.key), self.key)]
+
+    def encode(self, records: Sequence[Record]) -> list[Batch]:
+        return encode_texts(self.tokenizer, [self.column], [self.texts(record) for record in records])
+
+
+class SourceTexts(_OneText):
+    """text end, as `source` and `source_segment_ids` [B, S]."""
+
+    column, key = "source", "text_key"
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer, length = config, tokenizer, config.seq_len
+        self.shapes: Shapes = dict.fromkeys(("source", "source_segment_ids"), ((length,), np.int32))
+
+    def collate(self, rows: RecordRows) -> Batch:
+        length, end = self.config.seq_len, self.tokenizer.end_id
+        source = [np.append(row[: length - 1], end) for row in rows.columns["source"]]
+        return {"source": pad_rows(source, length, end), "source_segment_ids": filled(source, length)}
+
+
+class Sounds:
+    """Log-mel frames, as `source` [B, 2 S, M] and `source_segment_ids` [B, S]: silence is padding of its own."""
+
+    def __init__(self, config: DataConfig, model: EncDecConfig):
+        self.config, self.num_mels, length = config, model.num_mels, config.seq_len
+        self.columns = {"frames": Column("float16", None)}
+        self.shapes: Shapes = {
+            "source": ((2 * length, model.num_mels), np.float32),
+            "source_segment_ids": ((length,), np.int32),
+        }
+
+    def texts(self, record: Record) -> list[str]:
+        return []
+
+    def encode(self, records: Sequence[Record]) -> list[Batch]:
+        key = self.config.audio_key
+        files = [record.media(key, "audio_key") for record in records]
+        samples = [read_audio(path, content=content) for path, content in files]
+        return [{"frames": log_mel(one, self.num_mels).astype(np.float16).reshape(-1)} for one in samples]
+
+    def collate(self, rows: RecordRows) -> Batch:
+        (frames, mels), length = self.shapes["source"][0], self.config.seq_len
+        sounds = [row.reshape(-1, mels)[:frames] for row in rows.columns["frames"]]
+        source = np.zeros((len(sounds), frames, mels), np.float32)
+        for line, sound in zip(source, sounds, strict=True):
+            line[: len(sound)] = sound
+        return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
+
+
+class Targets(_OneText):
+    """start text as `inputs`, text end as `targets`, `segment_ids` and `weights`, each [B, T]."""
+
+    column, key = "target", "target_key"
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer, length = config, tokenizer, config.target_size
+        self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
+        self.shapes["weights"] = ((length,), np.float32)
+
+    def collate(self, rows: RecordRows) -> Batch:
+        length, end = self.config.target_size, self.tokenizer.end_id
+        inputs = [np.insert(row, 0, self.tokenizer.start_id) for row in rows.columns["target"]]
+        inside = filled(inputs, length)
+        targets = pad_rows([np.append(row, end) for row in rows.columns["target"]], length, end)
+        weights = inside.astype(np.float32)
+        return {"inputs": pad_rows(inputs, length, end), "targets": targets, "segment_ids": inside, "weights": weights}
+
+
+class Captions(_OneText):
+    """text end as `inputs` [B, T], with `last` [B], the place of its end."""
+
+    column, key = "caption", "text_key"
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+        self.config, self.tokenizer = config, tokenizer
+        self.shapes: Shapes = {"inputs": ((config.seq_len,), np.int32), "last": ((), np.int32)}
+
+    def collate(self, rows: RecordRows) -> Batch:
+        length, end = self.config.seq_len, self.tokenizer.end_id
+        inputs = [np.append(row[: length - 1], end) for row in rows.columns["caption"]]
+        return {"inputs": pad_rows(inputs, length, end), "last": np.array([len(row) - 1 for row in inputs], np.int32)}
+
+
+class Conversations:
+    """A conversation as `inputs`, `targets`, `segment_ids` and `weights` [B, T]: 1 on the answers and their ends alone.
+
+    Each message is written as data.message_format says, after the end token and followed by it; or all of them as the
+    template says, with nothing added.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate | None = None):
+        self.config, self.tokenizer, self.template, length = config, tokenizer, template, config.seq_len
+        self.before, self.after = config.message_format.split("{content}", 1)
+        self.columns = {"tokens": Column("int32", None), "answers": Column("uint8", None)}
+        self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
+        self.shapes["weights"] = ((length,), np.float32)
+
+    def _messages(self, record: Record) -> list[dict[str, Any]]:
+        messages = record.field(self.config.messages_key, "messages_key")
+        try:
+            pairs = [(message["role"], message["content"]) for message in messages]
+        except (TypeError, KeyError):
+            pairs = []
+        if not any(role == ASSISTANT for role, _ in pairs) or not all(isinstance(x, str) for one in pairs for x in one):
+            raise ConfigError(
+                f"data: {record.place}: {self.config.messages_key!r} must be a list of {{role, content}} with at least "
+                f"one message whose role is {ASSISTANT!r}"
+            )
+        return list(messages)
+
+    def _pieces(self, record: Record) -> list[Piece]:
+        messages = self._messages(record)
+        if self.template:
+            return self.template.pieces(messages, record.place)
+        return [
+            piece
+            for one in messages
+            for piece in (
+                Piece(self.before.replace("{role}", one["role"]), False),
+                Piece(one["content"] + self.after, one["role"] == ASSISTANT),
+            )
+        ]
+
+    def texts(self, record: Record) -> list[str]:
+        pieces = [piece.text for piece in self._pieces(record)]
+        if self.template:
+            return ["".join(pieces)]
+        return [head + body for head, body in zip(pieces[::2], pieces[1::2], strict=True)]
+
+    def encode(self, records: Sequence[Record]) -> list[Batch]:
+        rows: list[Batch] = []
+        for record in records:
+            pieces = self._pieces(record)
+            ids = self.tokenizer.encode_batch([piece.text for piece in pieces])
+            if not self.template:
+                ids = [np.append(one, self.tokenizer.end_id) if n % 2 else one for n, one in enumerate(ids)]
+            lead = 0 if self.template else 1
+            tokens = [np.full(lead, self.tokenizer.end_id), *ids]
+            answers = [np.zeros(lead), *(np.full(len(one), p.answer) for p, one in zip(pieces, ids, strict=True))]
+            rows.append({"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)})
+        return rows
+
+    def collate(self, rows: RecordRows) -> Batch:
+        length, end = self.config.seq_len, self.tokenizer.end_id
+        tokens = pad_rows(rows.columns["tokens"], length + 1, end)
+        answers = pad_rows(rows.columns["answers"], length + 1, 0, np.float32)  # type: ignore[arg-type]
+        inside = filled([row[:-1] for row in rows.columns["tokens"]], length)
+        return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": inside, "weights": answers[:, 1:]}

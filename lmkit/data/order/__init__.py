@@ -1,0 +1,1 @@
+"""(seed, step) to the numbers of rows: shuffling, mixtures, packings."""

@@ -1,0 +1,1 @@
+"""Where documents, records, images and sounds come from."""

@@ -1,0 +1,75 @@
+"""Where a cleaned corpus lies, and in how many pieces. Cleaning itself is `lmkit.prepare.clean`."""
+
+from pathlib import Path
+
+from lmkit.config.base import ConfigError
+from lmkit.config.experiment import to_plain
+from lmkit.config.sections.clean import CleanConfig
+from lmkit.config.sections.data import DataConfig
+from lmkit.config.sections.prepare import PrepareConfig
+from lmkit.data.cache import open_cache, place_of
+from lmkit.data.sources.files import expand
+from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource, build_sources
+
+FORMAT = 1
+_TASK_BYTES, _MOST_TASKS = 4 << 20, 1000  # of 4 MB the slowest filters take half a minute
+
+
+def num_tasks(source: TextSource, how: PrepareConfig) -> int:
+    """Pieces of the work: as set, or by size; a file is never split."""
+    derived = min(-(-source.num_bytes // _TASK_BYTES), _MOST_TASKS)
+    return max(1, min(how.tasks or derived, len(source.files)))
+
+
+def corpora(data: DataConfig, how: PrepareConfig) -> dict[str, Path]:
+    """The folder of each part of the mixture once it is cleaned; its card.json says that it is whole.
+
+    Raises ConfigError as build_sources does.
+    """
+    sources = build_sources(data)
+    if how.out and len(sources) > 1:
+        return {name: Path(how.out).expanduser() / name for name in sources}
+    if how.out:
+        return dict.fromkeys(sources, Path(how.out).expanduser())
+    cache, plain = open_cache(data.cache_dir), to_plain(data.clean)
+    evaluation = evaluation_texts(data.clean)
+    made_from = [FORMAT, plain, evaluation.fingerprint() if evaluation else ""]
+    return {
+        name: place_of(cache, "corpora", [source.fingerprint(), num_tasks(source, how), *made_from])
+        for name, source in sources.items()
+    }
+
+
+def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]:
+    """The texts of the mixture as they are tokenised: the cleaned ones, where they are to be cleaned.
+
+    Raises ConfigError where that has not been done yet.
+    """
+    sources = build_sources(data)
+    if not data.clean.active:
+        return sources
+    found = {}
+    for name, folder in corpora(data, how).items():
+        if not (folder / "card.json").is_file():
+            raise ConfigError(
+                f"data.clean: the text of {name!r} has not been cleaned yet: run python -m lmkit.prepare with the same "
+                f"words"
+            )
+        files = expand(str(folder / "docs"), (".jsonl",))
+        found[name] = TextSource(files, "text", data.holdout_every, data.fold, id_key="id")
+    return found
+
+
+def evaluation_texts(settings: CleanConfig) -> TextSource | None:
+    """The texts that must not be in the corpus. Raises ConfigError for a path that matches nothing."""
+    if not settings.decontaminate:
+        return None
+    files = []
+    for path in settings.decontaminate:
+        found = expand(path, TEXT_SUFFIXES)
+        if not found:
+            raise ConfigError(
+                f"data.clean.decontaminate: {path!r} matches no file with one of {', '.join(TEXT_SUFFIXES)}"
+            )
+        files += found
+    return TextSource(sorted(files, key=lambda file: file.url), "text", 2)

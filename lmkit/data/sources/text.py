@@ -1,0 +1,134 @@
+"""Where text comes from: documents with stable names, readable as often as needed."""
+
+import hashlib
+import json
+import math
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from lmkit.config.base import ConfigError
+from lmkit.config.sections.data import DataConfig, Source
+from lmkit.data.sources.files import PACKED, File, expand
+from lmkit.data.sources.formats import Bad, Document, Keys, Reader, read_text_file, read_tree_file
+from lmkit.data.sources.hf import hf_files, read_hf
+from lmkit.data.sources.warc import WARC_SUFFIXES, read_warc
+
+_NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+_PLAIN = (".txt", ".text", ".md", ".py", ".jsonl")
+TEXT_SUFFIXES = (*_PLAIN, *(f"{one}{packed}" for one in _PLAIN for packed in PACKED), ".parquet")
+_READERS: dict[Source, Reader] = {Source.tree: read_tree_file, Source.warc: read_warc, Source.hf: read_hf}
+_SUFFIXES = {Source.tree: ("",), Source.warc: WARC_SUFFIXES}
+
+
+class TextSource:
+    """A list of files that yields documents in a fixed order."""
+
+    def __init__(
+        self, files: list[File], text_key: str, holdout_every: int, fold: int = 0, id_key: str = "",
+        weight_key: str = "", kind: Source = Source.text_files, max_bad_share: float = 0.0,
+    ):  # fmt: skip
+        self.files, self.text_key, self.holdout_every, self.fold = files, text_key, holdout_every, fold
+        self.keys, self.kind, self.max_bad_share = Keys(text_key, id_key, weight_key), kind, max_bad_share
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the files on disk."""
+        return sum(f.size for f in self.files)
+
+    def fingerprint(self) -> str:
+        """Changes when a file is added, removed or modified, or another field is read; reads no contents."""
+        rows = [(f.name, f.size, f.stamp) for f in self.files]
+        how = {name: value for name, value in self.keys._asdict().items() if name != "text" and value}
+        how |= {"kind": self.kind.name} if self.kind in _READERS else {}
+        return hashlib.sha256(json.dumps([rows, self.text_key, *([how] if how else [])]).encode()).hexdigest()
+
+    def documents(self, first: int = 0, step: int = 1, bad: Callable[[Bad], None] | None = None) -> Iterator[Document]:
+        """Every document of files[first::step]. Each record that cannot be used goes to `bad`, and reading goes on.
+
+        Raises ConfigError for a file that cannot be reached; without `bad` for the first such record, too.
+        """
+        read = _READERS.get(self.kind, read_text_file)
+        for file in self.files[first::step]:
+            for one in read(file, self.keys):
+                if isinstance(one, Document):
+                    yield one
+                elif bad is None:
+                    raise ConfigError(f"data: {one.place} {one.reason}")
+                else:
+                    bad(one)
+
+    def check_share(self, bad: int, records: int, where: str) -> None:
+        """Raises ConfigError where more of the records cannot be used than may be."""
+        if bad > self.max_bad_share * records:
+            share = min(1.0, math.ceil(round(bad / records * 100, 6)) / 100)
+            raise ConfigError(
+                f"data: {bad} of {records} records ({bad / records:.2%}) cannot be used, more than data.max_bad_share="
+                f"{self.max_bad_share}; {where}: mend them, or set data.max_bad_share={share}"
+            )
+
+    def held_out(self, name: str) -> bool:
+        """Whether a document is kept for evaluation: a hash of its name, so the same on every machine."""
+        return int(hashlib.md5(name.encode()).hexdigest(), 16) % self.holdout_every == self.fold
+
+
+def build_sources(config: DataConfig) -> dict[str, TextSource]:
+    """The parts of the mixture that are text by name, finished stores left out; one called "text" without a mixture.
+
+    Raises ConfigError where a path matches nothing or a part holds no bytes.
+    """
+    parts = config.parts("text")
+    if not any(part.weight for part in parts.values()):
+        raise ConfigError("data.mixture: every weight is 0; give one part a positive weight")
+    built = {}
+    for name, part in parts.items():
+        kind, paths = part.source, part.paths
+        if kind is Source.store:
+            if len(paths) != 1:
+                raise ConfigError(f"data: the store {name!r} has {len(paths)} paths; give one, its folder or URL")
+            continue
+        files = _files(kind, name, paths, config.split)
+        source = TextSource(
+            files, config.text_key, config.holdout_every, config.fold, config.id_key, config.weight_key, kind,
+            config.max_bad_share,
+        )  # fmt: skip
+        if not source.num_bytes:
+            raise ConfigError(f"data: {_where(paths)} holds no text: {len(files)} files, 0 bytes; check data.paths")
+        built[name] = source
+    return built
+
+
+def _where(paths: list[str]) -> str:
+    return ", ".join(paths) or "the source"
+
+
+def _stdlib_files() -> list[File]:
+    """The running Python's own library, without its tests and what was installed into it."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if not _NOT_LIBRARY & set(relative.parts):
+            stat = path.stat()
+            files.append(File(str(path), relative.as_posix(), stat.st_size, str(stat.st_mtime_ns)))
+    if not files:
+        raise ConfigError(f"data=python_stdlib: no .py files under {root}; use data=text_files data.paths=[...]")
+    return files
+
+
+def _files(kind: Source, part: str, paths: list[str], split: str) -> list[File]:
+    """The files of a part of the mixture, in order."""
+    if kind is Source.python_stdlib:
+        return _stdlib_files()
+    if not paths:
+        raise ConfigError(f"data: no paths for {part!r}: set data.paths=[FILE, FOLDER or GLOB, ...]")
+    if kind is Source.hf:
+        return hf_files(paths, split)
+    suffixes = _SUFFIXES.get(kind, TEXT_SUFFIXES)
+    files: dict[str, File] = {}
+    for path in paths:
+        found = expand(path, suffixes)
+        if not found:
+            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(suffixes)}")
+        files |= {f.url: f for f in found}
+    return [files[url] for url in sorted(files)]

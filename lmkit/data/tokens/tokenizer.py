@@ -1,0 +1,184 @@
+"""Text to ids and back: bytes, a vocabulary trained on the data, or any tokenizer.json."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import tokenizers
+
+from lmkit.config.base import ConfigError, nearest
+from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.data.sources.files import read_bytes
+
+
+class Tokenizer(Protocol):
+    """What the rest of lmkit needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def end_id(self) -> int:
+        """The token that ends a document and starts the next."""
+        ...
+
+    @property
+    def start_id(self) -> int:
+        """The token that begins a row of an encoder."""
+        ...
+
+    @property
+    def mask_id(self) -> int | None: ...
+    @property
+    def sentinel_ids(self) -> list[int]: ...
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        """bool [V] twice: the token may go on with the word before it, and the one after it may go on with its."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """int64 ids of each text, without special tokens."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+    def save(self, path: Path) -> None: ...
+    def sha256(self) -> str:
+        """Of everything that decides the ids."""
+        ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, 256 for the end of a document, then a mask and sentinels where they are asked for."""
+
+    end_id = start_id = 256
+
+    def __init__(self, mask: bool = False, sentinels: int = 0):
+        self.mask_id = 257 if mask else None
+        first = 257 + mask
+        self.sentinel_ids = list(range(first, first + sentinels))
+        self.vocab_size = first + sentinels
+
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        letters = np.zeros(self.vocab_size, bool)
+        letters[[i for i in range(256) if chr(i).isalnum() or i >= 128]] = True
+        return letters, letters
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def save(self, path: Path) -> None:
+        extra = {"mask": self.mask_id is not None, "sentinels": len(self.sentinel_ids)}
+        path.write_text(json.dumps({"type": "lmkit-bytes"} | {name: n for name, n in extra.items() if n}) + "\n")
+
+    def sha256(self) -> str:
+        extra = f" {self.vocab_size}" if self.vocab_size > 257 else ""
+        return hashlib.sha256(f"lmkit-bytes{extra}".encode()).hexdigest()
+
+
+class FastTokenizer:
+    """A Hugging Face `tokenizers` pipeline."""
+
+    def __init__(self, inner: tokenizers.Tokenizer, config: TokenizerConfig):
+        self.inner, self.config = inner, config
+        self.end_id = self._id_of("end_token", config.end_token)
+        self.start_id = self._id_of("start_token", config.start_token or config.end_token)
+        self.mask_id = self._id_of("mask_token", config.mask_token) if config.mask_token else None
+        self.sentinel_ids = [self._id_of("sentinels", sentinel(n)) for n in range(config.sentinels)]
+        for token in config.special_tokens:
+            self._id_of("special_tokens", token)
+
+    def _id_of(self, key: str, token: str) -> int:
+        found = self.inner.token_to_id(token)
+        if found is None:
+            known = [t for t in self.inner.get_vocab() if t.startswith("<") or t.startswith("[")]
+            raise ConfigError(f"tokenizer.{key}: {token!r} is not in the vocabulary.{nearest(token, known)}")
+        return found
+
+    def continues_word(self) -> tuple[np.ndarray, np.ndarray]:
+        special, pieces = self.inner.get_added_tokens_decoder(), self.inner.get_vocab(with_added_tokens=True)
+        wordpiece = any(piece.startswith("##") for piece in pieces)
+        goes_on, joins = np.zeros(self.vocab_size, bool), np.zeros(self.vocab_size, bool)
+        for piece, i in pieces.items():
+            if i not in special:
+                goes_on[i] = piece.startswith("##") if wordpiece else _letter(piece[0])
+                joins[i] = wordpiece or _letter(piece[-1])
+        return goes_on, joins
+
+    @property
+    def vocab_size(self) -> int:
+        return self.inner.get_vocab_size(with_added_tokens=True)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(e.ids, np.int64) for e in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self.inner.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, path: Path) -> None:
+        self.inner.save(str(path))
+
+    def sha256(self) -> str:
+        special = [self.end_id]
+        if self.start_id != self.end_id or self.mask_id is not None or self.sentinel_ids:
+            special += [self.start_id, self.mask_id, *self.sentinel_ids]  # type: ignore[list-item]
+        return hashlib.sha256(f"{' '.join(map(str, special))} {self.inner.to_str()}".encode()).hexdigest()
+
+
+def sentinel(number: int) -> str:
+    """The token in the place of the n-th span that is cut out."""
+    return f"<extra_id_{number}>"
+
+
+def _letter(char: str) -> bool:
+    """Whether a character of a piece is part of a word: byte-level pieces write a space as \u0120, others as \u2581."""
+    return char.isalnum() and char not in "\u0120\u010a\u0109" and char != "\u2581"
+
+
+def load_tokenizer(path: Path | str, config: TokenizerConfig) -> Tokenizer:
+    """A saved tokenizer, of a file or a URL. Raises ConfigError where it is missing or not one."""
+    place = str(path)
+    if "://" in place:
+        text = read_bytes(place).decode(errors="replace")
+    elif not (file := Path(path).expanduser()).is_file():
+        raise ConfigError(f"tokenizer.path={place!r}: no such file")
+    else:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    if '"lmkit-bytes"' in text[:100]:
+        found = json.loads(text)
+        return ByteTokenizer(found.get("mask", False), found.get("sentinels", 0))
+    try:
+        return FastTokenizer(tokenizers.Tokenizer.from_str(text), config)
+    except ConfigError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"tokenizer.path={place!r} is not a tokenizer.json: {error}") from error
+
+
+def token_of(path: Path, number: int) -> str:
+    """What token a saved tokenizer has under this number; '' of bytes."""
+    if '"lmkit-bytes"' in path.read_text()[:100]:
+        return ""
+    return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number) or ""
+
+
+def has_token(path: Path | str, token: str) -> bool:
+    """Whether a saved tokenizer has this token; bytes need none."""
+    try:
+        load_tokenizer(path, TokenizerConfig(end_token=token))
+    except ConfigError as error:
+        if "not in the vocabulary" not in str(error):
+            raise
+        return False
+    return True
+
+
+def settings(config: TokenizerConfig) -> list:
+    """What, with the training text, decides the tokenizer: a part of the cache's key."""
+    special = [config.start_token, config.mask_token, config.sentinels]
+    more = [*(special if any(special) else []), *([config.special_tokens] if config.special_tokens else [])]
+    return [config.kind.name, config.vocab_size, config.end_token, config.train_mb, *more]

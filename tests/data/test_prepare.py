@@ -1,0 +1,255 @@
+"""Sources, tokenizers, the store, and what is built from them."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmkit.config import ConfigError
+from lmkit.config.sections.data import DataConfig, Source, SourceConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data.prepare import prepare
+from lmkit.data.sources.text import build_sources
+from lmkit.data.store.frame import CorruptError
+from lmkit.data.store.part_writer import Array, ArrayWriter, PartWriter
+from lmkit.data.store.token_parts import find_cut
+from lmkit.data.store.tokens import HELDOUT, TRAIN, TokenStore
+from lmkit.data.tokens.tokenizer import ByteTokenizer, load_tokenizer
+from lmkit.data.tokens.vocabulary import train_bpe
+
+BYTES = TokenizerConfig(kind=TokenizerKind.bytes)
+
+
+def text_data(path: Path | str, cache: Path, **changes) -> DataConfig:
+    return DataConfig(
+        source=Source.text_files, paths=[str(path)], cache_dir=str(cache), **({"holdout_every": 5} | changes)
+    )
+
+
+def texts_of(path: Path | str) -> list[str]:
+    (source,) = build_sources(DataConfig(paths=[str(path)])).values()
+    return [document.text for document in source.documents()]
+
+
+def test_formats_and_globs(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="LOUD: pyarrow is not installed, .parquet is not tested")
+    from pyarrow import parquet
+
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "sub" / "b.jsonl").write_text('{"text": "two"}\n\n{"text": "three", "id": 3}\n')
+    with gzip.open(tmp_path / "c.jsonl.gz", "wt") as file:
+        file.write('{"text": "four"}\n')
+    parquet.write_table(pyarrow.table({"text": ["five", "six"], "n": [1, 2]}), tmp_path / "d.parquet")
+    (tmp_path / "ignored.bin").write_bytes(b"\x00")
+    assert sorted(texts_of(tmp_path)) == ["five", "four", "one", "six", "three", "two"]
+    assert texts_of(tmp_path / "**" / "*.jsonl") == ["two", "three"]
+    assert texts_of(f"file://{tmp_path}/a.txt") == ["one"]
+
+
+@pytest.mark.parametrize(("files", "path", "words"), [
+    ({}, "", ["matches no file"]),
+    ({"a.txt": ""}, "", ["holds no text", "0 bytes"]),
+    ({"a.jsonl": '{"text": "x"}\n{bad\n'}, "", ["a.jsonl line 2", "not JSON"]),
+    ({"a.jsonl": '{"body": "x"}\n'}, "", ["a.jsonl line 1", "'text'", "body", "data.text_key"]),
+    ({"a.parquet": "not parquet"}, "", ["a.parquet", "not a parquet file"]),
+    ({"a.txt": "x"}, "missing.txt", ["missing.txt", "matches no file"]),
+])  # fmt: skip
+def test_a_bad_corpus_is_named(tmp_path: Path, files: dict[str, str], path: str, words: list[str]) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name, text in files.items():
+        (corpus / name).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        prepare(text_data(corpus / path, tmp_path / "cache"), BYTES)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert not list(tmp_path.glob("cache/stores/*/meta.json")), "nothing half-built is left"
+
+
+def test_few_records_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": f"number {n}"}) for n in range(60)] + ["{bad", '{"body": "x"}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = text_data(tmp_path / "a.jsonl", tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"2 of 62 records \(3.23%\).*the first: .*line 61 is not JSON.*share=0.04"):
+        prepare(config, BYTES)
+    config.max_bad_share = 0.04
+    store = prepare(config, BYTES).stores["text"]
+    assert store.meta["unusable"] == 2
+    listed = (Path(store.place) / "parts" / "00000" / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["place"].rpartition(" ")[2] for line in listed] == ["61", "62"]
+
+
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "folder.txt").mkdir()
+    secret = tmp_path / "a.txt"
+    secret.write_text("x")
+    config = text_data(secret, tmp_path / "cache")
+    sources = build_sources(config)
+    secret.unlink()
+    with pytest.raises(ConfigError, match=r"cannot read .*a\.txt"):
+        list(sources["text"].documents())
+
+
+def test_no_paths_and_unknown_protocol(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="data.paths"):
+        build_sources(DataConfig(source=Source.text_files))
+    with pytest.raises(ConfigError, match="nosuch"):
+        build_sources(DataConfig(paths=["nosuch://bucket/x"]))
+
+
+def test_stdlib_is_there_without_tests_and_split_by_name() -> None:
+    (source,) = build_sources(DataConfig(source=Source.python_stdlib)).values()
+    names = [file.name for file in source.files]
+    assert {"json/decoder.py", "argparse.py"} <= set(names)
+    assert not [name for name in names if "site-packages" in name or "/test" in name or name.startswith("test/")]
+    assert 8e6 < source.num_bytes < 40e6
+    held = {name for name in names if source.held_out(name)}
+    assert 0.01 < len(held) / len(names) < 0.1
+    assert held == {name for name in names if source.held_out(name)}
+
+
+def test_store_round_trip_and_counts(corpus: Path, tmp_path: Path) -> None:
+    data = prepare(text_data(corpus, tmp_path / "cache"), BYTES)
+    store, tokenizer = data.stores["text"], data.tokenizer
+    splits = store.meta["splits"]
+    assert splits[TRAIN]["documents"] + splits[HELDOUT]["documents"] == 60
+    for split in (TRAIN, HELDOUT):
+        tokens = store.windows(split, [0], store.num_tokens(split))[0]
+        ends = store.document_ends(split)
+        assert tokens[0] == tokens[-1] == tokenizer.end_id
+        assert (tokens[ends] == tokenizer.end_id).all()
+        assert (tokens == tokenizer.end_id).sum() == splits[split]["documents"] + 1
+        assert splits[split]["bytes"] == len(tokens) - len(ends) - 1
+    held_out = {tokenizer.decode(t) for t in np.split(tokens, ends)} - {""}
+    originals = {p.read_text() for p in corpus.iterdir()}
+    assert {text for text in held_out if text} <= originals
+    assert store.bytes_per_token(HELDOUT) == pytest.approx(splits[HELDOUT]["bytes"] / (splits[HELDOUT]["tokens"] - 1))
+
+
+def test_cache_is_used_and_follows_changes(corpus: Path, tmp_path: Path) -> None:
+    config = text_data(corpus, tmp_path / "cache")
+    first = prepare(config, BYTES).stores["text"].place
+    stamp = (Path(first) / "meta.json").stat().st_mtime_ns
+    assert prepare(config, BYTES).stores["text"].place == first
+    assert (Path(first) / "meta.json").stat().st_mtime_ns == stamp
+    (corpus / "00.txt").write_text("changed")
+    assert prepare(config, BYTES).stores["text"].place != first
+    assert prepare(text_data(corpus, tmp_path / "cache", holdout_every=7), BYTES).stores["text"].place != first
+
+
+def test_a_failed_build_leaves_nothing(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+    def explode(*_):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(PartWriter, "close", explode)
+    with pytest.raises(RuntimeError, match="power cut"):
+        prepare(text_data(corpus, tmp_path / "cache"), BYTES)
+    assert list((tmp_path / "cache" / "stores").iterdir()) == []
+
+
+def test_a_single_book_holds_out_its_end(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text("".join(f"line {i}\n" for i in range(1000)))
+    (source,) = build_sources(DataConfig(paths=[str(tmp_path / "book.txt")], holdout_every=10)).values()
+    cut = find_cut(source)
+    ((train_side, train), (held_side, rest)) = cut(next(source.documents()), False)
+    assert (train_side, held_side) == (TRAIN, HELDOUT)
+    assert train + rest == (tmp_path / "book.txt").read_text()
+    assert len(rest) == pytest.approx(len(train + rest) / 10, abs=1)
+
+
+def test_a_flipped_bit_in_the_store_raises(corpus: Path, tmp_path: Path) -> None:
+    store = prepare(text_data(corpus, tmp_path / "cache"), BYTES).stores["text"]
+    chunk = Path(store.place) / "parts" / "00000" / TRAIN / "tokens" / "c" / "0"
+    damaged = bytearray(chunk.read_bytes())
+    damaged[100] ^= 1
+    os.chmod(chunk, 0o644)
+    chunk.write_bytes(damaged)
+    with pytest.raises(CorruptError, match=r"parts/00000/train/tokens/c/0 is damaged.*data.on_corrupt=skip"):
+        TokenStore(store.place).windows(TRAIN, [0], 64)
+
+
+def test_writer_crosses_shards(tmp_path: Path) -> None:
+    writer = ArrayWriter(tmp_path / "a", Array("uint16", shard=64, chunk=16))
+    values = np.random.default_rng(0).integers(0, 60_000, 1000)
+    for part in np.split(values, [3, 70, 71, 400]):
+        writer.append(part)
+    writer.close()
+    assert writer.written == 1000
+    import tensorstore as ts
+
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(tmp_path / "a")}}
+    np.testing.assert_array_equal(ts.open(spec).result().read().result(), values)
+    assert len(list((tmp_path / "a" / "c").iterdir())) == -(-1000 // 64)
+
+
+TEXTS = ["def f(x):\n    return x + 1\n" * 40, "naïve café 😀 " * 50, "0123456789" * 30]
+
+
+def bpe(vocab_size: int, **changes) -> TokenizerConfig:
+    return TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=vocab_size, **({"end_token": "<end>"} | changes))
+
+
+def test_bpe_round_trip_and_determinism(tmp_path: Path) -> None:
+    one, two = (train_bpe(TEXTS, bpe(300)) for _ in range(2))
+    assert one.sha256() == two.sha256()
+    assert one.vocab_size == 300
+    for text, ids in zip(TEXTS, one.encode_batch(TEXTS), strict=True):
+        assert one.decode(ids) == text
+        assert len(ids) < len(text.encode())
+        assert one.end_id not in ids
+    one.save(tmp_path / "t.json")
+    assert load_tokenizer(tmp_path / "t.json", bpe(300)).sha256() == one.sha256()
+
+
+def test_bytes_round_trip(tmp_path: Path) -> None:
+    tokenizer = ByteTokenizer()
+    for text, ids in zip(TEXTS, tokenizer.encode_batch(TEXTS), strict=True):
+        assert tokenizer.decode(ids) == text
+        assert len(ids) == len(text.encode())
+    tokenizer.save(tmp_path / "t.json")
+    assert isinstance(load_tokenizer(tmp_path / "t.json", BYTES), ByteTokenizer)
+
+
+def test_tokenizer_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tokenizer.vocab_size=5000.*tokenizer.vocab_size=\d+"):
+        train_bpe(["aaaa"], bpe(5000))
+    with pytest.raises(ConfigError, match="no such file"):
+        load_tokenizer(tmp_path / "none.json", bpe(300))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a tokenizer.json"):
+        load_tokenizer(tmp_path / "bad.json", bpe(300))
+    train_bpe(TEXTS, bpe(300, end_token="<|end|>")).save(tmp_path / "t.json")
+    with pytest.raises(ConfigError, match=r"'<end>' is not in the vocabulary.*<\|end\|>"):
+        load_tokenizer(tmp_path / "t.json", bpe(300))
+
+
+def test_held_out_text_does_not_train_the_tokenizer(tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    config = text_data(corpus, tmp_path / "cache", holdout_every=2)
+    (source,) = build_sources(text_data(__file__, tmp_path, holdout_every=2)).values()
+    for number in range(20):
+        name = f"{number}.txt"
+        (corpus / name).write_text("zqzq " * 200 if source.held_out(name) else f"plain text number {number} " * 20)
+    data = prepare(config, TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=280))
+    assert len(data.tokenizer.encode_batch(["zqzq"])[0]) == 4
+
+
+def test_mixture_builds_a_store_a_part(corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(json.dumps(list(range(2000))))
+    parts = {"a": SourceConfig(paths=[str(corpus)], weight=3.0), "b": SourceConfig(paths=[str(other)], weight=1.0)}
+    data = prepare(DataConfig(mixture=parts, cache_dir=str(tmp_path / "cache")), BYTES)
+    assert data.weights == {"a": 3.0, "b": 1.0}
+    assert data.stores["a"].place != data.stores["b"].place
+    with pytest.raises(ConfigError, match="weight"):
+        build_sources(DataConfig(mixture={"a": SourceConfig(paths=["x"], weight=0.0)}))
+
+
+def test_wide_vocabularies_are_stored_in_32_bits(corpus: Path, tmp_path: Path) -> None:
+    many = TokenizerConfig(kind=TokenizerKind.bytes, sentinels=70_000)
+    store = prepare(text_data(corpus, tmp_path / "cache"), many).stores["text"]
+    assert store.frame._array(0, "train/tokens").dtype.name == "uint32"
