@@ -17,7 +17,7 @@ from lmkit.checkpoint.manifest import check_manifest, write_manifest
 from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections.checkpoint import Best, CheckpointConfig
-from lmkit.nn.tree import divide, flat, union
+from lmkit.nn.tree import divide, flat, mismatch, union
 from lmkit.parallel.devices import platform
 
 logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save there; failures are raised, too
@@ -75,6 +75,7 @@ class Checkpoints:
         this save, so on a CPU the state is not copied (lmkit/checkpoint/snapshot.py).
         """
         self.wait()
+        _check_state(state)
         if step in self.steps():
             return
         state = {name: part for name, part in state.items() if name not in self.without}
@@ -120,6 +121,7 @@ class Checkpoints:
         `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
         Raises CheckpointError where there are checkpoints and none is good.
         """
+        _check_state(shapes)
         shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
         for step in reversed(json.loads(hosts.share("steps", json.dumps(self.steps())))):
@@ -172,24 +174,36 @@ def _context(compress: bool, partial: bool = False) -> Any:
     )
 
 
-def load_params(path: Path, shapes: Any) -> tuple[Any, str]:
+def _check_state(state: Any) -> None:
+    if not isinstance(state, dict):
+        raise ConfigError(f'the state is a {type(state).__name__}: give a dict such as {{"step": ..., "params": ...}}')
+
+
+def load_params(path: str | Path, shapes: Any) -> tuple[Any, str]:
     """Only the parameters of a checkpoint, cast and sharded as `shapes` say, and where they came from.
 
     `path` is a run directory, its `checkpoints` folder, or one checkpoint. Raises ConfigError where there is none
-    or its parameters do not fit.
+    or its parameters do not fit, naming those that are missing or of another shape.
     """
+    leaves = flat(shapes)
     place, saved = find_checkpoint(path)
-    frozen = [name for name in flat(shapes) if name in flat(saved.get("frozen", {}))]
-    resting, params = divide(shapes, frozen)
-    return union(load_part(place, "params", params), load_part(place, "frozen", resting)), str(place)
+    resting = flat(saved.get("frozen", {}))
+    if wrong := mismatch(resting | flat(saved["params"]), leaves, extra=False):
+        raise ConfigError(
+            f"init_from={place}: these are not the parameters of this model; {wrong}; give the configuration it was "
+            f"trained with"
+        )
+    frozen = [name for name in leaves if name in resting]
+    frozen_shapes, params = divide(shapes, frozen)
+    return union(load_part(place, "params", params), load_part(place, "frozen", frozen_shapes)), str(place)
 
 
-def find_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
 
     `path` as in `load_params`. Raises ConfigError where there is none.
     """
-    path = path.expanduser().absolute()
+    path = Path(path).expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
     candidates = (
         [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
@@ -210,14 +224,24 @@ def find_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def load_part(place: Path, name: str, shapes: Any) -> Any:
-    """What `shapes` name of one key of a checkpoint's state, cast and sharded as they say."""
+    """What `shapes` name of one key of a checkpoint's state, cast and sharded as they say.
+
+    Raises ConfigError where some of it is not there, or does not fit.
+    """
     if not jax.tree.leaves(shapes):
         return {}
     try:
         with _context(compress=False, partial=True):
-            return ocp.load(place, {name: shapes})[name]
+            loaded = ocp.load(place, {name: shapes})[name]
     except Exception as error:
-        raise ConfigError(f"init_from={place}: {(error.__cause__ or error)!s:.300}") from error
+        raise ConfigError(f"init_from={place}: {' '.join(str(error.__cause__ or error).split()):.300}") from error
+    found, _ = jax.tree.flatten_with_path(loaded)
+    lost = [
+        jax.tree_util.keystr(way, simple=True, separator=".") for way, leaf in found if not hasattr(leaf, "__array__")
+    ]
+    if lost:
+        raise ConfigError(f"init_from={place}: {name} has no {lost[0]} (and {len(lost) - 1} more that were asked for)")
+    return loaded
 
 
 def _steps(folder: Path) -> list[int]:

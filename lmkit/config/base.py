@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from enum import Enum
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 
@@ -39,6 +40,7 @@ class Section:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            self._check_type(field.name, field.type, value)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             low, high = field.metadata.get("at_least"), field.metadata.get("at_most")
@@ -46,6 +48,15 @@ class Section:
                 raise ConfigError(f"{self.section}.{field.name}={value}: it must be at least {low}")
             if high is not None and value > high:
                 raise ConfigError(f"{self.section}.{field.name}={value}: it must be at most {high}")
+
+    def _check_type(self, name: str, kind: Any, value: Any) -> None:
+        """Raises ConfigError for a value that is not of the key's plain type: position="learned" equals no Position."""
+        kinds = {bool: bool, int: Integral, float: Real, str: str}
+        plain = isinstance(kind, type) and (issubclass(kind, Enum) or kind in kinds)
+        if plain and not isinstance(value, kinds.get(kind, kind)):
+            names = [f"{kind.__name__}.{one.name}" for one in kind] if issubclass(kind, Enum) else []
+            way_out = f"one of {', '.join(names)}" if names else f"a value of type {kind.__name__}"
+            raise ConfigError(f"{self.section}.{name}={value!r}: give {way_out}")
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

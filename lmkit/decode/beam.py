@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from lmkit.compiler.programs import jit
-from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, put_batch, read, rows_only, seen_in
+from lmkit.config.base import ConfigError
+from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
 from lmkit.nn.cache import Cache, cache_specs, take_rows
 from lmkit.parallel.devices import platform_of
@@ -42,6 +43,8 @@ class BeamSearch:
     """
 
     def __init__(self, decoder: Decoder, beams: int, *, length_penalty: float = 1.0, early_stopping: bool = False):
+        if beams < 1:
+            raise ConfigError(f"beams={beams}: it must be at least 1")
         self.decoder, self.beams = decoder, beams
         self.length_penalty, self.early_stopping = length_penalty, early_stopping
         self._penalty = decoder.sampling.repetition_penalty
@@ -52,10 +55,10 @@ class BeamSearch:
     def search(self, params: Any, prompts: Prompts, *, max_new_tokens: int) -> list[list[tuple[list[int], float]]]:
         """The finished beams of every row, the best first: (new tokens without the one that ended them, score).
 
-        Rows do not influence each other.
+        Rows do not influence each other. Raises ConfigError for prompts that the model cannot go on from.
         """
         decoder = self.decoder
-        batch = put_batch(prompts, decoder.mesh, decoder.limit)
+        batch = decoder.put(prompts, max_new_tokens)
         length = batch["tokens_BT"].shape[1] + max_new_tokens
         with decoder.on_mesh():
             going, beams, cache = self._prefill(params, batch, length=length, limit=max_new_tokens)

@@ -16,7 +16,8 @@ from jax.sharding import Mesh, PartitionSpec
 from lmkit.compiler.programs import jit
 from lmkit.config.arithmetic.mesh import batch_shards
 from lmkit.config.sections.model import Position
-from lmkit.decode.sampling import Sampling, choose
+from lmkit.decode.check import check_decoder, check_prompts
+from lmkit.decode.sampling import Sampling, check_sampling, choose
 from lmkit.nn.cache import Cache
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
@@ -125,6 +126,8 @@ class Decoder:
         end_ids: tokens that end a row.
         vocab_size: ids from here on are never chosen; 0 for the model's own.
         mesh: where the parameters are; None without one.
+
+    Raises ConfigError for a model that writes no text; its methods do for prompts that it cannot go on from.
     """
 
     def __init__(
@@ -137,7 +140,9 @@ class Decoder:
         vocab_size: int = 0,
         mesh: Mesh | None = None,
     ):
-        self.merge, self.mesh, self.limit = merge, mesh, position_limit(config)
+        check_decoder(config, end_ids, vocab_size)
+        check_sampling(sampling)
+        self.merge, self.mesh, self.limit, self.config = merge, mesh, position_limit(config), config
         self.sampling, self.end_ids = sampling, tuple(end_ids)
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._prefill = jit(self._prefill_rows, platform_of(mesh), static_argnames="length")
@@ -148,7 +153,7 @@ class Decoder:
 
         Ends when all rows have, or after `max_new_tokens`. A token is handed out while the device makes the next.
         """
-        batch, rows = put_batch(prompts, self.mesh, self.limit), len(prompts.tokens)
+        batch, rows = self.put(prompts, max_new_tokens), len(prompts.tokens)
         key = jax.random.key(seed)
         length = batch["tokens_BT"].shape[1] + max_new_tokens
         with self.on_mesh():
@@ -170,6 +175,11 @@ class Decoder:
     def without_end(self, tokens: np.ndarray) -> list[int]:
         """A row's tokens up to the one that ended it."""
         return [int(token) for token in tokens if token not in (NOTHING, *self.end_ids)]
+
+    def put(self, prompts: Prompts, max_new_tokens: int) -> dict[str, jax.Array]:
+        """The prompts on their devices. Raises ConfigError for those that it cannot go on from."""
+        check_prompts(self.config, self.limit, max_new_tokens, prompts.tokens, prompts.source, prompts.source_ids)
+        return put_batch(prompts, self.mesh, self.limit)
 
     def on_mesh(self) -> Any:
         """The context its programs are called in."""

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmkit.config.base import ConfigError
+
 _NEVER = -jnp.inf
 
 
@@ -25,6 +27,16 @@ class Sampling(NamedTuple):
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """Raises ConfigError for a number out of range."""
+    most = {"temperature": None, "top_k": None, "top_p": 1, "min_p": 1, "repetition_penalty": None}
+    for name, high in most.items():
+        value, positive = getattr(sampling, name), name == "repetition_penalty"
+        if not value >= 0 or (positive and not value) or (high is not None and value > high):
+            end = f" and at most {high}" if high is not None else ""
+            raise ConfigError(f"{name}={value}: it must be {'above 0' if positive else 'at least 0'}{end}")
 
 
 def penalized(scores_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) -> jax.Array:

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
+from lmkit.config.base import ConfigError
+
 _HALF = "\ufffd"  # what a decoder makes of bytes that are no character yet
 _CONTEXT = 8  # tokens before the new ones that decide how those are written (spaces, above all)
 
@@ -16,6 +18,8 @@ class TextStream:
     """
 
     def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int] = (), stop: Sequence[str] = ()):
+        if isinstance(stop, str):
+            raise ConfigError(f"stop={stop!r}: give a list of strings, such as [{stop!r}]")
         self._decode, self._stop = decode, [word for word in stop if word]
         self._ids = list(prompt)[-_CONTEXT:]
         self._start, self._read = 0, len(self._ids)  # of the context, and of what is not yet text

@@ -21,7 +21,7 @@ from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lmkit.interop.hub import locate
 from lmkit.interop.load import load_tensors
 from lmkit.interop.names import TOKENIZER_FILES
-from lmkit.interop.save import save_tensors
+from lmkit.interop.save import DTYPES, check_params, save_tensors
 from lmkit.interop.source import SafetensorsSource
 
 __all__ = [
@@ -88,12 +88,18 @@ def save_folder(
         dtype: float32, bfloat16 or float16.
         shard_bytes: largest size of one file of weights, which the host holds at a time.
 
-    Raises ConfigError where no published family computes what the model does, or the folder exists.
+    Raises ConfigError where no published family computes what the model does, the parameters are not its own, or the
+    folder exists.
     """
     folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another place or remove it")
     family, theirs = family_for(config)
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype}: there are {', '.join(DTYPES)}")
+    if shard_bytes < 1:
+        raise ConfigError(f"shard_bytes={shard_bytes}: it must be at least 1, such as 2 << 30")
+    check_params(config, params)
     for stale in folder.parent.glob(f"{folder.name}.partial-*"):
         shutil.rmtree(stale, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")

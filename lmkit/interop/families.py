@@ -16,7 +16,7 @@ FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *ENCDECS, *VISIONS)
 
 def family_of(theirs: Json) -> Family:
     """The table for a config.json. Raises ConfigError, naming the nearest, where there is none."""
-    kind = theirs.get("model_type") or ""
+    kind = str(theirs.get("model_type") or "")
     for family in FAMILIES:
         if family.model_type == kind:
             return family
@@ -47,8 +47,11 @@ def read_json(folder: Path) -> Json:
     """config.json of a folder. Raises ConfigError where there is none or it is no JSON."""
     path = folder / "config.json"
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        found = json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is no JSON: {error}; fetch it again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}: it must be an object with a model_type")
+    return found

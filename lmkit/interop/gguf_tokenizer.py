@@ -25,9 +25,9 @@ class GGUFTokenizer(NamedTuple):
     end: list[int]
 
 
-def read_gguf_tokenizer(path: Path) -> GGUFTokenizer:
+def read_gguf_tokenizer(path: str | Path) -> GGUFTokenizer:
     """Raises ConfigError for a kind of tokenizer that is not read, naming tokenizer.path as the way out."""
-    fields = GGUFSource(path).fields
+    fields = GGUFSource(Path(path)).fields
 
     def get(name: str, default: Any = None) -> Any:
         return fields.get(f"tokenizer.ggml.{name}", default)

@@ -8,12 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.source import Range, Source
 from lmkit.interop.table import Family, Layout, Row
+from lmkit.nn.tree import flat, nested
 
 Progress = Callable[[int, int], None]
 _ALIGNED = 64  # a buffer that begins at a multiple of so many bytes becomes a CPU array without a copy
@@ -36,7 +36,7 @@ def load_tensors(
     """
     if not isinstance(config, family.schema):
         raise ConfigError(f"a {family.model_type} is a {family.schema.__name__}, not a {type(config).__name__}")
-    leaves: dict[str, Any] = dict(traverse_util.flatten_dict(shapes, sep="."))
+    leaves = flat(shapes)
     rows = {row.ours: row for row in family.rows(config)}
     if unknown := sorted(set(leaves) - set(rows) if partial else set(rows) ^ set(leaves)):
         raise ConfigError(
@@ -52,7 +52,7 @@ def load_tensors(
         done += math.prod(leaf.shape) * 4
         if progress is not None:
             progress(done, total)
-    return traverse_util.unflatten_dict(loaded, sep=".")
+    return nested(loaded)
 
 
 class _Reader:

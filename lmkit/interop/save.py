@@ -10,14 +10,26 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from flax import traverse_util
+from flax import nnx
 from safetensors.numpy import save_file
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.table import Family, Json, Layout, Row
+from lmkit.models import build_model
+from lmkit.nn.tree import flat, mismatch
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+
+
+def check_params(config: ModelConfig, params: Any) -> None:
+    """Raises ConfigError where these are not the parameters of a configuration's model."""
+    expected = nnx.to_pure_dict(nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[1])
+    if wrong := mismatch(flat(params), flat(expected)):
+        raise ConfigError(
+            f"these are not the parameters of a model of this {type(config).__name__}; {wrong}: give the "
+            f"configuration that they were made with"
+        )
 
 
 def save_tensors(
@@ -35,8 +47,6 @@ def save_tensors(
 
     The host holds one file's worth at a time.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype}: there are {', '.join(DTYPES)}")
     plan = _plan(family, config, params)
     sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, shape, _ in plan}
     files: list[list[Any]] = [[]]
@@ -70,7 +80,7 @@ def _write(path: Path, entries: list[Any], dtype: np.dtype) -> None:
 
 def _plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:
     """(their name, their shape, how to read it) of every tensor."""
-    leaves: dict[str, Any] = dict(traverse_util.flatten_dict(params, sep="."))
+    leaves = flat(params)
     shared: dict[str, list[tuple[Row, tuple[int, ...]]]] = {}
     for row in family.rows(config):
         for index in product(*map(range, leaves[row.ours].shape[: row.each])):
@@ -89,10 +99,10 @@ def _join(leaves: dict[str, Any], parts: list[tuple[Row, tuple[int, ...]]], shap
     pieces = []
     for row, index in parts:
         own = _to_host(leaves[row.ours], index)
-        flat = own.reshape([math.prod(own.shape[first:last]) for first, last in row.spans(own.shape)])
+        joined = own.reshape([math.prod(own.shape[first:last]) for first, last in row.spans(own.shape)])
         if row.layout is Layout.conv:
-            flat = np.moveaxis(flat.reshape(*row.taps, -1, own.shape[1]), (-1, -2), (0, 1))
-        pieces.append(flat.T if row.layout is Layout.linear else flat)
+            joined = np.moveaxis(joined.reshape(*row.taps, -1, own.shape[1]), (-1, -2), (0, 1))
+        pieces.append(joined.T if row.layout is Layout.linear else joined)
     axis = 0 if parts[0][0].layout is Layout.linear else -1
     return (pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=axis)).reshape(shape)
 

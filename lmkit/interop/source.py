@@ -34,7 +34,12 @@ class SafetensorsSource:
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         index = folder / "model.safetensors.index.json"
-        indexed = json.loads(index.read_text())["weight_map"] if index.exists() else None
+        try:
+            indexed = dict(json.loads(index.read_text())["weight_map"]) if index.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{index} is no index of tensors: {type(error).__name__}: {error}; fetch it again"
+            ) from error
         files = sorted({folder / name for name in indexed.values()} if indexed else folder.glob("*.safetensors"))
         files = [path for path in files if path.name == "model.safetensors"] or files
         if not files:

@@ -44,6 +44,7 @@ def confusion(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> np.n
 
 def format_confusion(matrix: np.ndarray, names: Sequence[str]) -> str:
     """A confusion matrix for a terminal, with each class's recall; beyond 20 classes the 20 most frequent errors."""
+    matrix = np.asarray(matrix)
     if matrix.shape != (len(names), len(names)):
         raise ConfigError(f"a confusion matrix of shape {matrix.shape} and {len(names)} names; give one name a class")
     short = [name if len(name) <= _NAME_WIDTH else name[: _NAME_WIDTH - 1] + "…" for name in names]
@@ -70,7 +71,8 @@ def regression(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
 
     R² of a single example is not defined and is given as NaN.
     """
-    package, truth, answers = require("regression"), np.asarray(targets, float), np.asarray(predicted, float)
+    package = require("regression")
+    truth, answers = _numbers("targets", targets), _numbers("predictions", predicted)
     check_pairs("regression", np.atleast_1d(truth), np.atleast_1d(answers))
     if truth.shape != answers.shape or truth.ndim > 2:
         raise ConfigError(f"regression: targets {truth.shape}, predictions {answers.shape}; both must be [N] or [N, K]")
@@ -84,10 +86,20 @@ def regression(targets: ArrayLike, predicted: ArrayLike) -> dict[str, float]:
     }
 
 
+def _numbers(name: str, values: ArrayLike) -> np.ndarray:
+    try:
+        return np.asarray(values, float)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"regression: {name} are no array of numbers: {error}") from error
+
+
 def _classes(labels: ArrayLike, predicted: ArrayLike, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     if num_classes < 2:
         raise ConfigError(f"classification: {num_classes} classes; it takes at least 2 names")
-    pair = np.asarray(labels).reshape(-1), np.asarray(predicted).reshape(-1)
+    try:
+        pair = np.asarray(labels).reshape(-1), np.asarray(predicted).reshape(-1)
+    except ValueError as error:  # rows of different lengths
+        raise ConfigError(f"classification: labels or predictions are no array: {error}; join their rows") from error
     check_pairs("classification", *pair)
     for name, values in zip(("labels", "predictions"), pair, strict=True):
         if values.dtype.kind not in "iu":

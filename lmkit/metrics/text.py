@@ -4,14 +4,16 @@ import math
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
+
 from lmkit.config.base import ConfigError
-from lmkit.metrics.packages import check_pairs, require
+from lmkit.metrics.packages import check_texts, require
 
 
 def translation(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, float]:
     """Corpus `bleu` (Post 2018) and `chrf` (chrF2, Popović 2015), 0 to 100, with sacrebleu's defaults."""
     package = require("translation")
-    check_pairs("translation", references, hypotheses)
+    check_texts("translation", references, hypotheses)
     return {
         "bleu": package.BLEU().corpus_score(list(hypotheses), [list(references)]).score,
         "chrf": package.CHRF().corpus_score(list(hypotheses), [list(references)]).score,
@@ -33,7 +35,7 @@ def speech(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, fl
     Both sides are lower-cased and lose their punctuation first: an apostrophe vanishes, other marks part words.
     """
     package = require("speech")
-    check_pairs("speech", references, hypotheses)
+    check_texts("speech", references, hypotheses)
     truth, answers = [_spoken(text) for text in references], [_spoken(text) for text in hypotheses]
     if not any(truth):
         raise ConfigError(f"speech: the {len(truth)} references hold no words; check the transcripts")
@@ -42,6 +44,8 @@ def speech(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, fl
 
 def perplexity(nll: float) -> float:
     """exp of the mean negative log-likelihood in nats a token; infinite beyond what a float holds."""
+    if np.ndim(nll) or not np.issubdtype(np.asarray(nll).dtype, np.number):
+        raise ConfigError(f"perplexity: nll={nll!r:.40}; give one number, the mean over all tokens")
     try:
         return math.exp(nll)
     except OverflowError:

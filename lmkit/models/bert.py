@@ -12,6 +12,7 @@ from lmkit.config.sections.model import NormOrder, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
+from lmkit.nn.check import check_stream, check_tokens, present
 from lmkit.nn.dropout import dropout
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
 from lmkit.nn.linear import Linear
@@ -69,7 +70,10 @@ class BERT(nnx.Module):
             positions_BT: int; None for 0..T-1.
             types_BT: int kind of each token (sentence A or B); None for 0.
             key: switches dropout on.
+
+        Raises ConfigError for another shape or dtype.
         """
+        check_tokens(tokens_BT, key, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT, types_BT=types_BT)
         config = self.config
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
@@ -82,30 +86,32 @@ class BERT(nnx.Module):
 
     def pool(self, hidden_BTD: jax.Array) -> jax.Array:
         """What stands for the whole row, [B, D]: a dense layer with tanh on its first token."""
-        assert self.pooler is not None, "model.pooler=false"
+        pooler = present(self.pooler, "pooler", "model.pooler=true")
+        check_stream(hidden_BTD, self.config.embed_dim)
         first_B1D = reshard(hidden_BTD, WHOLE)[:, :1]
-        return jnp.tanh(self.pooler(first_B1D, out=WHOLE))[:, 0]
+        return jnp.tanh(pooler(first_B1D, out=WHOLE))[:, 0]
 
     def next_sentence_logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """float32 [B, 2]: does the second sentence follow the first (0), or not (1)?"""
-        assert self.next_sentence is not None, "model.next_sentence_head=false"
-        return self.next_sentence(self.pool(hidden_BTD)[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
+        head = present(self.next_sentence, "next-sentence head", "model.next_sentence_head=true")
+        return head(self.pool(hidden_BTD)[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
 
     def class_logits(self, hidden_BTD: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What `encode` gave to float32 [B, classes], or [B, T, classes] with classify_tokens. key: dropout on."""
-        assert self.classifier is not None, "model.num_classes=0"
+        classifier = present(self.classifier, "classes", "model.num_classes=N")
+        check_stream(hidden_BTD, self.config.embed_dim)
         config = self.config
         dims = gathered_dims(hidden_BTD.shape[1]) if config.classify_tokens else WHOLE
         x_BTD = reshard(hidden_BTD, dims) if config.classify_tokens else self.pool(hidden_BTD)[:, None]
-        logits = self.classifier(dropout(x_BTD, config.dropout, key, dims), out=dims).astype(jnp.float32)
+        logits = classifier(dropout(x_BTD, config.dropout, key, dims), out=dims).astype(jnp.float32)
         return logits if config.classify_tokens else logits[:, 0]
 
     def hidden(
         self, tokens_BT: jax.Array, segment_ids_BT=None, positions_BT=None, key=None, types_BT=None
     ) -> jax.Array:
         """What the masked-LM logits are made of, [B, T, D]; arguments as in `encode`."""
-        assert self.lm_head is not None, "model.lm_head=false"
-        return self.lm_head(self.encode(tokens_BT, segment_ids_BT, positions_BT, types_BT, key))
+        head = present(self.lm_head, "masked-LM head", "model.lm_head=true")
+        return head(self.encode(tokens_BT, segment_ids_BT, positions_BT, types_BT, key))
 
     def head_VD(self) -> jax.Array:
         """The table that turns `hidden` into logits: float32 [V, D]."""
@@ -113,8 +119,7 @@ class BERT(nnx.Module):
 
     def head_bias_V(self) -> jax.Array:
         """The bias of those logits: float32 [V]."""
-        assert self.lm_head is not None, "model.lm_head=false"
-        return self.lm_head.bias[...]
+        return present(self.lm_head, "masked-LM head", "model.lm_head=true").bias[...]
 
     def __call__(
         self, tokens_BT: jax.Array, segment_ids_BT=None, positions_BT=None, types_BT=None, key=None

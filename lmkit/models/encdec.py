@@ -12,14 +12,15 @@ from lmkit.config.sections.model import NormOrder, Position
 from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.attention import LayerInputs, make_layer_inputs
 from lmkit.nn.block import CrossBlock, load_block
-from lmkit.nn.cache import Cache, empty_cache, extended, next_step
-from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
+from lmkit.nn.cache import Cache, check_step, empty_cache, extended, next_step
+from lmkit.nn.check import check_like, check_memory, check_tokens
+from lmkit.nn.embed import Embed, StreamInput, default_positions, positions_in_segments, vocabulary_logits
 from lmkit.nn.frontend import AudioFrontend
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype, param
 from lmkit.nn.position import RelativeBias
 from lmkit.nn.stack import Stack
-from lmkit.parallel.rules import gathered_dims, reshard, residual_dims, seq_dim
+from lmkit.parallel.rules import gathered_dims, reshard, residual_dims
 
 
 class Memory(NamedTuple):
@@ -53,13 +54,15 @@ class EncDec(nnx.Module):
         """int tokens [B, S], or float log-mel frames [B, 2 S, mels], to what the decoder looks at, [B, S, D].
 
         segment_ids_BS: int; tokens attend within their own, and each begins at position 0: packed sources, and padding
-        as one of its own.
+        as one of its own. Raises ConfigError for another shape or dtype.
         """
         dtype = compute_dtype(self.config.dtype)
         if self.frontend is not None:
-            x_BSD = self.frontend(source.astype(dtype))
+            x_BSD = self.frontend(source, dtype)
         else:
+            check_tokens(source, name="source")
             x_BSD = self.embed(source, dtype, out=residual_dims(source.shape[1]))
+        check_like(x_BSD.shape[:2], "the encoder's inputs are", key, segment_ids_BS=segment_ids_BS)
         hidden_BSD = self.encoder(x_BSD, Memory(x_BSD, segment_ids_BS), segment_ids_BS, None, key)
         return Memory(reshard(hidden_BSD, gathered_dims(hidden_BSD.shape[1])), segment_ids_BS)
 
@@ -72,6 +75,8 @@ class EncDec(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """int tokens [B, T] to what the logits are made of, [B, T, D]."""
+        check_tokens(tokens_BT, key, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
+        check_memory(memory, tokens_BT.shape[0], self.config.embed_dim)
         x_BTD = self.embed(tokens_BT, compute_dtype(self.config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD = self.decoder(x_BTD, memory, segment_ids_BT, positions_BT, key)
         return x_BTD * jnp.asarray(self.config.head_scale, x_BTD.dtype)
@@ -85,6 +90,7 @@ class EncDec(nnx.Module):
         key: jax.Array | None = None,
     ) -> jax.Array:
         """`encode`, then `decode`: [B, T, D]. Where both have segments, a token sees the source of its own."""
+        check_tokens(tokens_BT, key, segment_ids_BT=segment_ids_BT)
         keys = (None, None) if key is None else jax.random.split(key)
         memory = self.encode(source, source_segment_ids_BS, keys[0])
         if source_segment_ids_BS is not None and segment_ids_BT is None:
@@ -110,6 +116,9 @@ class EncDec(nnx.Module):
         num_new_B, segment_ids_BT, positions_BT: as in GPT.extend. memory: what `encode` gave; with the first tokens,
         into a fresh cache, and only then.
         """
+        check_tokens(tokens_BT, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
+        check_step(self.config, self.config.decoder_layers, tokens_BT, num_new_B, cache)
+        check_memory(memory, tokens_BT.shape[0], self.config.embed_dim, cache.cross is None)
         x_BTD = self.embed(tokens_BT, compute_dtype(self.config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD, cache = self.decoder.extend(x_BTD, num_new_B, cache, memory, segment_ids_BT, positions_BT)
         return x_BTD * jnp.asarray(self.config.head_scale, x_BTD.dtype), cache
@@ -151,7 +160,7 @@ class Half(nnx.Module):
         keys = (None, None) if key is None else jax.random.split(key)
         seq = x_BTD.shape[1]
         if positions_BT is None and segment_ids_BT is not None:
-            positions_BT = _positions_in_segments(segment_ids_BT)
+            positions_BT = positions_in_segments(segment_ids_BT)
         x_BTD = self.input(x_BTD, positions_BT, key=keys[0])
         inputs: LayerInputs = make_layer_inputs(self.config, default_positions(x_BTD, positions_BT), segment_ids_BT)
         inputs = inputs._replace(
@@ -165,10 +174,9 @@ class Half(nnx.Module):
         self, x_BTD, num_new_B, cache: Cache, memory: Memory | None, segment_ids_BT, positions_BT
     ) -> tuple[jax.Array, Cache]:
         """[B, T, D] after the tokens of the cache to [B, T, D], and the cache with them; see EncDec.extend."""
-        assert (memory is None) != (cache.cross is None), "the memory comes with the first tokens"
         seq, first = x_BTD.shape[1], memory is not None
         if positions_BT is None and segment_ids_BT is not None and first:
-            positions_BT = _positions_in_segments(segment_ids_BT)
+            positions_BT = positions_in_segments(segment_ids_BT)
         step = next_step(cache, seq, 0, segment_ids_BT, positions_BT, empty=first)
         memory_ids_BM = memory.segment_ids_BS if memory else cache.cross and cache.cross.segment_ids_BM
         inputs = make_layer_inputs(self.config, step.positions_BT, step.segment_ids_BT)._replace(
@@ -182,14 +190,6 @@ class Half(nnx.Module):
         x_BTD, new = self.stack.extend(self.input(x_BTD, step.positions_BT), inputs, cache, flags=False)
         x_BTD = x_BTD if self.norm is None else self.norm(x_BTD)
         return x_BTD, extended(cache, new, step, num_new_B, memory_ids_BM)
-
-
-def _positions_in_segments(ids_BT: jax.Array) -> jax.Array:
-    """int [B, T]: how far each token is from the first of its segment, so that packed pairs begin at 0 like others."""
-    dims = ("batch", seq_dim(ids_BT.shape[1]))
-    ids_BT, positions = reshard(ids_BT, ("batch", None)), jnp.arange(ids_BT.shape[1])
-    first = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
-    return reshard(positions - jax.lax.cummax(jnp.where(first, positions, 0), axis=1), dims)
 
 
 def _encoder_config(config: EncDecConfig) -> EncDecConfig:

@@ -6,7 +6,8 @@ from flax import nnx
 from lmkit.config.sections.families import GPTConfig
 from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
-from lmkit.nn.cache import Cache, empty_cache, extended, next_step
+from lmkit.nn.cache import Cache, check_step, empty_cache, extended, next_step
+from lmkit.nn.check import check_tokens
 from lmkit.nn.embed import Embed, StreamInput, default_positions, vocabulary_logits
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import compute_dtype
@@ -44,7 +45,10 @@ class GPT(nnx.Module):
             segment_ids_BT: int; tokens attend within their own segment (packed documents).
             positions_BT: int; None for 0..T-1 in every row.
             key: switches dropout on.
+
+        Raises ConfigError for another shape or dtype.
         """
+        check_tokens(tokens_BT, key, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
         config = self.config
         input_key, stack_key = (None, None) if key is None else jax.random.split(key)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
@@ -74,6 +78,8 @@ class GPT(nnx.Module):
             empty: the cache is a fresh one: a prompt takes the same kernels as training.
         """
         config = self.config
+        check_tokens(tokens_BT, segment_ids_BT=segment_ids_BT, positions_BT=positions_BT)
+        check_step(config, config.num_layers, tokens_BT, num_new_B, cache)
         step = next_step(cache, tokens_BT.shape[1], config.sliding_window, segment_ids_BT, positions_BT, empty=empty)
         x_BTD = self.embed(tokens_BT, compute_dtype(config.dtype), out=residual_dims(tokens_BT.shape[1]))
         x_BTD = self.input(x_BTD, step.positions_BT)

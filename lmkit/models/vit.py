@@ -12,6 +12,7 @@ from lmkit.config.sections.optim import ParamKind
 from lmkit.models.gpt import GPT
 from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
+from lmkit.nn.check import check_key, check_shape, check_stream, check_tokens, present
 from lmkit.nn.embed import StreamInput, default_positions
 from lmkit.nn.frontend import Patches
 from lmkit.nn.linear import Linear
@@ -48,9 +49,10 @@ class ViT(nnx.Module):
 
     def hidden(self, images_BHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C], floats normalised as the model expects, to [B, P (+ 1), D] after the last norm."""
+        check_key(key)
         config = self.config
         keys = (None, None) if key is None else jax.random.split(key)
-        x_BPD = self.patches(images_BHWC.astype(compute_dtype(config.dtype)))
+        x_BPD = self.patches(images_BHWC, compute_dtype(config.dtype))
         if config.position is Position.sinusoidal:
             x_BPD += grid_sinusoids(config.image_size // config.patch_size, config.embed_dim).astype(x_BPD.dtype)
         if self.class_token is not None:
@@ -63,14 +65,15 @@ class ViT(nnx.Module):
 
     def pool(self, hidden_BPD: jax.Array) -> jax.Array:
         """What stands for the image, [B, D]: the class token, or the mean over the patches."""
+        check_stream(hidden_BPD, self.config.embed_dim, "hidden_BPD")
         hidden_BPD = reshard(hidden_BPD, WHOLE)
         return jnp.mean(hidden_BPD, axis=1) if self.class_token is None else hidden_BPD[:, 0]
 
     def __call__(self, images_BHWC: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """Images [B, H, W, C] to float32 logits [B, classes]."""
-        assert self.head is not None, "model.num_classes=0"
+        head = present(self.head, "classes", "model.num_classes=N")
         pooled_BD = self.pool(self.hidden(images_BHWC, key))
-        return self.head(pooled_BD[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
+        return head(pooled_BD[:, None], out=WHOLE)[:, 0].astype(jnp.float32)
 
 
 class CLIP(nnx.Module):
@@ -91,6 +94,8 @@ class CLIP(nnx.Module):
 
     def embed_text(self, tokens_BT: jax.Array, last_B: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """int tokens [B, T], and the place of each row's end token, to unit vectors float32 [B, projection_dim]."""
+        check_tokens(tokens_BT, key)
+        check_shape("last_B", last_B, tokens_BT.shape[:1], "the rows of tokens_BT are", ints=True)
         hidden_BTD = reshard(self.text.hidden(tokens_BT, key=key), WHOLE)
         chosen_BT = jnp.arange(tokens_BT.shape[1]) == last_B[:, None]  # a product instead of a gather: it shards
         pooled_BD = jnp.sum(jnp.where(chosen_BT[..., None], hidden_BTD, jnp.zeros_like(hidden_BTD)), axis=1)
@@ -103,6 +108,7 @@ class CLIP(nnx.Module):
 
     def __call__(self, tokens_BT, last_B, images_BHWC, key: jax.Array | None = None) -> jax.Array:
         """float32 [B texts, B images]: scaled cosine similarities."""
+        check_key(key)
         keys = (None, None) if key is None else jax.random.split(key)
         text_BP = self.embed_text(tokens_BT, last_B, keys[0])
         image_BP = reshard(self.embed_image(images_BHWC, keys[1]), (None, None))  # each text meets every image

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import TransformerConfig
+from lmkit.nn.check import check_shape
 from lmkit.nn.param import compute_dtype
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
@@ -64,6 +66,8 @@ class Step(NamedTuple):
 
 def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: int) -> Cache:
     """Room for `length` tokens a row, or for the window where that is shorter and every layer has it."""
+    if batch < 1 or length < 1:
+        raise ConfigError(f"a cache for batch={batch} and length={length}: both must be at least 1")
     windows = [config.window_of(layer) for layer in range(num_layers)]
     slots = min(length, max(windows)) if all(windows) else length
     shape = (num_layers, batch, slots, config.kv_heads, config.head_size)
@@ -72,6 +76,25 @@ def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: 
     ids_BS = reshard(jnp.zeros((batch, slots), jnp.int32), _ROWS)
     length_B, position_B = (reshard(jnp.zeros(batch, jnp.int32), _ROWS[:1]) for _ in range(2))
     return Cache(k, v, ids_BS, length_B, position_B)
+
+
+def check_step(config: TransformerConfig, num_layers: int, tokens_BT: jax.Array, num_new_B: Any, cache: Any) -> None:
+    """Raises ConfigError where a cache is not of these rows and this model, or too short for the tokens."""
+    if not isinstance(cache, Cache):
+        raise ConfigError(f"cache is a {type(cache).__name__}: make one with model.init_cache(batch, length)")
+    (rows, num_tokens), slots = tokens_BT.shape, cache.k_LBSKH.shape[2]
+    check_shape("num_new_B", num_new_B, (rows,), "the rows of tokens_BT are", ints=True)
+    expected = (num_layers, rows, slots, config.kv_heads, config.head_size)
+    if cache.k_LBSKH.shape != expected:
+        raise ConfigError(
+            f"cache holds keys of shape {cache.k_LBSKH.shape}, the model with {rows} rows needs {expected}: make one "
+            f"with model.init_cache(batch={rows}, length)"
+        )
+    if num_tokens > slots != config.sliding_window:
+        raise ConfigError(
+            f"{num_tokens} tokens for a cache of {slots}: make a longer one with model.init_cache(batch, length), or "
+            f"give fewer tokens"
+        )
 
 
 def cache_specs(cache: Cache) -> Any:

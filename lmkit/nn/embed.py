@@ -7,8 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import Position, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.check import check_stream
 from lmkit.nn.dropout import dropout
 from lmkit.nn.norm import stream_norm
 from lmkit.nn.param import param
@@ -31,7 +33,7 @@ class Embed(nnx.Module):
 
     def __init__(self, rows: int, size: int, *, dim: str, std: float, rngs: nnx.Rngs):
         if rows < 1:
-            raise ValueError(f"vocab_size={rows}: give the number of tokens" if dim == "vocab" else f"{rows} rows")
+            raise ConfigError(f"vocab_size={rows}: give the number of tokens" if dim == "vocab" else f"{rows} rows")
         self.dim = dim
         table = (std or 0.02) * normal(rngs.params(), (rows, size))
         self.table = param(table, (dim, "embed"), ParamKind.embedding)
@@ -116,7 +118,7 @@ class StreamInput(nnx.Module):
         """[B, T, D] to [B, T, D]. positions_BT: int; None for 0..T-1. types_BT: int; None for 0. key: dropout on."""
         config, dims, dtype = self.config, residual_dims(x_BTD.shape[1]), x_BTD.dtype
         if self.position is not None and positions_BT is None and x_BTD.shape[1] > self.length:
-            raise ValueError(
+            raise ConfigError(
                 f"a sequence of {x_BTD.shape[1]} is longer than the model's {self.length} positions: shorten it, or "
                 f"set model.max_seq_len={x_BTD.shape[1]} (model.max_source_len for the source)"
             )
@@ -140,10 +142,19 @@ def default_positions(x: jax.Array, positions_BT: jax.Array | None) -> jax.Array
     return jnp.arange(x.shape[1])[None] if positions_BT is None else positions_BT
 
 
+def positions_in_segments(ids_BT: jax.Array) -> jax.Array:
+    """int [B, T]: how far each token is from the first of its segment, so that packed pairs begin at 0 like others."""
+    dims = ("batch", seq_dim(ids_BT.shape[1]))
+    ids_BT, inputs = reshard(ids_BT, ("batch", None)), jnp.arange(ids_BT.shape[1])
+    first = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
+    return reshard(inputs - jax.lax.cummax(jnp.where(first, inputs, 0), axis=1), dims)
+
+
 def vocabulary_logits(
     x_BTD: jax.Array, head_VD: jax.Array, bias_V: jax.Array | None = None, softcap: float = 0.0
 ) -> jax.Array:
     """float32 [B, T, V] of the residual stream. Training never holds them all: see objectives/cross_entropy.py."""
+    check_stream(x_BTD, head_VD.shape[1])
     dims = gathered_dims(x_BTD.shape[1])
     x_BTD = reshard(x_BTD, dims)
     logits_BTV = jnp.einsum(

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import EncDecConfig, ViTConfig
+from lmkit.nn.check import shape_of
 from lmkit.nn.linear import Linear
 from lmkit.parallel.rules import WHOLE, current_spec
 
@@ -21,14 +23,21 @@ class Patches(nnx.Module):
             {"feature": pixels}, {"embed": config.embed_dim}, std=config.init_std, bias=config.patch_bias, rngs=rngs
         )
 
-    def __call__(self, images_BHWC: jax.Array) -> jax.Array:
-        """[B, H, W, C] to [B, P, D], row by row. Raises ValueError for another size than the model's."""
+    def __call__(self, images_BHWC: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Floats [B, H, W, C] to [B, P, D] of `dtype`, row by row. Raises ConfigError for another size or dtype."""
         side, patch = self.config.image_size, self.config.patch_size
-        if images_BHWC.shape[1:] != (side, side, self.config.num_channels):
-            raise ValueError(
-                f"images of shape {images_BHWC.shape[1:]}, the model takes {(side, side, self.config.num_channels)}: "
-                f"resize them, or set model.image_size and model.num_channels"
+        shape, expected = shape_of("images_BHWC", images_BHWC), (side, side, self.config.num_channels)
+        if len(shape) != 4 or shape[1:] != expected:
+            found = f"images of shape {shape[1:]}" if len(shape) == 4 else f"an array of shape {shape} for [B, H, W, C]"
+            raise ConfigError(
+                f"{found}, the model takes {expected}: resize them, or set model.image_size and model.num_channels"
             )
+        if not jnp.issubdtype(images_BHWC.dtype, jnp.floating):
+            raise ConfigError(
+                f"images are {images_BHWC.dtype}: give floats, normalised as the model expects, such as "
+                f"images / 127.5 - 1"
+            )
+        images_BHWC = images_BHWC.astype(dtype)
         rows = side // patch
         batch, channels, whole = images_BHWC.shape[0], self.config.num_channels, (None,) * 5
         sizes = (batch, rows, patch, rows, patch, channels)
@@ -43,11 +52,21 @@ class AudioFrontend(nnx.Module):
 
     def __init__(self, config: EncDecConfig, *, rngs: nnx.Rngs):
         width, inner = {"embed": config.embed_dim}, {"std": config.init_std, "bias": True, "rngs": rngs}
+        self.num_mels = config.num_mels
         self.first = Linear({"feature": _TAPS * config.num_mels}, width, **inner)
         self.second = Linear({"feature": _TAPS * config.embed_dim}, width, **inner)
 
-    def __call__(self, frames_BFM: jax.Array) -> jax.Array:
-        """Log-mel frames [B, F, M] to [B, ceil(F / 2), D]."""
+    def __call__(self, frames_BFM: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """Log-mel frames [B, F, M] to [B, ceil(F / 2), D] of `dtype`. Raises ConfigError for another shape or dtype."""
+        shape = shape_of("source", frames_BFM)
+        if len(shape) != 3 or not shape[1] or shape[2] != self.num_mels:
+            raise ConfigError(
+                f"source has shape {shape}: the model takes log-mel frames [B, F, {self.num_mels}]: make them with "
+                f"lmkit.data.sources.audio.log_mel, or set model.num_mels"
+            )
+        if not jnp.issubdtype(frames_BFM.dtype, jnp.floating):
+            raise ConfigError(f"source is {frames_BFM.dtype}: the model takes log-mel frames, which are floats")
+        frames_BFM = frames_BFM.astype(dtype)
         x_BFD = jax.nn.gelu(self.first(_taps(frames_BFM, 1), out=WHOLE), approximate=False)
         return jax.nn.gelu(self.second(_taps(x_BFD, 2), out=WHOLE), approximate=False)
 

@@ -5,9 +5,16 @@ from typing import Any
 
 from flax import traverse_util
 
+from lmkit.config.base import ConfigError
+
 
 def flat(tree: Any) -> dict[str, Any]:
-    """{"stack.blocks.mlp.up.kernel": leaf, ...}"""
+    """{"stack.blocks.mlp.up.kernel": leaf, ...}. Raises ConfigError for what is no nested dict."""
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"a tree of parameters is a {type(tree).__name__}: give a nested dict; of a model it is "
+            f"nnx.to_pure_dict(nnx.state(model))"
+        )
     return dict(traverse_util.flatten_dict(tree, sep="."))
 
 
@@ -28,3 +35,23 @@ def divide(tree: Any, paths: Collection[str]) -> tuple[Any, Any]:
         nested({path: leaf for path, leaf in leaves.items() if path in paths}),
         nested({path: leaf for path, leaf in leaves.items() if path not in paths}),
     )
+
+
+def mismatch(found: dict[str, Any], expected: dict[str, Any], *, extra: bool = True) -> str:
+    """How leaves differ from those expected in paths and shapes, in words; "" where they do not.
+
+    Without `extra`, more leaves than expected are no difference.
+    """
+    missing = [f"{path} {list(leaf.shape)}" for path, leaf in expected.items() if path not in found]
+    more = [f"{path} {list(leaf.shape)}" for path, leaf in found.items() if extra and path not in expected]
+    other = [
+        f"{path} {list(found[path].shape)} instead of {list(leaf.shape)}"
+        for path, leaf in expected.items()
+        if path in found and tuple(found[path].shape) != tuple(leaf.shape)
+    ]
+    kinds = (("missing", missing), ("extra", more), ("of another shape", other))
+    return "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds if names)
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

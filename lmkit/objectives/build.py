@@ -7,6 +7,7 @@ import jax
 
 from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.nn.auxiliary import collecting
+from lmkit.objectives.check import check_fit
 from lmkit.objectives.labels import classify, contrastive, regress
 from lmkit.objectives.router import add_router
 from lmkit.objectives.sums import Sums
@@ -29,9 +30,13 @@ OBJECTIVES = {
 
 
 def build_objective(config: ObjectiveConfig) -> Objective:
-    """The objective of a configuration, with what a model's routers add to its loss."""
+    """The objective of a configuration, with what a model's routers add to its loss.
+
+    It raises ConfigError for a model or a batch that it cannot learn with.
+    """
 
     def objective(model: Any, batch: Batch, key: jax.Array | None) -> tuple[Sums, Any]:
+        check_fit(config.kind, model, batch)
         with collecting() as auxiliary:
             sums, predicted = OBJECTIVES[config.kind](config, model, batch, key)
         return add_router(model.config, sums, auxiliary), predicted

@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lmkit.compiler.programs import onednn
+from lmkit.nn.check import check_shape
 from lmkit.nn.product import contract, dot, over_rows, transposed
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
@@ -57,8 +58,11 @@ def cross_entropy(
         label_smoothing: target (1 - e) one-hot + e uniform (Szegedy et al. 2016, section 7).
         softcap: cap * tanh(logits / cap) first.
 
-    Only the loss is differentiable, with respect to hidden_BTD, head_VD and bias_V.
+    Only the loss is differentiable, with respect to hidden_BTD, head_VD and bias_V. Raises ConfigError for targets or
+    weights of another shape than the hidden states.
     """
+    check_shape("targets", targets_BT, hidden_BTD.shape[:2], "the hidden states are", ints=True)
+    check_shape("weights", weights_BT, hidden_BTD.shape[:2], "the hidden states are")
     axes, seq_len = split_axes(), hidden_BTD.shape[1]
     splitting = BATCH_AXES + (RULES["seq"] if seq_dim(seq_len) else ())
     tokens = tuple(axis for axis in splitting if axis in axes)

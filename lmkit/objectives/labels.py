@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.nn.check import check_shape
 from lmkit.objectives.sums import Sums
 
 
@@ -31,6 +32,7 @@ def classify(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.Arr
     predicted = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     if "share" not in batch:
         return label_sums(config, logits, batch["labels"], weights), predicted
+    check_shape("share", batch["share"], logits.shape[:1], "the rows are")
     weights = jnp.ones(logits.shape[:1]) if weights is None else weights
     own = label_sums(config, logits, batch["labels"], weights * batch["share"])
     other = label_sums(config, logits, batch["other_labels"], weights * (1.0 - batch["share"]))
@@ -44,6 +46,8 @@ def regress(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.Arra
     """
     predicted_B = row_outputs(model, batch, key)[:, 0]
     weights_B = batch.get("weights", jnp.ones_like(predicted_B))
+    for name, array in (("targets", batch["targets"]), ("weights", weights_B)):
+        check_shape(name, array, predicted_B.shape, "the rows are")
     error = jnp.sum(weights_B * jnp.square(predicted_B - batch["targets"]))
     return Sums(error, jnp.sum(weights_B), error, jnp.zeros(())), predicted_B
 
@@ -55,6 +59,7 @@ def contrastive(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.
     batch is a wrong answer (Radford et al. 2021, figure 3), on any mesh; with accumulation, of the micro-batch only.
     `nll` and `correct` are of the image given the text.
     """
+    check_shape("images", batch["images"], (len(batch["inputs"]), *batch["images"].shape[1:]), "the texts need")
     logits_BB = model(batch["inputs"], batch["last"], batch["images"], key)
     own = jnp.eye(logits_BB.shape[0])
     right_B = jnp.sum(logits_BB * own, axis=1)
@@ -66,7 +71,9 @@ def contrastive(config: ObjectiveConfig, model, batch: dict[str, Any], key: jax.
 
 def label_sums(config: ObjectiveConfig, logits, labels, weights=None) -> Sums:
     """Sums over rows (or words) of the cross-entropy of float32 logits [..., C] with int labels [...], smoothed."""
+    check_shape("labels", labels, logits.shape[:-1], "the model's answers are", ints=True)
     weights = jnp.ones_like(logits[..., 0]) if weights is None else weights
+    check_shape("weights", weights, logits.shape[:-1], "the model's answers are")
     hit = labels[..., None] == jnp.arange(logits.shape[-1])
     picked = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
     nll = jax.nn.logsumexp(logits, axis=-1) - picked

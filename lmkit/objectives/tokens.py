@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.nn.check import check_like, check_tokens
 from lmkit.objectives.cross_entropy import cross_entropy
 from lmkit.objectives.labels import label_sums
 from lmkit.objectives.sums import Sums
@@ -34,6 +35,11 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
     of each micro-batch.
     """
     hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
+    if "masked_positions" in batch:
+        check_tokens(batch["masked_positions"], name="masked_positions")
+        check_like(
+            (hidden_BTD.shape[0], batch["masked_positions"].shape[1]), "the rows need", masked_positions=batch["masked_positions"]
+        )
     predicted_BPD = _pick(hidden_BTD, batch["masked_positions"]) if "masked_positions" in batch else hidden_BTD
     sums = _over_vocabulary(config, model.lm_head(predicted_BPD), batch, model.head_VD(), model.head_bias_V())
     if "next_sentence" in batch:

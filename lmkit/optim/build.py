@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from lmkit.config.base import ConfigError
 from lmkit.config.patterns import matching
 from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind
 from lmkit.nn.param import ParamSpec
@@ -29,7 +30,13 @@ class Optim(NamedTuple):
 
 
 def build_optim(config: OptimConfig, steps: int, specs: Any) -> Optim:
-    """The optimiser for parameters described by `specs` (a tree of ParamSpec)."""
+    """The optimiser for parameters described by `specs` (a tree of ParamSpec). Raises ConfigError for another tree."""
+    wrong = [type(leaf).__name__ for leaf in jax.tree.leaves(specs) or [None] if not isinstance(leaf, ParamSpec)]
+    if wrong:
+        raise ConfigError(
+            f"specs hold {wrong[0].replace('NoneType', 'nothing')}, not ParamSpec: give what lmkit.nn.param."
+            f"param_specs makes of nnx.state(model)"
+        )
     rate = make_schedule(config, steps, config.learning_rate)
     decays = jax.tree.map(lambda spec: spec.kind in config.decay, specs)
     rules = {

@@ -2,14 +2,17 @@
 
 import optax
 
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.optim import OptimConfig, Schedule
 
 
 def make_schedule(config: OptimConfig, steps: int, peak: float) -> optax.Schedule:
     """Linear warm-up from 0 to `peak`, then cosine, linear, constant, or constant with a linear tail (WSD).
 
-    The last step of a decaying schedule has `final_ratio * peak`.
+    The last step of a decaying schedule has `final_ratio * peak`. Raises ConfigError for less than one step.
     """
+    if steps < 1:
+        raise ConfigError(f"steps={steps}: a schedule is over at least 1 step")
     warm, last = config.warmup_steps, config.final_ratio * peak
     rest = max(steps - warm, 1)
     if config.schedule is Schedule.cosine:

@@ -29,6 +29,9 @@ class Jsonl:
         self._samples = (folder / "samples.jsonl").open("a")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if not isinstance(value, int | float):
+                raise ConfigError(f"metric {name!r} is {value!r:.40}: log plain numbers, such as float({name})")
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._write(self._metrics, {"step": step, "time": round(time.time(), 3), **finite})
 
@@ -177,24 +180,36 @@ def check_trackers(config: TrackerConfig) -> None:
     import importlib.util
 
     for name in config.names:
-        if name not in KINDS:
-            raise ConfigError(
-                f"tracker.names: no tracker {name!r}.{nearest(name, KINDS)} There are: {', '.join(KINDS)}"
-            )
+        _check_name(name)
         package = {"tensorboard": "tensorboardX"}.get(name, name)
         if importlib.util.find_spec(package) is None:
             raise ConfigError(f"tracker {name!r} needs a package: pip install 'lmkit[{name}]'")
 
 
-def build_trackers(config: TrackerConfig, folder: Path, plain_config: dict) -> Trackers:
-    """The trackers of a configuration, writing into a run directory."""
-    others = [KINDS[name](folder, config.project, plain_config) for name in config.names]
+def _check_name(name: str) -> None:
+    if name not in KINDS:
+        raise ConfigError(
+            f"tracker.names: no tracker {name!r}.{nearest(str(name), KINDS)} There are: {', '.join(KINDS)}"
+        )
+
+
+def build_trackers(config: TrackerConfig, folder: str | Path, plain_config: dict) -> Trackers:
+    """The trackers of a configuration, writing into a run directory. Raises ConfigError for others."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConfigError(f"trackers write into {folder}, which is no folder: make it first")
+    for name in config.names:
+        _check_name(name)
+    try:
+        others = [KINDS[name](folder, config.project, plain_config) for name in config.names]
+    except ImportError as error:
+        raise ConfigError(f"tracker.names={config.names}: a package is missing: {error}") from error
     return Trackers([Jsonl(folder), *others])
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl; a last line cut by a crash is left out."""
-    rows = []
+    rows, path = [], Path(path)
     for line in path.read_text().splitlines() if path.is_file() else []:
         try:
             rows.append(json.loads(line))
@@ -203,10 +218,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def forget_after(folder: Path, step: int) -> None:
+def forget_after(folder: str | Path, step: int) -> None:
     """Drops rows later than `step`: a resumed run logs those steps again."""
     for name in ("metrics.jsonl", "samples.jsonl"):
-        path = folder / name
+        path = Path(folder) / name
         if path.is_file():
             kept = "".join(json.dumps(row) + "\n" for row in read_rows(path) if row["step"] <= step)
             write_text(path, kept)

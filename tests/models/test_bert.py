@@ -86,5 +86,5 @@ def test_heads_that_are_off_say_so() -> None:
         BERTConfig(vocab_size=9, pooler=False, next_sentence_head=True)
     with pytest.raises(ConfigError, match="only encoder-decoders"):
         BERTConfig(vocab_size=9, position=Position.relative)
-    with pytest.raises(AssertionError, match="lm_head=false"):
+    with pytest.raises(ConfigError, match="lm_head=true"):
         model_of("bert", lm_head=False)(TOKENS)

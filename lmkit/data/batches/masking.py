@@ -6,10 +6,12 @@ of a run does not. B rows, T tokens, P predicted positions, S source tokens.
 
 import numpy as np
 
+from lmkit.config.base import ConfigError
 from lmkit.data.keyed import uniform
 from lmkit.data.tokens.tokenizer import Tokenizer
 
 _KEPT, _RANDOM = 0.1, 0.1  # of the chosen: left as they are, replaced by any token (Devlin et al. 2019, section 3.1)
+_LEAST = 5  # tokens of a row: two parts of one, and what stands before, between and behind them
 
 
 def draws(keys: np.ndarray, count: int, *use: int) -> np.ndarray:
@@ -26,7 +28,10 @@ class Masker:
     """
 
     def __init__(self, tokenizer: Tokenizer, share: float, words: bool):
-        assert tokenizer.mask_id is not None, "the tokenizer has no mask"
+        if tokenizer.mask_id is None:
+            raise ConfigError("masking needs a tokenizer with a mask: set tokenizer.mask_token=, such as [MASK]")
+        if not 0 < share < 1:
+            raise ConfigError(f"share={share} of the tokens cannot be hidden: give one between 0 and 1, such as 0.15")
         self.tokenizer, self.share, self.mask_id = tokenizer, share, tokenizer.mask_id
         self.special = np.array([tokenizer.end_id, tokenizer.start_id, tokenizer.mask_id, *tokenizer.sentinel_ids])
         self.continues = tokenizer.continues_word() if words else None
@@ -96,8 +101,18 @@ class SpanCutter:
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int, share: float, mean: float):
+        if seq_len < _LEAST or not 0 < share < 1 or mean < 1:
+            raise ConfigError(
+                f"seq_len={seq_len} share={share} mean={mean}: a row needs {_LEAST} tokens or more, a share between 0 "
+                f"and 1 and spans of 1 token or more"
+            )
         self.tokenizer, self.seq_len = tokenizer, seq_len
         self.raw, self.spans, self.target_len = span_lengths(seq_len, share, mean)
+        if self.spans > len(tokenizer.sentinel_ids):
+            raise ConfigError(
+                f"a row of {seq_len} tokens has {self.spans} spans, the tokenizer {len(tokenizer.sentinel_ids)} "
+                f"sentinels: set tokenizer.sentinels={self.spans}, or longer spans with objective.span_tokens"
+            )
         self.noise = self.target_len - 1 - self.spans
 
     def __call__(self, tokens: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:
@@ -135,6 +150,8 @@ class Pairer:
     """
 
     def __init__(self, tokenizer: Tokenizer, seq_len: int):
+        if seq_len < _LEAST:
+            raise ConfigError(f"seq_len={seq_len}: a pair of sentences needs {_LEAST} tokens or more")
         self.tokenizer, self.seq_len = tokenizer, seq_len
 
     def __call__(self, tokens: np.ndarray, others: np.ndarray, keys: np.ndarray) -> dict[str, np.ndarray]:

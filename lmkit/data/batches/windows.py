@@ -107,7 +107,6 @@ class Windows:
         elif objective.kind is ObjectiveKind.span_corruption:
             self.cutter = SpanCutter(tokenizer, config.seq_len, objective.mask_share, objective.span_tokens)
             self.length = self.stride = self.cutter.raw
-            assert self.cutter.spans <= len(tokenizer.sentinel_ids), "more spans than sentinels"
         if (self.masker or self.cutter) and any(store.weighed for store in stores.values()):
             raise ConfigError(
                 f"objective.kind={objective.kind.name}: tokens have weights of their own (data.weight_key), which only "

@@ -36,7 +36,8 @@ def course_of(data: DataConfig, weights: dict[str, float], batch_size: int) -> C
         for part, value in zip(parts, values, strict=True)
     ]
     rows = (data.anneal_from_step * batch_size, data.anneal_to_step * batch_size)
-    assert batch_size or final == values, "steps are rows only with a size of the batch"
+    if not batch_size and final != values:
+        raise ConfigError("batch_size=0 with a final_weight in data.mixture: weights change by step; give batch_size")
     return Course(values, final if final != values else (), rows, [part.max_epochs if part else 0.0 for part in parts])
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmkit.config.base import ConfigError
 from lmkit.data.keyed import hash64, permute
 from lmkit.data.order.mixing import Course, Deal
 
@@ -48,6 +49,14 @@ class Order:
         lengths: Sequence[np.ndarray] = (),
     ):  # fmt: skip
         self.counts, self.seed = np.array(counts, np.int64), seed
+        shares = np.asarray(weights.weights if isinstance(weights, Course) else weights, np.float64)
+        if not len(self.counts) or self.counts.min() < 1 or len(shares) != len(self.counts):
+            raise ConfigError(
+                f"parts of {self.counts.tolist()} elements with weights {shares.tolist()}: give one weight a part, and "
+                f"parts of at least one element"
+            )
+        if not np.isfinite(shares).all() or shares.min() < 0 or not shares.any():
+            raise ConfigError(f"weights {shares.tolist()}: none may be negative, and one at least above 0")
         self.deal = Deal(self.counts, weights if isinstance(weights, Course) else Course(weights), seed)
         self.num_rows = self.deal.num_rows  # None: without end
         self.rising = [_by_length(one, seed, part) for part, one in enumerate(lengths)]
@@ -58,7 +67,10 @@ class Order:
 
     def at(self, rows: np.ndarray) -> Draw:
         """Any rows of the stream, by their numbers (int64)."""
-        assert self.num_rows is None or not len(rows) or rows.max() < self.num_rows, "beyond the last row"
+        if self.num_rows is not None and len(rows) and rows.max() >= self.num_rows:
+            raise ConfigError(
+                f"row {rows.max()} of {self.num_rows}: every part has been seen max_epochs times; ask less"
+            )
         part, number = self.deal(rows)
         epoch, within = number // self.counts[part], number % self.counts[part]
         index = permute(within, self.counts[part], self.seed, part, epoch)

@@ -59,8 +59,16 @@ def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_R
     The clip is first padded with silence or cut to `num_frames` hops; with 0 to the next whole hop.
     Raises ConfigError for a clip without samples.
     """
+    samples = np.asarray(samples)
+    if num_mels < 1 or sample_rate < 1000 or num_frames < 0:
+        raise ConfigError(
+            f"num_mels={num_mels} sample_rate={sample_rate} num_frames={num_frames}: log_mel takes at least one band, "
+            f"1,000 samples a second and no frames less than none"
+        )
     if samples.ndim != 1 or not len(samples):
         raise ConfigError(f"log_mel takes samples of shape [samples], at least one; it got {samples.shape}")
+    if samples.dtype.kind not in "fiu":
+        raise ConfigError(f"log_mel takes float samples in -1 to 1; it got {samples.dtype}")
     window, hop = round(_WINDOW_SEC * sample_rate), round(_HOP_SEC * sample_rate)
     frames = num_frames or -(-len(samples) // hop)
     clip = np.zeros(frames * hop)  # float64: an FFT in float32 is off by more than 1e-4 at the quietest values kept

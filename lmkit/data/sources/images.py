@@ -97,8 +97,9 @@ def augment(
     if min(crop_pixels, rotate_degrees, scale) < 0 or scale >= 1:
         raise ConfigError(f"crop_pixels={crop_pixels} rotate_degrees={rotate_degrees} scale={scale}: none may be "
                           f"negative, and scale must be below 1")  # fmt: skip
+    images_BHWC, keys_B = np.asarray(images_BHWC), np.asarray(keys_B)
     if images_BHWC.ndim != 4 or keys_B.shape != images_BHWC.shape[:1]:
-        raise ValueError(f"images {images_BHWC.shape} and keys {keys_B.shape}: they must be [B, H, W, C] and [B]")
+        raise ConfigError(f"images {images_BHWC.shape} and keys {keys_B.shape}: they must be [B, H, W, C] and [B]")
     out_BHWC = images_BHWC.astype(np.float32)
     mirrored, down, right, turn, zoom = (uniform(keys_B, number) for number in range(5))
     if flip:

@@ -63,6 +63,10 @@ class ChatTemplate:
         an answer belongs to it: a model has to learn to end. Raises ConfigError where a message changes what is
         written of those before it, or an answer is not written.
         """
+        for number, message in enumerate(messages, 1):
+            words = ("role", "content") if isinstance(message, dict) and message.get("role") == ASSISTANT else ("role",)
+            if not isinstance(message, dict) or not all(isinstance(message.get(word), str) for word in words):
+                raise ConfigError(f"data: {place}: message {number} is {message!r:.60}; it needs a role and a content")
         whole, pieces, at = self.render(messages, place), [], 0
         for number, message in enumerate(messages):
             if message["role"] != ASSISTANT:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.data.tokens.tokenizer import FastTokenizer, Tokenizer
+from lmkit.data.tokens.tokenizer import FastTokenizer, Tokenizer, check_texts
 
 _TOGETHER, _LONGEST = 64, 10
 
@@ -21,6 +21,7 @@ def fertility(tokenizer: Tokenizer, texts: Iterable[str], max_bytes: int = 10_00
     longest: the longest tokens that occur, in characters; documents, words, bytes, tokens: the sums. Shares are None
     where there is no text.
     """
+    check_texts(texts)
     unknown = unknown_id(tokenizer)
     documents = words = size = tokens = same = strange = 0
     seen = np.zeros(tokenizer.vocab_size, bool)

@@ -65,10 +65,11 @@ class ByteTokenizer:
         return letters, letters
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        check_texts(texts)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+        return bytes(i for i in _whole(ids) if i < 256).decode("utf-8", errors="replace")
 
     def save(self, path: Path) -> None:
         extra = {"mask": self.mask_id is not None, "sentinels": len(self.sentinel_ids)}
@@ -113,11 +114,12 @@ class FastTokenizer:
         return self.inner.get_vocab_size(with_added_tokens=True)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        check_texts(texts)
         encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, np.int64) for e in encoded]
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.inner.decode(list(ids), skip_special_tokens=True)
+        return self.inner.decode(_whole(ids), skip_special_tokens=True)
 
     def save(self, path: Path) -> None:
         self.inner.save(str(path))
@@ -127,6 +129,19 @@ class FastTokenizer:
         if self.start_id != self.end_id or self.mask_id is not None or self.sentinel_ids:
             special += [self.start_id, self.mask_id, *self.sentinel_ids]  # type: ignore[list-item]
         return hashlib.sha256(f"{' '.join(map(str, special))} {self.inner.to_str()}".encode()).hexdigest()
+
+
+def check_texts(texts: Iterable[str]) -> None:
+    """Raises ConfigError for one text where several are wanted: its letters would be taken for texts."""
+    if isinstance(texts, str):
+        raise ConfigError(f"texts={texts!r:.40} is one text: give a list, such as [text]")
+
+
+def _whole(ids: Iterable[int]) -> list[int]:
+    found = [int(one) for one in ids]
+    if found and min(found) < 0:
+        raise ConfigError(f"ids reach down to {min(found)}, which is no token: leave out what stands for nothing")
+    return found
 
 
 def sentinel(number: int) -> str:
@@ -145,12 +160,16 @@ def load_tokenizer(path: Path | str, config: TokenizerConfig) -> Tokenizer:
     if "://" in place:
         text = read_bytes(place).decode(errors="replace")
     elif not (file := Path(path).expanduser()).is_file():
-        raise ConfigError(f"tokenizer.path={place!r}: no such file")
+        inside = " (a folder: give the tokenizer.json in it)" if file.is_dir() else ""
+        raise ConfigError(f"tokenizer.path={place!r}: no such file{inside}")
     else:
         text = file.read_text(encoding="utf-8", errors="replace")
     if '"lmkit-bytes"' in text[:100]:
-        found = json.loads(text)
-        return ByteTokenizer(found.get("mask", False), found.get("sentinels", 0))
+        try:
+            found = json.loads(text)
+            return ByteTokenizer(bool(found.get("mask", False)), int(found.get("sentinels", 0)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(f"tokenizer.path={place!r} is damaged: {error}; write it anew") from error
     try:
         return FastTokenizer(tokenizers.Tokenizer.from_str(text), config)
     except ConfigError:
@@ -159,11 +178,15 @@ def load_tokenizer(path: Path | str, config: TokenizerConfig) -> Tokenizer:
         raise ConfigError(f"tokenizer.path={place!r} is not a tokenizer.json: {error}") from error
 
 
-def token_of(path: Path, number: int) -> str:
-    """What token a saved tokenizer has under this number; '' of bytes."""
-    if '"lmkit-bytes"' in path.read_text()[:100]:
-        return ""
-    return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number) or ""
+def token_of(path: Path | str, number: int) -> str:
+    """What token a saved tokenizer has under this number; '' of bytes. Raises ConfigError where it is not one."""
+    path = Path(path)
+    try:
+        if '"lmkit-bytes"' in path.read_text()[:100]:
+            return ""
+        return tokenizers.Tokenizer.from_file(str(path)).id_to_token(number) or ""
+    except Exception as error:  # the library raises bare Exception
+        raise ConfigError(f"tokenizer.path={str(path)!r} is not a tokenizer.json: {error}") from error
 
 
 def has_token(path: Path | str, token: str) -> bool:

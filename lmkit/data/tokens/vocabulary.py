@@ -8,7 +8,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
-from lmkit.data.tokens.tokenizer import FastTokenizer, sentinel
+from lmkit.data.tokens.tokenizer import FastTokenizer, check_texts, sentinel
 
 UNKNOWN = "[UNK]"  # of WordPiece
 # of a piece's log probability: threads sum to 1e-10 alike, and decimals of a power of 2 are read as they were written
@@ -20,6 +20,7 @@ _AT_SPACES = r" ?\S+|\s+(?!\S)|\s+"
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
     """What `config.kind` says, trained on the texts."""
+    check_texts(texts)
     kinds = {TokenizerKind.wordpiece: train_wordpiece, TokenizerKind.unigram: train_unigram}
     return kinds.get(config.kind, train_bpe)(texts, config)
 
