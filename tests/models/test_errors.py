@@ -70,7 +70,7 @@ CASES: list[tuple[str, Callable[[Any], Any], str]] = [
     ("whisper", lambda m: m(TOKENS, TOKENS), r"source has shape \(2, 4\): the model takes log-mel frames \[B, F, 5\]"),
     ("whisper", lambda m: m(FRAMES[..., :4], TOKENS), r"source has shape \(2, 6, 4\)"),
     ("whisper", lambda m: m(FRAMES.astype(jnp.int32), TOKENS), "source is int32"),
-    ("whisper", lambda m: m(FRAMES, TOKENS, TOKENS), r"the encoder's places are \(2, 3\)"),
+    ("whisper", lambda m: m(FRAMES, TOKENS, TOKENS), r"the encoder's inputs are \(2, 3\)"),
     ("vit", lambda m: m(IMAGES[0]), r"array of shape \(4, 4, 3\) for \[B, H, W, C\], the model takes \(4, 4, 3\)"),
     ("vit", lambda m: m(IMAGES[:, :2]), r"images of shape \(2, 4, 3\), the model takes \(4, 4, 3\): resize"),
     ("vit", lambda m: m(IMAGES[..., :1]), r"shape \(4, 4, 1\).*num_channels"),
