@@ -5,11 +5,12 @@ import subprocess
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from helpers import leaves_equal, tiny_experiment
-from lmkit.checkpoint import CheckpointError, Checkpoints, load_params
+from lmkit.checkpoint import CheckpointError, Checkpoints, find_checkpoint, load_params
 from lmkit.config import ConfigError
 from lmkit.config.entry import explain
 from lmkit.config.sections.checkpoint import CheckpointConfig
@@ -153,6 +154,28 @@ def test_parameters_alone(tmp_path: Path) -> None:
     other, _ = make("model.embed_dim=32", devices=1)
     with pytest.raises(ConfigError, match="init_from"):
         load_params(tmp_path, other.shapes["params"])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    """init_from takes the newest good one; where none is good the error names the files of all."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig(keep_last=3))
+    weights = {step: np.random.default_rng(step).standard_normal(4096).astype(np.float32) for step in (9, 10)}
+    for step, w in weights.items():
+        checkpoints.save(step, {"params": {"w": jnp.asarray(w)}})
+    checkpoints.close()
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = {"w": jax.ShapeDtypeStruct((4096,), jnp.float32, sharding=one)}
+    for step in (10, 9):
+        params, place = load_params(tmp_path, shapes)
+        assert place == str(find_checkpoint(tmp_path)[0]) == str(tmp_path / "checkpoints" / str(step))
+        np.testing.assert_array_equal(params["w"], weights[step])
+        largest = data_files(Path(place))[-1]
+        content = bytearray(largest.read_bytes())
+        assert len(content) > 4096, "the numbers, not what describes them"
+        content[len(content) // 2] ^= 1
+        largest.write_bytes(content)
+    with pytest.raises(ConfigError, match=r"checkpoints/10: .*checkpoints/9: "):
+        load_params(tmp_path, shapes)
 
 
 def test_object_stores_that_do_not_work_are_refused() -> None:

@@ -1,5 +1,8 @@
 """The step: equal on every mesh, accumulated or not, compiled once, born sharded."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,9 @@ import pytest
 
 from helpers import MESHES, leaves_equal, random_batch, tiny_experiment, train_steps
 from lmkit.core.setup import compile_programs
-from lmkit.core.state import init_state, make_blueprint
-from lmkit.core.step import split_batch
+from lmkit.core.state import Blueprint, State, evaluation_params, init_state, make_blueprint, root_key
+from lmkit.core.step import apply_gradients, make_eval_step, make_gradients, split_batch
+from lmkit.objectives.sums import Sums
 from lmkit.parallel.mesh import build_mesh
 
 
@@ -91,3 +95,109 @@ def test_bfloat16_keeps_float32_parameters_and_learns() -> None:
     losses, state, _ = train_steps(tiny_experiment("model.dtype=bfloat16", *MESHES["data2_fsdp2_tensor2"]), 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(state["params"])} == {jnp.dtype("float32")}
     assert losses[-1] < losses[0] - 0.3
+
+
+def smallest(*overrides: str) -> tuple[Blueprint, State]:
+    """The blueprint of a tiny model on one device, and a state of normal numbers; nothing of it is compiled."""
+    sizes = ["model.num_layers=1", "model.num_heads=1", "model.embed_dim=8", "model.mlp_dim=8", "model.vocab_size=8"]
+    experiment = tiny_experiment(*sizes, "optim.warmup_steps=0", "optim.schedule=constant", *overrides)
+    mesh = build_mesh(experiment.mesh, jax.devices()[:1])
+    blueprint = make_blueprint(experiment.model, experiment.optim, 100, mesh)
+    rng = np.random.default_rng(0)
+
+    def fill(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        random = path[0].key in ("params", "frozen", "ema")
+        value = rng.standard_normal(shape.shape) if random else np.zeros(shape.shape)
+        return jax.device_put(value.astype(shape.dtype), shape.sharding)
+
+    return blueprint, jax.tree.map_with_path(fill, blueprint.shapes)
+
+
+def table_sum(model: Any, batch: dict[str, Any], key: jax.Array | None) -> tuple[Sums, Any]:
+    """The weighted sum of rows of the embedding, times a draw of the key where there is one.
+
+    So the gradient of row r is the weight of token r, times the draw of its micro-batch.
+    """
+    draw = 1.0 if key is None else jax.random.uniform(key)
+    table = model.embed.table[...]
+    loss = draw * jnp.sum(batch["weights"] * table[batch["inputs"], 0])
+    return Sums(loss, jnp.sum(batch["weights"]), loss, jnp.zeros(())), table
+
+
+FOUR_ROWS = {"inputs": np.arange(4)[:, None], "weights": np.array([[1], [3], [0], [4]], np.float32)}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 4])
+def test_gradients_are_those_of_the_mean_over_the_weights(accumulate: int) -> None:
+    """Adam hides a constant factor of the gradients from the losses, so they are compared themselves."""
+    blueprint, state = smallest()
+    gradients = jax.jit(make_gradients(blueprint, table_sum, accumulate=accumulate, seed=0))
+    grads, sums, weight = gradients(state, FOUR_ROWS)
+    assert float(weight) == float(sums.weight) == 8.0
+    np.testing.assert_array_equal(grads["embed"]["table"][:, 0], np.array([1, 3, 0, 4, 0, 0, 0, 0]) / 8)
+
+
+def test_dropout_differs_by_step_and_micro_batch() -> None:
+    blueprint, state = smallest("model.dropout=0.1")
+    batch = FOUR_ROWS | {"weights": np.ones((4, 1), np.float32)}
+
+    def draws(accumulate: int, steps: tuple[int, ...], seed: int = 0) -> list[list[float]]:
+        gradients = jax.jit(make_gradients(blueprint, table_sum, accumulate=accumulate, seed=seed))
+        grads = [gradients(state | {"step": jnp.int32(step)}, batch)[0] for step in steps]
+        return [np.asarray(one["embed"]["table"])[:4, 0].tolist() for one in grads]
+
+    first, second, again = draws(4, (0, 1, 0))
+    assert len({*first, *second}) == 8
+    assert again == first
+    assert len(set(draws(1, (0,))[0])) == 1, "one batch has one key"
+    assert set(draws(4, (0,), seed=1)[0]).isdisjoint(first)
+
+
+def test_keys_follow_the_seed_and_the_use() -> None:
+    keys = [root_key(seed, use) for seed in (0, 1) for use in ("init", "dropout")]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
+    to_key: Any = SimpleNamespace(jit=lambda init, **_: lambda key: key, shardings=None)  # init_state without the init
+    assert [init_state(to_key, seed) for seed in (0, 1)] == [root_key(seed, "init") for seed in (0, 1)]
+
+
+def test_the_average_follows_its_recurrence() -> None:
+    """ema <- ema + (1 - decay) (params - ema), with the parameters after each update."""
+    blueprint, state = smallest("optim.ema=0.75", "optim=sgd", "optim.learning_rate=0.5", "optim.clip_norm=0")
+    none = Sums(*[jnp.zeros(())] * 4)
+    step = jax.jit(lambda state, grads: apply_gradients(blueprint, state, grads, none, jnp.ones(()))[0])
+    expected = np.asarray(state["ema"]["embed"]["table"], np.float64)
+    for _ in range(3):
+        state = step(state, jax.tree.map(jnp.copy, state["params"]))
+        expected += 0.25 * (np.asarray(state["params"]["embed"]["table"], np.float64) - expected)
+        # float32 rounding of numbers of size 3
+        np.testing.assert_allclose(state["ema"]["embed"]["table"], expected, atol=2e-6)
+
+
+def test_evaluation_uses_the_average_and_no_dropout() -> None:
+    blueprint, state = smallest("optim.ema=0.9", "model.dropout=0.1", "optim.freeze=[norm]")
+    whole = evaluation_params(blueprint, state)
+    assert leaves_equal(whole["embed"], state["ema"]["embed"])
+    assert leaves_equal(whole["norm"], state["frozen"]["norm"])
+    assert not leaves_equal(state["ema"]["embed"], state["params"]["embed"])
+    sums, table = jax.jit(make_eval_step(blueprint, table_sum))(state, FOUR_ROWS)
+    np.testing.assert_array_equal(table, state["ema"]["embed"]["table"])
+    expected = np.sum(FOUR_ROWS["weights"] * np.asarray(table)[:4, :1])
+    np.testing.assert_allclose(sums.loss, expected, rtol=1e-5)  # float32: a sum of three terms
+
+
+def test_metrics_are_means_and_the_norm_is_that_before_clipping() -> None:
+    blueprint, state = smallest("optim=sgd", "optim.clip_norm=1", "optim.learning_rate=0.5", "optim.schedule=linear",
+                                "optim.momentum=0", "optim.weight_decay=0")  # fmt: skip
+    grads = jax.tree.map(np.zeros_like, state["params"])
+    grads["embed"]["table"][0, :2] = 6.0, 8.0
+    sums, state = Sums(*map(jnp.float32, (12.0, 4.0, 8.0, 3.0))), state | {"step": jnp.int32(25)}
+    new, metrics = jax.jit(lambda s, g: apply_gradients(blueprint, s, g, sums, sums.weight))(state, grads)
+    rates = [float(jax.jit(blueprint.optim.learning_rate)(number)) for number in (25, 26)]
+    assert rates[0] > rates[1]
+    got = {name: float(value) for name, value in metrics.items()}
+    means = {"loss": 3.0, "nll": 2.0, "accuracy": 0.75, "weight": 4.0}
+    assert got == pytest.approx(means | {"grad_norm": 10.0, "learning_rate": rates[0]}, rel=1e-6)
+    assert int(new["step"]) == 26
+    moved = np.asarray(new["params"]["embed"]["table"]) - np.asarray(state["params"]["embed"]["table"])
+    # clipped to 1, times the rate of the optimiser's own count, which is 0; float32 rounding of numbers of size 3
+    np.testing.assert_allclose(np.linalg.norm(moved), 0.5, rtol=1e-5)

@@ -1,7 +1,10 @@
 """Every objective from its data to a finished run, on one device and on eight; early stopping, folds, mistakes."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +16,7 @@ from lmkit.config.sections.checkpoint import Best, CheckpointConfig
 from lmkit.config.sections.data import DataConfig
 from lmkit.core.state import init_state, make_blueprint
 from lmkit.core.step import make_train_step
-from lmkit.core.task import check_task, fit_model, prepare_task, without_idle_heads
+from lmkit.core.task import bits_per_byte, check_task, fit_model, prepare_task, without_idle_heads
 from lmkit.data.loader import TrainBatches, batch_shapes
 from lmkit.data.tokens.tokenizer import ByteTokenizer
 from lmkit.objectives import build_objective
@@ -230,6 +233,13 @@ def test_folds(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> N
     assert [a == b for a, b in zip(times, again, strict=True)] == [True, False, True], "only what is missing"
     assert train(*words, "optim.learning_rate=0.5") == 2, "they are of another experiment"
     assert "3 folds" in capsys.readouterr().out
+
+
+def test_bits_per_byte_by_hand() -> None:
+    """3 nats a token of 4 bytes."""
+    task: Any = SimpleNamespace(bytes_per_token={"a": 4.0})
+    assert bits_per_byte(task, "a", 3.0) == pytest.approx(3.0 * math.log2(math.e) / 4.0)
+    assert math.isnan(bits_per_byte(task, "b", 3.0))
 
 
 def test_the_spread_of_folds() -> None:

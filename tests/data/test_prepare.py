@@ -15,7 +15,7 @@ from lmkit.data.prepare import prepare
 from lmkit.data.sources.text import build_sources
 from lmkit.data.store.frame import CorruptError
 from lmkit.data.store.part_writer import Array, ArrayWriter, PartWriter
-from lmkit.data.store.token_parts import find_cut
+from lmkit.data.store.token_parts import _Text, find_cut, token_weights
 from lmkit.data.store.tokens import HELDOUT, TRAIN, TokenStore
 from lmkit.data.tokens.tokenizer import ByteTokenizer, load_tokenizer
 from lmkit.data.tokens.vocabulary import train_bpe
@@ -127,6 +127,36 @@ def test_store_round_trip_and_counts(corpus: Path, tmp_path: Path) -> None:
     originals = {p.read_text() for p in corpus.iterdir()}
     assert {text for text in held_out if text} <= originals
     assert store.bytes_per_token(HELDOUT) == pytest.approx(splits[HELDOUT]["bytes"] / (splits[HELDOUT]["tokens"] - 1))
+
+
+def test_stored_weights_belong_to_their_tokens(tmp_path: Path) -> None:
+    """Spans are of characters, of which one may be two tokens; the end token weighs as the last one."""
+    expected = {"abcd": [0.5] * 5, "naïve": [2, 2, 0, 0, 1, 3, 3], "zz": [1, 4, 4]}
+    weights = {"abcd": 0.5, "naïve": [[0, 2, 2], [2, 3, 0], [4, 5, 3]], "zz": [[1, 2, 4]]}
+    lines = [json.dumps({"text": text, "w": weights[text], "id": f"{text}{n}"}) for n in range(9) for text in expected]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    config = text_data(tmp_path / "a.jsonl", tmp_path / "cache", weight_key="w", id_key="id")
+    store, seen = prepare(config, BYTES).stores["text"], 0
+    for split in (TRAIN, HELDOUT):
+        count = store.num_tokens(split)
+        tokens, weighs = store.windows(split, [0], count)[0], store.weights(split, [0], [count])[0]
+        begin = 1
+        for end in store.document_ends(split):
+            text = bytes(tokens[begin:end].astype(np.uint8)).decode()
+            assert weighs[begin : end + 1].tolist() == expected[text]
+            begin, seen = end + 1, seen + 1
+    assert seen == len(lines)
+
+
+def test_a_token_weighs_what_its_last_character_does() -> None:
+    text = "the cat sat on the mat, the cat sat on the hat"
+    tokenizer = train_bpe([text * 9], bpe(270))
+    ids = tokenizer.encode_batch([text])[0]
+    lasts = np.cumsum([len(tokenizer.decode([int(one)])) for one in ids])
+    assert len(ids) < len(text)
+    numbered = [[n, n + 1, n + 1] for n in range(len(text))]
+    got = token_weights(tokenizer, _Text("a", [text[:3], text[3:]], numbered), len(ids))
+    assert got.tolist() == [*lasts.tolist(), lasts[-1]]
 
 
 def test_cache_is_used_and_follows_changes(corpus: Path, tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_filters_keep_what_they_should() -> None:
     assert kept(top_k=3, top_p=0.7)[0] == [0, 1]  # of the three that are left: 0.59, 0.82
 
 
+def test_a_temperature_divides() -> None:
+    for temperature in (0.5, 2.0):
+        np.testing.assert_allclose(filtered(LOGITS, None, Sampling(temperature=temperature)), LOGITS / temperature)
+    np.testing.assert_array_equal(filtered(LOGITS, None, Sampling(temperature=0.0)), LOGITS)
+
+
 def test_a_penalty_lowers_positive_and_negative_scores() -> None:
     seen = jnp.array([[True, False, True]])
     scores = filtered(jnp.array([[2.0, 2.0, -2.0]]), seen, Sampling(repetition_penalty=2.0))

@@ -7,15 +7,19 @@ import pytest
 from flax import nnx
 
 from helpers import params_of, random_batch, tiny_config, tiny_model
-from lmkit.config.sections.families import GPTConfig
-from lmkit.config.sections.model import Activation, Norm, Position, Remat, ResidualInit
+from lmkit.config.sections.families import BERTConfig, GPTConfig
+from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, Remat, ResidualInit
 from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.attention import Attention, LayerInputs, make_layer_inputs
+from lmkit.nn.block import Block, CrossBlock, Join
 from lmkit.nn.dropout import dropout
+from lmkit.nn.embed import StreamInput, vocabulary_logits
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import ACTIVATIONS, MLP, activate
 from lmkit.nn.norm import LayerNorm, RMSNorm
-from lmkit.nn.param import param_specs
+from lmkit.nn.param import param, param_specs
 from lmkit.nn.position import apply_rope, rope_table
+from lmkit.nn.stack import Stack
 
 TOKENS = jnp.asarray(random_batch(0, rows=2, seq=32)["inputs"])
 
@@ -46,6 +50,95 @@ def test_rms_norm_starts_at_unit_scale(offset: float) -> None:
     np.testing.assert_allclose(jnp.square(norm(x).astype(jnp.float32)).mean(-1), 1, rtol=2e-2)
     norm.scale[...] = norm.scale[...] + 1.0
     np.testing.assert_allclose(jnp.square(norm(x).astype(jnp.float32)).mean(-1), 4, rtol=2e-2)
+
+
+def test_norms_equal_their_formulas() -> None:
+    """With an epsilon as large as the input, which stands inside the root."""
+    x = np.array([[0.5, -1.0, 1.5, 0.0], [0.1, 0.1, 0.2, -0.4]], np.float32)
+    scale, bias = np.array([1.0, 2.0, -1.0, 0.5], np.float32), np.array([0.0, 1.0, 2.0, 3.0], np.float32)
+    rms, layer = RMSNorm(4, eps=0.5, offset=1.0), LayerNorm(4, eps=0.5, bias=True)
+    rms.scale[...] = layer.scale[...] = jnp.asarray(scale)
+    assert layer.bias is not None
+    layer.bias[...] = jnp.asarray(bias)
+    expected = x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 0.5) * (1 + scale)
+    np.testing.assert_allclose(rms(x), expected, rtol=1e-5)  # float32
+    centred = x - x.mean(axis=-1, keepdims=True)
+    expected = centred / np.sqrt(x.var(axis=-1, keepdims=True) + 0.5) * scale + bias
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-6)  # float32
+
+
+@pytest.mark.parametrize("order", list(NormOrder))
+def test_a_join_adds_what_its_sub_layer_gives(order: NormOrder) -> None:
+    join = Join(BERTConfig(vocab_size=9, embed_dim=4, num_heads=1, norm=Norm.rmsnorm, norm_order=order, norm_eps=0.1))
+    x = np.array([[[0.5, -1.0, 1.5, 0.0]]], np.float32)
+
+    def norm(x: np.ndarray, scale: float) -> np.ndarray:
+        return scale * x / np.sqrt(np.mean(x**2, axis=-1, keepdims=True) + 0.1)
+
+    assert join.norm is not None
+    join.norm.scale[...] = jnp.full(4, 2.0)
+    if join.post_norm is not None:
+        join.post_norm.scale[...] = jnp.full(4, 3.0)
+    expected = {
+        NormOrder.pre: x + np.tanh(norm(x, 2)),
+        NormOrder.post: norm(x + np.tanh(x), 2),
+        NormOrder.both: x + norm(np.tanh(norm(x, 2)), 3),
+    }[order]
+    np.testing.assert_allclose(join(jnp.asarray(x), jnp.tanh, "mlp", None), expected, rtol=1e-5)  # float32
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_attention_equals_its_formula(windowed: bool) -> None:
+    """Causal, with two query heads a key head, scales of their own for the norms of queries and keys, and rotation.
+
+    Rotation is written as complex numbers: pair j at position t is multiplied by exp(i t theta^(-2j / H)).
+    """
+    config = tiny_config(
+        embed_dim=8, num_kv_heads=2, head_dim=4, qk_norm=True, init_std=0.5, attention_scale=0.3, attention_softcap=1.5,
+        sliding_window=3, global_every=2, rope_theta=100.0, rope_local_theta=25.0,
+    )  # fmt: skip
+    layer = Attention(config, causal=True, residual_std=0.5, rngs=nnx.Rngs(0))
+    assert layer.q_norm is not None
+    assert layer.k_norm is not None
+    scales = {"q": np.array([1.0, 2.0, 0.5, -1.5]), "k": np.array([0.5, -1.0, 3.0, 1.0])}
+    layer.q_norm.scale[...], layer.k_norm.scale[...] = (jnp.asarray(s, jnp.float32) for s in scales.values())
+    x = np.random.default_rng(0).standard_normal((2, 5, 8))
+    run = jax.jit(lambda x: layer(x, make_layer_inputs(config, jnp.arange(5)[None], None), windowed))
+    got = run(jnp.asarray(x, jnp.float32))
+
+    def project(name: str) -> np.ndarray:
+        y = np.einsum("btd,dnh->btnh", x, np.asarray(getattr(layer, name).kernel[...], np.float64))
+        if name == "v":
+            return y
+        y = y / np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + config.norm_eps) * scales[name]
+        turn = np.exp(1j * np.arange(5)[:, None, None] * np.array([1.0, 0.2 if windowed else 0.1]))
+        pairs = (y[..., :2] + 1j * y[..., 2:]) * turn
+        return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+    q, k, v = project("q"), *(np.repeat(project(name), 2, axis=2) for name in "kv")
+    seen = np.tri(5, dtype=bool) & ~np.tri(5, k=-3 if windowed else -5, dtype=bool)
+    scores = np.where(seen, 1.5 * np.tanh(0.3 * np.einsum("btnh,bsnh->bnts", q, k) / 1.5), -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    mixed = np.einsum("bnts,bsnh->btnh", weights / weights.sum(axis=-1, keepdims=True), v)
+    expected = np.einsum("btnh,nhd->btd", mixed, np.asarray(layer.out.kernel[...], np.float64))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)  # float32 against float64
+
+
+def test_the_ends_of_a_model_equal_their_formulas() -> None:
+    """Vectors are scaled before positions and kinds are added; logits are capped after their bias is."""
+    config = BERTConfig(vocab_size=9, embed_dim=4, num_heads=1, init_std=0.5)
+    layer = StreamInput(config, length=6, offset=2, types=2, scaled=True, rngs=nnx.Rngs(0))
+    assert layer.position is not None
+    assert layer.type is not None
+    position, kind = np.asarray(layer.position.table[...]), np.asarray(layer.type.table[...])
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    places, kinds = np.array([[0, 1, 2], [3, 0, 5]]), np.array([[0, 0, 1], [1, 0, 1]])
+    got = layer(jnp.asarray(x), jnp.asarray(places), jnp.asarray(kinds))
+    np.testing.assert_allclose(got, 2.0 * x + position[places + 2] + kind[kinds], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer(jnp.asarray(x)), 2.0 * x + position[2:5] + kind[0], rtol=1e-5, atol=1e-6)
+    head, bias = position, np.arange(8, dtype=np.float32)
+    logits = vocabulary_logits(jnp.asarray(x), jnp.asarray(head), jnp.asarray(bias), softcap=3.0)
+    np.testing.assert_allclose(logits, 3.0 * np.tanh((x @ head.T + bias) / 3.0), rtol=1e-5, atol=1e-6)  # float32
 
 
 def test_rope_depends_on_distance_only() -> None:
@@ -150,7 +243,43 @@ def test_dropout_is_unbiased_keyed_and_off_without_a_key() -> None:
     assert dropout(x, 0.25, None, dims) is x
 
 
-def test_dropout_differs_by_layer() -> None:
+def test_dropout_differs_by_row_and_place() -> None:
+    x, dims, key = np.ones((3, 4, 64), np.float32), ("batch", "seq", "width"), jax.random.key(0)
+    run = jax.jit(lambda x, rows: dropout(x, 0.5, key, dims, rows))
+    kept_BTD = np.asarray(run(x, jnp.arange(3)))
+    assert len({kept_D.tobytes() for kept_D in kept_BTD.reshape(12, 64)}) == 12
+    np.testing.assert_array_equal(run(x, jnp.array([2, 0, 1])), kept_BTD[[2, 0, 1]])
+
+
+class Noisy(nnx.Module):
+    """A block that adds its key's draw."""
+
+    def __init__(self):
+        self.zero = param(jnp.zeros(1), ("norm",), ParamKind.vector)
+
+    def __call__(self, x_BTD: jax.Array, places: LayerInputs, windowed: jax.Array | bool, key: jax.Array) -> jax.Array:
+        return x_BTD + jax.random.uniform(key) + self.zero[...]
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_dropout_differs_by_layer(scan: bool) -> None:
+    stack = Stack(lambda rngs: Noisy(), tiny_config(num_layers=3, scan_layers=scan), rngs=nnx.Rngs(0))
+    key = jax.random.key(0)
+    got = stack(jnp.zeros((1, 1, 1)), LayerInputs(), flags=False, key=key)
+    draws = [float(jax.random.uniform(jax.random.fold_in(key, layer))) for layer in range(3)]
+    assert float(got[0, 0, 0]) == pytest.approx(sum(draws), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "joins"), [(Block, 2), (CrossBlock, 3)])
+def test_dropout_differs_by_sub_layer(kind: type, joins: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = []
+    monkeypatch.setattr(Join, "__call__", lambda self, x, f, name, key, rows=None: keys.append(key) or x)
+    block = nnx.eval_shape(lambda: kind(tiny_config(), causal=True, rngs=nnx.Rngs(0)))
+    block(jnp.zeros((1, 1, 64)), LayerInputs(), False, jax.random.key(0))
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys) == joins
+
+
+def test_dropout_of_a_model_follows_its_key() -> None:
     model = tiny_model(dropout=0.5)
     one, two = model(TOKENS, key=jax.random.key(0)), model(TOKENS, key=jax.random.key(1))
     assert not np.allclose(one, two)

@@ -247,6 +247,20 @@ def test_sharded_equals_unsharded(name: str, factor: float) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=jax.tree_util.keystr(path))
 
 
+def test_a_length_that_tensor_does_not_divide() -> None:
+    """The experts' parts of each token are then summed over `tensor` instead of scattered along the sequence."""
+    sizes = {"num_heads": 1, "embed_dim": 8, "num_experts": 2, "mlp_dim": 8, "capacity_factor": 2.0}
+    graph, params = make(**sizes)
+    specs = param_specs(nnx.split(nnx.eval_shape(lambda: nnx.merge(graph, nnx.State(params))))[1])
+    x = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
+    run = jax.jit(lambda params, x: nnx.merge(graph, nnx.State(params))(x))
+    expected, mesh = run(params, x), mesh_of(tensor=2)
+    placed = jax.tree.map(lambda v, s: jax.device_put(v, sharding_of(s.dims, mesh, s.shape)), params, specs)
+    with jax.set_mesh(mesh):
+        found = run(placed, jax.device_put(x, sharding_of(gathered_dims(5), mesh)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # float32: sums in another order
+
+
 def train(balance: float, accumulate: int = 1) -> tuple[list[dict], Any]:
     """A tiny model on one device, whose routers begin far from even."""
     config = tiny_config(

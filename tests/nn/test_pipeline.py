@@ -135,6 +135,7 @@ def test_how_many_micro_batches() -> None:
     assert choose_microbatches(0, 4, 4) == 4  # the rows of the stages themselves always fit
     assert fits(6, 12, 4)
     assert not fits(6, 8, 4)
+    assert not fits(3, 8, 4)
     assert not fits(2, 6, 4)  # the stages have no equal shares
 
 

@@ -10,7 +10,19 @@ from flax import nnx
 from helpers import tiny_config
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.model import Position, RopeScaling
-from lmkit.nn.position import RelativeBias, grid_sinusoids, rope_table, scaled_frequencies, sinusoids
+from lmkit.nn.position import RelativeBias, apply_rope, grid_sinusoids, rope_table, scaled_frequencies, sinusoids
+
+
+def test_rope_turns_by_position_times_frequency() -> None:
+    """Of four numbers (0, 2) and (1, 3) are pairs, with frequencies 1 and 1 / sqrt(theta); turned from the first on."""
+    config, (a, b, c, d) = tiny_config(head_dim=4, rope_theta=100.0), (1.0, 2.0, 3.0, 4.0)
+    got = apply_rope(jnp.array([[[[a, b, c, d]]]]), rope_table(jnp.array([[3]]), config))[0, 0, 0]
+    fast, slow = 3.0, 0.3
+    expected = [
+        a * math.cos(fast) - c * math.sin(fast), b * math.cos(slow) - d * math.sin(slow),
+        a * math.sin(fast) + c * math.cos(fast), b * math.sin(slow) + d * math.cos(slow),
+    ]  # fmt: skip
+    np.testing.assert_allclose(got, expected, atol=1e-5)  # float32
 
 
 def test_linear_scaling_slows_every_frequency() -> None:

@@ -10,7 +10,7 @@ from helpers import tiny_config, tiny_experiment, train_steps
 from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind, Schedule
 from lmkit.core.state import evaluation_params
 from lmkit.models import GPT
-from lmkit.nn.param import param_specs
+from lmkit.nn.param import ParamSpec, param_specs
 from lmkit.optim import build_optim, make_schedule
 
 
@@ -101,10 +101,59 @@ def test_rules_that_mix_elements_are_equal_on_a_mesh(kind: Optimizer) -> None:
         assert all(any(spec) for spec in moments), "moments are sharded like their parameters"
 
 
+def test_adamw_by_hand() -> None:
+    """Two steps (Loshchilov and Hutter 2019, algorithm 2) of gradients that are clipped to a norm of 1 first."""
+    config = OptimConfig(
+        kind=Optimizer.adamw, learning_rate=0.5, beta1=0.8, beta2=0.9, eps=0.01, weight_decay=0.1, clip_norm=1.0,
+        warmup_steps=2, schedule=Schedule.constant, decay=[ParamKind.matrix],
+    )  # fmt: skip
+    specs = {
+        "w": ParamSpec((2, 2), ("embed", "mlp"), ParamKind.matrix, 1),
+        "b": ParamSpec((2,), ("norm",), ParamKind.vector, 0),
+    }
+    params = {"w": np.array([[1.0, -2.0], [3.0, 0.5]]), "b": np.array([1.0, 2.0])}
+    grads = {"w": np.array([[3.0, -1.0], [0.0, 2.0]]), "b": np.array([1.0, -4.0])}
+    transform = build_optim(config, 100, specs).transform
+    first = {name: np.zeros_like(p) for name, p in params.items()}
+    second, got = dict(first), jax.tree.map(jnp.float32, params)
+    state, update = transform.init(got), jax.jit(transform.update)
+    for step in (1, 2):
+        updates, state = update(jax.tree.map(lambda g, n=step: jnp.float32(g * n + 1), grads), state, got)
+        got = jax.tree.map(jnp.add, got, updates)
+        norm = np.sqrt(sum(np.sum((g * step + 1) ** 2) for g in grads.values()))
+        for name, p in params.items():
+            g = (grads[name] * step + 1) / norm
+            first[name] = 0.8 * first[name] + 0.2 * g
+            second[name] = 0.9 * second[name] + 0.1 * g**2
+            move = first[name] / (1 - 0.8**step) / (np.sqrt(second[name] / (1 - 0.9**step)) + 0.01)
+            params[name] = p - 0.25 * step * (move + 0.1 * p * (name == "w"))  # the rate of step 1 is half of the peak
+            np.testing.assert_allclose(got[name], params[name], rtol=1e-5)  # float32 against float64
+
+
+def test_parts_have_rates_of_their_own() -> None:
+    """The factor of a part is on its step and on its decay; what no pattern matches keeps the plain rate."""
+    config = OptimConfig(
+        kind=Optimizer.sgd, learning_rate=0.5, momentum=0.0, weight_decay=0.1, clip_norm=0.0, warmup_steps=0,
+        schedule=Schedule.constant, decay=[ParamKind.matrix], rates={"head": 0.25, "head.b": 4.0},
+    )  # fmt: skip
+    matrix, vector = (ParamSpec((2,), ("norm",), kind, 0) for kind in (ParamKind.matrix, ParamKind.vector))
+    transform = build_optim(config, 100, {"head": {"w": matrix, "b": vector}, "stack": {"w": matrix}}).transform
+    params = {"head": {"w": np.float32([1, 2]), "b": np.float32([1, 2])}, "stack": {"w": np.float32([1, 2])}}
+    ones = jax.tree.map(np.ones_like, params)
+    updates, _ = jax.jit(transform.update)(ones, transform.init(params), params)
+    decayed = -0.5 * np.array([1.1, 1.2])
+    np.testing.assert_allclose(updates["head"]["w"], 0.25 * decayed, rtol=1e-6)
+    np.testing.assert_allclose(updates["head"]["b"], [-2.0, -2.0], rtol=1e-6)
+    np.testing.assert_allclose(updates["stack"]["w"], decayed, rtol=1e-6)
+
+
 def test_the_average_lags_behind() -> None:
     _, state, blueprint = train_steps(tiny_experiment("optim.ema=0.5"), 4, num_devices=1)
     assert evaluation_params(blueprint, state) is state["ema"]
     assert not np.allclose(state["ema"]["embed"]["table"], state["params"]["embed"]["table"], atol=1e-6)
+    for average, now in zip(jax.tree.leaves(state["ema"]), jax.tree.leaves(state["params"]), strict=True):
+        # It begins at the first parameters, and a step of Adam is no longer than the rate: 0.0006 x (1 + 2 + 3 + 4).
+        np.testing.assert_allclose(average, now, atol=0.007)
 
 
 def test_schedule_free_evaluates_elsewhere_than_it_trains() -> None:

@@ -32,7 +32,7 @@ NAME = "run.name=test"
         (["model.embed_dim=100", "model.num_heads=3"], ["100", "model.num_heads=3", "99"]),
         (["model.num_heads=4", "model.embed_dim=64", "model.num_kv_heads=3"], ["4", "3", "[1, 2, 4]"]),
         (["train.batch_size=10", "train.accumulate_steps=4"], ["10", "4", "8", "12"]),
-        (["model.position=learned", "model.max_seq_len=128", "data.seq_len=256"], ["256", "128"]),
+        (["model.position=learned", "model.max_seq_len=128", "data.seq_len=129"], ["129", "128"]),
         (["mesh.data=-1", "mesh.fsdp=-1"], ["mesh", "-1", "data", "fsdp"]),
         (["mesh.expert=2"], ["mesh.expert=2"]),
         (["mesh.stage=5"], ["num_layers=12", "mesh.stage=5", "10 and 15", "mesh.stage=4"]),
@@ -168,6 +168,8 @@ def test_check_divides_names_what_fits() -> None:
     check_divides("a", 12, "b", 4)
     with pytest.raises(ConfigError, match=r"a=10 is not divisible by b=4: nearest that fit are a=8 and 12, or b=5"):
         check_divides("a", 10, "b", 4)
+    with pytest.raises(ConfigError, match=r"a=2 is not divisible by b=4: nearest that fit are a=4, or b=2"):
+        check_divides("a", 2, "b", 4)
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data.streams import END, Stream
+from data.streams import END, Stream, Weighed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -70,6 +70,25 @@ def test_a_row_is_its_pieces_and_then_padding(cache: Path) -> None:
             assert (batch[name][row, at:] == value).all()
     assert (batch["segment_ids"].max(axis=1) == 5).any(), "five documents of six places fit into 32"
     assert "segment_ids" not in batches_of(cache, "c", isolate_documents=False).train(0, 8, np.arange(8))
+
+
+def test_weights_belong_to_targets(cache: Path) -> None:
+    """Of two parts, so that rows of one store stand between those of the other."""
+    stores = {"a": Weighed([5, 40, 3, 11, 9, 20]), "b": Weighed([7] * 9)}
+    data = TextData(ByteTokenizer(), stores, {"a": 1.0, "b": 1.0})  # type: ignore[arg-type]
+    parts = {name: SourceConfig(paths=["x"]) for name in stores}
+    config = DataConfig(seq_len=T, packing=Packing.best_fit, cache_dir=str(cache), mixture=parts)
+    batches = build_windows(data, config, ObjectiveConfig(), 0, 8)
+    batch, seen = batches.train(0, 8, np.arange(8)), set()
+    for row in range(8):
+        origin = batches.origin(row)
+        seen.add(origin.part)
+        expected = [np.arange(start + 1, start + count) for start, count in origin.pieces]
+        places = np.concatenate(expected)
+        assert batch["weights"][row, : len(places)].tolist() == (places + 1).tolist()
+        assert (batch["targets"][row, : len(places)] == stores[origin.part].all[places]).all()
+        assert (batch["weights"][row, len(places) :] == 0).all()
+    assert seen == {"a", "b"}
 
 
 def longest(batches: Packed, rows: range) -> list[int]:

@@ -3,24 +3,28 @@
 import dataclasses
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
+from data.streams import Weighed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkit.config import ConfigError
 from lmkit.config.sections.data import DataConfig, Packing, Source
 from lmkit.config.sections.mesh import MeshConfig
-from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.packed import build_windows
 from lmkit.data.batches.windows import Windows, make_batch
-from lmkit.data.loader import TrainBatches, batch_shapes, batches_ahead, heldout_batches, host_rows
+from lmkit.data.loader import TrainBatches, batch_shapes, batches_ahead, heldout_batches, host_rows, to_devices
 from lmkit.data.order.sampler import Sampler, permute
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.store.tokens import HELDOUT, TRAIN
+from lmkit.data.tokens.tokenizer import ByteTokenizer
 from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import sharding_of
 
@@ -117,6 +121,47 @@ def test_batches_hold_what_the_sampler_says(data: tuple[TextData, DataConfig]) -
             np.testing.assert_array_equal(batch["targets"][row], stream[start + 1 : start + 33])
 
 
+def test_weights_belong_to_targets() -> None:
+    """In training and in held-out windows, of which the last one is not full."""
+    store: Any = Weighed([30, 5, 12])
+    batches = Windows({"a": store}, {"a": 1.0}, ByteTokenizer(), DataConfig(seq_len=8), ObjectiveConfig(), 0)
+    count = batches.num_heldout("a")
+    starts = [batches.sampler.batch(2, 4).start, np.arange(count) * 8]
+    for batch, first in zip(
+        (batches.train(2, 4, np.arange(4)), batches.heldout("a", np.arange(count))), starts, strict=True
+    ):
+        places = first[:, None] + 1 + np.arange(8)
+        inside = places < len(store.all)
+        np.testing.assert_array_equal(batch["weights"], np.where(inside, places + 1, 0))
+        np.testing.assert_array_equal(batch["targets"][inside], store.all[places[inside]])
+    assert not inside.all()
+
+
+def test_masks_differ_by_visit_and_seed() -> None:
+    """Every row is the same window; in held-out rows the places alone are compared."""
+    store, long = (cast("Any", Weighed([length])) for length in (63, 300))
+    store.weighed = long.weighed = False
+    objective = ObjectiveConfig(kind=ObjectiveKind.masked_lm)
+
+    def windows_of(store: Any, seed: int) -> Windows:
+        tokenizer = ByteTokenizer(mask=True)
+        return Windows({"a": store}, {"a": 1.0}, tokenizer, DataConfig(seq_len=64), objective, seed)
+
+    def masks(seed: int) -> set[bytes]:
+        found = [windows_of(store, seed).train(step, 4, np.arange(4)) for step in (0, 1)]
+        return {np.sort(row).tobytes() for one in found for row in one["masked_positions"]}
+
+    def held_out(seed: int) -> list[list[int]]:
+        return windows_of(long, seed).heldout("a", np.array([1, 1, 2]))["masked_positions"].tolist()
+
+    assert len(masks(0)) == 8
+    assert masks(0) == masks(0)
+    assert masks(0).isdisjoint(masks(1))
+    first, again, other = held_out(0)
+    assert first == again != other
+    assert held_out(0) == held_out(1), "the same in every evaluation"
+
+
 def test_segments_begin_at_end_tokens() -> None:
     tokens = np.array([[5, 6, 0, 7, 8, 0, 9]])
     batch = make_batch(tokens, 0, isolate=True)
@@ -173,6 +218,23 @@ def test_waiting_is_measured(data: tuple[TextData, DataConfig], monkeypatch: pyt
 def test_host_rows_are_those_of_its_devices() -> None:
     sharding = sharding_of(("batch", "seq"), build_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     np.testing.assert_array_equal(host_rows(sharding, (8, 32)), np.arange(8))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_a_host_has_its_rows_of_the_global_batch_in_order(hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Host h of H, whose devices follow each other in the mesh, has rows h B / H up to (h + 1) B / H."""
+    sharding, whole = sharding_of(("batch", "seq"), build_mesh(MeshConfig(data=8))), np.arange(48).reshape(16, 3)
+    shapes = {"inputs": jax.ShapeDtypeStruct(whole.shape, np.int32, sharding=sharding)}
+    everywhere = sharding.devices_indices_map(whole.shape)
+    monkeypatch.setattr(jax, "make_array_from_callback", lambda shape, sharding, local: local)
+    for host in range(hosts):
+        here = {device: index for device, index in everywhere.items() if device.id * hosts // 8 == host}
+        alone: Any = SimpleNamespace(addressable_devices_indices_map=lambda shape, here=here: here)
+        rows = host_rows(alone, whole.shape)
+        np.testing.assert_array_equal(rows, np.arange(host * 16 // hosts, (host + 1) * 16 // hosts))
+        local: Any = to_devices({"inputs": whole[rows]}, rows, shapes)["inputs"]
+        for index in here.values():
+            np.testing.assert_array_equal(local(index), whole[index])
 
 
 def test_every_held_out_token_is_predicted_once(data: tuple[TextData, DataConfig]) -> None:
