@@ -32,7 +32,7 @@ def _heard(event: str, seconds: float, **_: object) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--timings", default="", help="write the seconds of each test, by what they went into, as JSON lines")
+    parser.addoption("--timings", default="", help="file for the seconds of each test, as JSON lines")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,8 +7,8 @@ import sys
 
 from lmkit import metrics
 from lmkit.config.sections.data import DataConfig, Source
-from lmkit.data.store.records import RecordStore
 from lmkit.data.sources.records import RecordSource
+from lmkit.data.store.records import RecordStore
 
 
 def main(path: str) -> None:

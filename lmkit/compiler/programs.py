@@ -40,7 +40,8 @@ def jit(function: Callable, platform: str, *, with_onednn: bool = False, **optio
         with tracing(with_onednn):
             return function(*args, **kwargs)
 
-    return jax.jit(traced, compiler_options=_QUICK | (_ONEDNN if with_onednn else {}), **options)
+    quick = {} if jax.config.jax_disable_most_optimizations else _QUICK  # type: ignore[attr-defined]
+    return jax.jit(traced, compiler_options=quick | (_ONEDNN if with_onednn else {}), **options)
 
 
 def onednn() -> bool:

@@ -38,7 +38,9 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
     if "masked_positions" in batch:
         check_tokens(batch["masked_positions"], name="masked_positions")
         check_like(
-            (hidden_BTD.shape[0], batch["masked_positions"].shape[1]), "the rows need", masked_positions=batch["masked_positions"]
+            (hidden_BTD.shape[0], batch["masked_positions"].shape[1]),
+            "the rows need",
+            masked_positions=batch["masked_positions"],
         )
     predicted_BPD = _pick(hidden_BTD, batch["masked_positions"]) if "masked_positions" in batch else hidden_BTD
     sums = _over_vocabulary(config, model.lm_head(predicted_BPD), batch, model.head_VD(), model.head_bias_V())

@@ -11,7 +11,7 @@ from lmkit.config.sections.families import BERTConfig, GPTConfig
 from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, Remat, ResidualInit
 from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.attention import Attention, LayerInputs, make_layer_inputs
-from lmkit.nn.block import Block, CrossBlock, Join
+from lmkit.nn.block import Block, CrossBlock, ResidualBranch
 from lmkit.nn.dropout import dropout
 from lmkit.nn.embed import StreamInput, vocabulary_logits
 from lmkit.nn.linear import Linear
@@ -69,7 +69,9 @@ def test_norms_equal_their_formulas() -> None:
 
 @pytest.mark.parametrize("order", list(NormOrder))
 def test_a_join_adds_what_its_sub_layer_gives(order: NormOrder) -> None:
-    join = Join(BERTConfig(vocab_size=9, embed_dim=4, num_heads=1, norm=Norm.rmsnorm, norm_order=order, norm_eps=0.1))
+    join = ResidualBranch(
+        BERTConfig(vocab_size=9, embed_dim=4, num_heads=1, norm=Norm.rmsnorm, norm_order=order, norm_eps=0.1)
+    )
     x = np.array([[[0.5, -1.0, 1.5, 0.0]]], np.float32)
 
     def norm(x: np.ndarray, scale: float) -> np.ndarray:
@@ -273,7 +275,7 @@ def test_dropout_differs_by_layer(scan: bool) -> None:
 @pytest.mark.parametrize(("kind", "joins"), [(Block, 2), (CrossBlock, 3)])
 def test_dropout_differs_by_sub_layer(kind: type, joins: int, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = []
-    monkeypatch.setattr(Join, "__call__", lambda self, x, f, name, key, rows=None: keys.append(key) or x)
+    monkeypatch.setattr(ResidualBranch, "__call__", lambda self, x, f, name, key, rows=None: keys.append(key) or x)
     block = nnx.eval_shape(lambda: kind(tiny_config(), causal=True, rngs=nnx.Rngs(0)))
     block(jnp.zeros((1, 1, 64)), LayerInputs(), False, jax.random.key(0))
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys) == joins

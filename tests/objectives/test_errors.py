@@ -61,7 +61,7 @@ CASES: list[tuple[str, str, dict[str, Any], str]] = [
     ("causal_lm", "gpt", TOKENS | {"inputs": FLOATS}, "tokens_BT is float32"),
     ("causal_lm", "gpt", TOKENS | {"segment_ids": SHORT}, r"segment_ids_BT has shape \(2, 3\)"),
     ("masked_lm", "bert", TOKENS | {"masked_positions": SHORT}, r"targets has shape \(2, 4\), .* are \(2, 3\)"),
-    ("masked_lm", "bert", TOKENS | {"masked_positions": ONES}, r"masked_positions has shape \(2,\): it must be \[B, T\]"),
+    ("masked_lm", "bert", TOKENS | {"masked_positions": ONES}, r"masked_positions has shape \(2,\): it must be"),
     ("classify", "vit", {"images": IMAGES, "labels": INTS}, r"labels has shape \(2, 4\), .* are \(2,\)"),
     ("classify", "vit", {"images": IMAGES, "labels": ONES}, "labels is float64: it must be int"),
     ("classify_tokens", "words", {"inputs": INTS, "labels": LABELS}, r"labels has shape \(2,\)"),
