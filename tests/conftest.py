@@ -1,7 +1,8 @@
-"""Eight fake CPU devices, a cache of compiled programs shared by workers and runs, warnings of ours as errors."""
+"""Eight fake CPU devices, quick compilations, a cache of them that workers share, warnings of ours as errors."""
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,9 +11,13 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 CACHE = Path(tempfile.gettempdir()) / f"lmkit-tests-{os.getuid()}"
 os.environ["LMKIT_CACHE"] = str(CACHE)
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Tiny programs run once or twice: two thirds of a compilation would make them faster. HLO is the same without it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
+
+from lmkit.config.entry.process import release_memory
 
 jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
@@ -30,6 +35,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+MOST_BYTES = 2 << 30  # of a worker
+
+
+@pytest.fixture(autouse=True)
+def _drop_programs() -> Iterator[None]:
+    """Compiled programs are dropped where they have made the process large; the cache on disk has them."""
+    yield
+    statm = Path("/proc/self/statm")
+    if statm.exists() and int(statm.read_text().split()[1]) * os.sysconf("SC_PAGESIZE") > MOST_BYTES:
+        jax.clear_caches()
+        release_memory()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from lmkit.cost.activations import Share, kept_bytes, offloaded_bytes, working_b
 from lmkit.cost.context import PlanContext, kernel_of, local_bytes
 from lmkit.cost.flops import is_head
 from lmkit.cost.traffic import stack_lengths
-from lmkit.nn.float8 import is_float8
+from lmkit.nn.param import is_float8
 from lmkit.nn.tree import flat
 
 _F32 = 4

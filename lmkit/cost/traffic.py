@@ -32,9 +32,8 @@ from lmkit.config.sections.model import ContextAttention, Remat, TransformerConf
 from lmkit.config.sections.optim import ParamKind
 from lmkit.core.state import Blueprint
 from lmkit.cost.flops import is_head
-from lmkit.nn.float8 import is_float8
 from lmkit.nn.moe import capacity_of
-from lmkit.nn.param import ParamSpec, compute_dtype
+from lmkit.nn.param import ParamSpec, compute_dtype, is_float8
 from lmkit.nn.tree import flat
 
 _F32 = 4

@@ -18,9 +18,6 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
-from lmkit.config.sections.model import LinearDType, TransformerConfig
-from lmkit.config.sections.optim import ParamKind
-from lmkit.nn.param import ParamSpec
 
 _INPUT, _GRADIENT = jnp.float8_e4m3fn, jnp.float8_e5m2
 
@@ -29,12 +26,6 @@ def check_float8() -> None:
     """Raises ConfigError where the library is missing."""
     if importlib.util.find_spec("qwix") is None:
         raise ConfigError("model.linear_dtype=float8 needs qwix: pip install 'lmkit[float8]', or linear_dtype=same")
-
-
-def is_float8(config: TransformerConfig, spec: ParamSpec) -> bool:
-    """Whether a parameter is multiplied in float8: a matrix of a layer, but for experts', their router's, adapters'."""
-    chosen = config.linear_dtype is LinearDType.float8
-    return chosen and spec.in_stack and spec.kind is ParamKind.matrix and not {"expert", "lora"} & {*spec.dims}
 
 
 def float8_product(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec | None) -> jax.Array:

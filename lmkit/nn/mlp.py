@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lmkit.config.sections.model import Activation, TransformerConfig
+from lmkit.nn.forms import recomputed
 from lmkit.nn.linear import Linear
-from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import gathered_dims, residual_dims
 
 ACTIVATIONS: dict[Activation, Callable[[jax.Array], jax.Array]] = {
@@ -39,9 +39,7 @@ def _forward(kind, x):
 
 
 def _backward(kind, x, d_y):
-    if platform() != "cpu":  # else what remat makes again, a tanh say, is made once for both and written in float32
-        x = jax.lax.optimization_barrier(x)
-    back = jax.vjp(ACTIVATIONS[kind], x.astype(jnp.float32))[1]
+    back = jax.vjp(ACTIVATIONS[kind], recomputed(x).astype(jnp.float32))[1]
     return (back(d_y.astype(jnp.float32))[0].astype(x.dtype),)
 
 

@@ -6,10 +6,8 @@ from flax import nnx
 
 from lmkit.config.sections.model import Norm, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
+from lmkit.nn.forms import scaled
 from lmkit.nn.param import param
-from lmkit.nn.product import cpu_scaled
-from lmkit.parallel.devices import platform
-from lmkit.parallel.rules import split_axes
 
 
 class RMSNorm(nnx.Module):
@@ -23,7 +21,7 @@ class RMSNorm(nnx.Module):
         """[..., D] to [..., D] in x's dtype."""
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return _scaled(y, self.offset + self.scale[...]).astype(x.dtype)
+        return scaled(y, self.offset + self.scale[...]).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -39,15 +37,8 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        y = _scaled(y, self.scale[...])
+        y = scaled(y, self.scale[...])
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
-
-
-def _scaled(y: jax.Array, scale_D: jax.Array) -> jax.Array:
-    """float32 [..., D] times [D]."""
-    if platform() != "cpu" or split_axes() or y.ndim < 2:
-        return y * scale_D
-    return cpu_scaled(y.reshape(-1, y.shape[-1]), scale_D).reshape(y.shape)
 
 
 def stream_norm(config: TransformerConfig) -> RMSNorm | LayerNorm:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from lmkit.config.sections.model import DType
+from lmkit.config.sections.model import DType, LinearDType, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
-from lmkit.parallel.devices import platform
+from lmkit.nn.forms import default_dtype
 
 
 def param(value: jax.Array, dims: Sequence[str], kind: ParamKind, num_in: int = 0) -> nnx.Param:
@@ -25,7 +25,7 @@ def param(value: jax.Array, dims: Sequence[str], kind: ParamKind, num_in: int = 
 def compute_dtype(dtype: DType) -> jnp.dtype:
     """bfloat16 on accelerators and float32 on CPU, unless asked."""
     if dtype is DType.auto:
-        return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
+        return default_dtype()
     return jnp.dtype(dtype.name)
 
 
@@ -72,3 +72,9 @@ def for_inference(params: dict, specs: dict, dtype: jnp.dtype) -> dict:
         return leaf if exact else leaf.astype(dtype)
 
     return jax.tree.map(one, specs, params)
+
+
+def is_float8(config: TransformerConfig, spec: ParamSpec) -> bool:
+    """Whether a parameter is multiplied in float8: a matrix of a layer, but for experts', their router's, adapters'."""
+    chosen = config.linear_dtype is LinearDType.float8
+    return chosen and spec.in_stack and spec.kind is ParamKind.matrix and not {"expert", "lora"} & {*spec.dims}

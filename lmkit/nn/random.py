@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lmkit.parallel.devices import platform
+from lmkit.nn.forms import one_pass_random
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -36,7 +36,7 @@ def bernoulli(key: jax.Array, share: float, shape: tuple[int, ...]) -> jax.Array
 def _is_ours(key: jax.Array, shape: tuple[int, ...]) -> bool:
     known = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and str(jax.random.key_impl(key)) == "threefry2x32"
     counted = jax.config.jax_threefry_partitionable  # type: ignore[attr-defined]  # else numbers depend on the size
-    return platform() == "cpu" and known and counted and math.prod(shape) < 2**32
+    return one_pass_random() and known and counted and math.prod(shape) < 2**32
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

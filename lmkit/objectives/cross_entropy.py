@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.compiler.programs import onednn
 from lmkit.nn.check import check_shape
-from lmkit.nn.product import contract, dot, over_rows, transposed
-from lmkit.parallel.devices import platform
+from lmkit.nn.forms import head_gradient, picked
+from lmkit.nn.product import contract
 from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
 
 _HEAD, _BIAS = ("vocab", "embed"), ("vocab",)
@@ -176,7 +175,7 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     total_n = over_vocab(jnp.sum(exp, axis=1))
     first = lax.axis_index("tensor") * head_VD.shape[0] if options.tensor else 0
     hit = (targets_n - first)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    picked_n = over_vocab(_picked(logits, targets_n - first, hit))
+    picked_n = over_vocab(picked(logits, targets_n - first, hit))
     log_z_n = top_n + jnp.log(total_n)
     nll_n = log_z_n - picked_n
     loss_n = nll_n + options.z_loss * jnp.square(log_z_n)
@@ -196,20 +195,5 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     d_bias = None if d_bias is None else d_bias + jnp.sum(d_logits, axis=0)
     d_logits = d_logits.astype(hidden_nD.dtype)
     d_hidden = contract("nV,VD->nD", d_logits, head_VD)
-    # [D, V] and then transposed: XLA's CPU library is twice as fast on this side of the product
-    flip = platform() == "cpu" and hidden_nD.dtype != jnp.float32 and not onednn()
-    d_head_DV = dot(transposed(hidden_nD), d_logits) if flip else over_rows(hidden_nD, d_logits)
-    d_head += lax.optimization_barrier(d_head_DV).T
+    d_head += head_gradient(hidden_nD, d_logits)
     return (sums, (d_head, d_bias)), d_hidden
-
-
-def _picked(logits_nV: jax.Array, index_n: jax.Array, hit_nV: jax.Array) -> jax.Array:
-    """[n] of the logits, and 0 where the index lies outside the slice of the vocabulary.
-
-    GPUs and TPUs join the mask to the sum; a CPU would write [n, V] for it, 6 % of a step of gpt2_124m.
-    """
-    if platform() != "cpu":
-        return jnp.sum(jnp.where(hit_nV, logits_nV, 0.0), axis=1)
-    inside_n = (index_n >= 0) & (index_n < logits_nV.shape[1])
-    chosen_n1 = jnp.take_along_axis(logits_nV, jnp.where(inside_n, index_n, 0)[:, None], axis=1, mode="clip")
-    return jnp.where(inside_n, chosen_n1[:, 0], 0.0)
