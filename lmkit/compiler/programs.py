@@ -40,7 +40,7 @@ def jit(function: Callable, platform: str, *, with_onednn: bool = False, **optio
         with tracing(with_onednn):
             return function(*args, **kwargs)
 
-    quick = {} if jax.config.jax_disable_most_optimizations else _QUICK  # type: ignore[attr-defined]
+    quick = {} if jax.config.values.get("jax_disable_most_optimizations") else _QUICK
     return jax.jit(traced, compiler_options=quick | (_ONEDNN if with_onednn else {}), **options)
 
 
