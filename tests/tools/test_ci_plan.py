@@ -1,0 +1,45 @@
+"""What CI runs in rotation: everything gets its turn, and what a change touches comes first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers import ROOT, load_tool
+
+plan = load_tool("ci_plan")
+COMMITS = ["00", "01", "02"]
+
+
+def test_every_section_and_slow_file_gets_its_turn() -> None:
+    everything = {name for third in plan.THIRDS for name in third}
+    assert {name for commit in COMMITS for name in plan.sections([], commit)} == everything
+    slow = [set(plan.slow_tests([], commit)) for commit in COMMITS]
+    marked = {
+        p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in p.read_text()
+    }
+    assert set.union(*slow) == marked
+    assert sum(map(len, slow)) == len(marked), "none runs twice in three commits"
+    assert all(f"\n{name}() {{" in (ROOT / ".ci" / "run").read_text() for name in everything)
+
+
+def test_what_a_change_touches_runs_at_once() -> None:
+    for commit in COMMITS:
+        assert "parity" in plan.sections(["lmkit/interop/save.py"], commit)
+        assert plan.slow_tests(["lmkit/nn/ring.py"], commit)[0] == "tests/nn/test_ring.py"  # through nn/attend.py
+        assert "tests/nn/test_pipeline.py" in plan.slow_tests(["tests/nn/test_pipeline.py"], commit)
+    touched = plan.touched_tests(["lmkit/nn/position.py"])
+    assert {"tests/nn/test_position.py", "tests/models/test_gpt.py"} <= set(touched)
+    assert "tests/launch/test_slurm.py" not in touched
+
+
+def test_a_full_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "RESULT", tmp_path / "result.json")
+    assert plan.age() == "never"
+    log = tmp_path / "log"
+    log.write_text("== fast begins\n5 passed, 2 skipped in 3s\n== fast: 12 s\n1 failed, 7 passed\n== slow: 30 s\n")
+    plan.record(42.4, log)
+    kept = json.loads((tmp_path / "result.json").read_text())
+    assert kept["counts"] == {"passed": 12, "skipped": 2, "failed": 1}
+    assert kept["sections"] == {"fast": 12, "slow": 30}
+    assert (kept["seconds"], plan.age()) == (42, "0")
