@@ -125,7 +125,7 @@ def check(seen: dict, expected: np.ndarray) -> None:
         ("window", 4),
         ("t5", 4),
         ("whisper", 4),
-    ),  # fmt: skip
+    ),
 )
 def test_cached_equals_uncached(name: str, chunk: int) -> None:
     config = DECODERS[name]
