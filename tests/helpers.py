@@ -1,12 +1,14 @@
 """Short ways to what many tests need."""
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from lmkit.config.entry import compose
@@ -73,6 +75,16 @@ def train_steps(experiment: Experiment, steps: int, num_devices: int = 8) -> tup
             state, metrics = compiled(state, batch)
             losses.append(float(metrics["loss"]))
     return losses, state, blueprint
+
+
+def rotated(values: Iterable[Any], *fast: Any) -> list[Any]:
+    """Values to parametrise over: these are in the fast suite, all others near-equal and slow, in CI's rotation."""
+    values = list(values)
+    assert set(map(str, fast)) <= set(map(str, values)), f"{fast} of {values}"
+    marks = {str(value): () if str(value) in set(map(str, fast)) else (pytest.mark.slow,) for value in values}
+    return [
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks[str(value)]) for value in values
+    ]
 
 
 def leaves_equal(a: Any, b: Any) -> bool:

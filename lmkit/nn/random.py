@@ -5,6 +5,7 @@ Threefry (Salmon et al. 2011, section 3; 20 rounds of two words) and what is mad
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,16 +22,27 @@ def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """float32 from the standard normal distribution."""
     if not _is_ours(key, shape):
         return jax.random.normal(key, shape, jnp.float32)
-    low = np.nextafter(np.float32(-1), np.float32(0))  # erf_inv(-1) is infinite
-    uniform = jnp.maximum(low, _uniform(key, shape) * (np.float32(1) - low) + low)
-    return np.float32(math.sqrt(2)) * lax.erf_inv(uniform)
+    return _normal(key, shape)
 
 
 def bernoulli(key: jax.Array, share: float, shape: tuple[int, ...]) -> jax.Array:
     """bool, true with probability `share`."""
     if not _is_ours(key, shape):
         return jax.random.bernoulli(key, share, shape)
-    return _uniform(key, shape) < np.float32(share)
+    return _bernoulli(key, share, shape)
+
+
+# Outside a program each is one of its own; inside one they are part of it.
+@partial(jax.jit, static_argnums=1, inline=True)
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    low = np.nextafter(np.float32(-1), np.float32(0))  # erf_inv(-1) is infinite
+    uniform = jnp.maximum(low, _uniform(key, shape) * (np.float32(1) - low) + low)
+    return np.float32(math.sqrt(2)) * lax.erf_inv(uniform)
+
+
+@partial(jax.jit, static_argnums=2, inline=True)
+def _bernoulli(key: jax.Array, share: float, shape: tuple[int, ...]) -> jax.Array:
+    return _uniform(key, shape) < jnp.float32(share)
 
 
 def _is_ours(key: jax.Array, shape: tuple[int, ...]) -> bool:

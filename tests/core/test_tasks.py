@@ -108,7 +108,7 @@ NAMES = ["masked_lm", "next_sentence", "span_corruption", "classify", "classify_
          "chat", "images", "mixup", "brightness"]  # fmt: skip
 
 
-QUICK = ("masked_lm", "classify", "seq2seq", "chat", "images")
+QUICK = ("classify", "seq2seq", "chat")
 
 
 def words_of(name: str, folder: Path, corpus: Path, *more: str) -> list[str]:
@@ -215,6 +215,7 @@ def test_the_best_so_far_is_read_again(tmp_path: Path) -> None:
         best.see(7, {"eval/loss": 1.0})
 
 
+@pytest.mark.slow
 def test_folds(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> None:
     words = words_of("images", tmp_path, corpus, "train.steps=6", "train.folds=3", "optim.warmup_steps=1",
                      f"run.dir={tmp_path}/run")  # fmt: skip
@@ -273,6 +274,7 @@ def test_what_does_not_fit_the_data_is_refused(words: list[str], message: str, t
         prepare_task(experiment, lambda *_: None)
 
 
+@pytest.mark.slow
 def test_packed_mixtures_train_and_end_in_time(tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture) -> None:
     """A mixture with caps and a course, packed, from short to long: on eight devices, and no further than it lasts."""
     part = f"{{paths: ['{corpus}/[0-2]*'], final_weight: 0.2, max_epochs: 2}}"

@@ -25,6 +25,7 @@ def flops(axis: str, devices: int) -> float:
     return lower_step(experiment, blueprint, batch).compile().cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axis", "most"), [
     ("fsdp", 1.02),
     ("data", 1.05),  # the optimiser runs on every device

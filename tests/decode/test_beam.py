@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers import params_of
+from helpers import params_of, rotated
 from lmkit.config.sections.families import GPTConfig
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 from lmkit.models import build_model
@@ -34,7 +34,7 @@ def log_probabilities(run: Any, prompt: list[int], every: list[tuple[int, ...]])
     ]
 
 
-@pytest.mark.parametrize(("ends", "penalty"), [([], 1.0), ([], -0.5), ([END], 0.0)])
+@pytest.mark.parametrize(("ends", "penalty"), rotated([([], 1.0), ([], -0.5), ([END], 0.0)], ([END], 0.0)))
 def test_wide_beams_find_the_best_thirty(model: tuple[Any, Any], ends: list[int], penalty: float) -> None:
     """Every sequence of three of five tokens, and with an end, every shorter one that ends."""
     graph, params = model

@@ -48,6 +48,7 @@ def test_its_links_lead_somewhere() -> None:
         assert target[1:] in headings if target.startswith("#") else (NOTEBOOK.parent / target).exists(), target
 
 
+@pytest.mark.slow
 def test_it_learns_and_shows_what_it_says(shown: tuple[Path, list[str]]) -> None:
     folder, texts = shown
     (run,) = (folder / "runs" / "first_steps").iterdir()

@@ -63,6 +63,7 @@ def test_a_lora_run_with_its_tokenizer(tmp_path: Path, corpus: Path, capsys: pyt
     assert (tmp_path / "copy" / "tokenizer_config.json").is_file()
 
 
+@pytest.mark.slow
 def test_bytes_are_no_tokenizer_of_theirs(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     assert train(run) == 0

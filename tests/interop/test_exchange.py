@@ -18,7 +18,7 @@ from flax import nnx
 from models.families import KINDS
 from safetensors.numpy import load_file, save_file
 
-from helpers import MESHES, ROOT, params_of, tiny_config
+from helpers import MESHES, ROOT, params_of, rotated, tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.sections.families import BERTConfig, GPTConfig
@@ -72,8 +72,10 @@ def test_out_and_in_again(name: str, tmp_path: Path) -> None:
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
-@pytest.mark.parametrize("mesh_name", MESHES)
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "t5", "vit"])
+@pytest.mark.parametrize(("name", "mesh_name"), rotated(
+    ((name, mesh_name) for name in ("gpt2", "mixtral", "t5", "vit") for mesh_name in MESHES),
+    ("gpt2", "fsdp8"), ("mixtral", "data2_fsdp2_tensor2"), ("t5", "data2_fsdp2_tensor2"), ("vit", "data8"),
+))  # fmt: skip
 def test_straight_into_sharded_arrays(name: str, mesh_name: str, tmp_path: Path) -> None:
     """Each device gets its part of what one device would get, and export gathers it again."""
     config = SAYABLE[name]

@@ -20,7 +20,7 @@ from jax.sharding import AbstractMesh, AxisType
 from models.families import KINDS, batch_of
 
 import lmkit.models
-from helpers import MESHES, params_of
+from helpers import MESHES, params_of, rotated
 from lmkit.config.entry import compose
 from lmkit.config.sections.families import MODEL_SCHEMAS, GPTConfig
 from lmkit.config.sections.mesh import MeshConfig
@@ -73,7 +73,7 @@ def test_every_model_is_found() -> None:
 
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 4, "tensor": 2}, {"stage": 2, "fsdp": 2, "tensor": 2}], ids=str)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", rotated(KINDS, "gpt", "moe", "modernbert", "t5", "vit", "clip"))
 def test_one_step_lowers_on_an_abstract_mesh(name: str, sizes: dict[str, int]) -> None:
     """No device of it exists."""
     kind = KINDS[name]
@@ -125,8 +125,11 @@ def test_the_look_up_gathers_no_table(mesh_name: str) -> None:
     assert "all-to-all" in text
 
 
-@pytest.mark.parametrize("mesh_name", ["fsdp8", "data2_fsdp2_tensor2"])
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(("name", "mesh_name"), rotated(
+    ((name, mesh_name) for name in KINDS for mesh_name in ("fsdp8", "data2_fsdp2_tensor2")),
+    ("gpt", "data2_fsdp2_tensor2"), ("moe", "data2_fsdp2_tensor2"), ("bert", "fsdp8"), ("t5", "data2_fsdp2_tensor2"),
+    ("vit", "fsdp8"), ("clip", "data2_fsdp2_tensor2"),
+))  # fmt: skip
 def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
     """Loss and every gradient on eight devices."""
     kind = KINDS[name]

@@ -17,8 +17,8 @@ from lmkit.parallel.rules import sharding_of
 LAST_BIT = {"rtol": 3e-7, "atol": 1e-7}
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4, 5), (1000, 33), (0, 4)], ids=str)
-@pytest.mark.parametrize("seed", [0, 1, 2**31 + 5])
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3, 4, 5), (1000, 33), (0, 4)], ids=str)
+@pytest.mark.parametrize("seed", [0, 2**31 + 5])
 def test_they_are_jax_s(shape: tuple[int, ...], seed: int) -> None:
     key = jax.random.fold_in(jax.random.key(seed), 3)
     np.testing.assert_allclose(jax.jit(partial(normal, shape=shape))(key), jax.random.normal(key, shape), **LAST_BIT)

@@ -43,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedP
     return bench("--rounds", "2", "--steps", "2", *rows, *more), folder
 
 
+@pytest.mark.slow
 def test_it_prints_a_table_and_keeps_a_record(run) -> None:
     done, folder = run
     assert done.returncode == 0, done.stderr

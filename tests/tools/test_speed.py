@@ -42,6 +42,7 @@ def test_the_page_has_what_the_records_say() -> None:
     assert page.count("<!-- tools/bench_docs.py:") == 5
 
 
+@pytest.mark.slow
 def test_a_new_record_changes_the_page(tmp_path: Path) -> None:
     page = bench_docs.PAGE.read_text()
     empty = bench_docs.render(page, tmp_path)
@@ -128,6 +129,7 @@ def test_wheels_of_what_is_missing_are_unpacked(tmp_path: Path) -> None:
     assert {"hydra-core", "omegaconf", "antlr4-python3-runtime", "grain"} <= names
 
 
+@pytest.mark.slow
 def test_what_the_loop_spends_beside_steps(tmp_path: Path) -> None:
     keys = ["model.num_layers=2", "model.embed_dim=64", "model.num_heads=2", "model.vocab_size=512"]
     words = ["--steps", "12", "--every", "5", "--words", "300", "--rehearse", "--out", str(tmp_path), "--keys", *keys]

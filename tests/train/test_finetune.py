@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from helpers import MESHES, leaves_equal, random_batch, tiny_experiment, train_steps
+from helpers import MESHES, leaves_equal, random_batch, rotated, tiny_experiment, train_steps
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.sections.lora import LoraConfig
@@ -25,10 +25,14 @@ def blueprint_of(*overrides: str, devices: int = 1) -> Blueprint:
 
 
 FREEZE = ["optim.freeze=[embed, '*.attention.*']"]
+EVERYWHERE = [*LORA, "lora.targets=['*']"]
 
 
-@pytest.mark.parametrize("kind", list(Optimizer))
-@pytest.mark.parametrize("what", [FREEZE, LORA])
+@pytest.mark.parametrize(("what", "kind"), rotated(
+    ((what, kind) for what in (FREEZE, LORA) for kind in Optimizer),
+    (FREEZE, Optimizer.adamw), (FREEZE, Optimizer.adafactor), (LORA, Optimizer.muon),
+    (LORA, Optimizer.schedule_free_adamw),
+))  # fmt: skip
 def test_what_is_frozen_stays_and_the_rest_learns(kind: Optimizer, what: list[str]) -> None:
     """With every rule: frozen bits unchanged, all others changed, optimiser state and averages over those alone."""
     rate = {Optimizer.sgd: 0.1, Optimizer.lion: 1e-3, Optimizer.muon: 0.02}.get(kind, 1e-2)
@@ -49,8 +53,10 @@ def test_what_is_frozen_stays_and_the_rest_learns(kind: Optimizer, what: list[st
     assert max(leaf.size for leaf in jax.tree.leaves(state["opt"])) <= largest
 
 
-@pytest.mark.parametrize("mesh_name", MESHES)
-@pytest.mark.parametrize("what", [FREEZE, [*LORA, "lora.targets=['*']"]])
+@pytest.mark.parametrize(("what", "mesh_name"), rotated(
+    ((what, mesh_name) for what in (FREEZE, EVERYWHERE) for mesh_name in MESHES),
+    (FREEZE, "data2_fsdp2_tensor2"), (EVERYWHERE, "fsdp8"),
+))  # fmt: skip
 def test_the_same_losses_on_eight_devices(mesh_name: str, what: list[str]) -> None:
     """And with accumulation there."""
     one, _, _ = train_steps(tiny_experiment(*what, "optim.learning_rate=0.01"), 6, num_devices=1)
@@ -139,7 +145,9 @@ def test_configurations_that_cannot_be_right(overrides: list[str], words: list[s
         assert word in str(error.value)
 
 
-@pytest.mark.parametrize("kind", [k for k in Optimizer if k is not Optimizer.schedule_free_adamw])
+@pytest.mark.parametrize("kind", rotated(
+    (k for k in Optimizer if k is not Optimizer.schedule_free_adamw), Optimizer.adamw, Optimizer.muon
+))  # fmt: skip
 def test_rates_scale_the_whole_update(kind: Optimizer) -> None:
     """One step: each parameter moves by its factor times what it moves by without, its decay too."""
     common = [f"optim.kind={kind.name}", "optim.decay=[matrix, embedding]", "optim.weight_decay=0.3"]
