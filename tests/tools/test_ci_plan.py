@@ -15,9 +15,7 @@ def test_every_section_and_slow_file_gets_its_turn() -> None:
     everything = {name for third in plan.THIRDS for name in third}
     assert {name for commit in COMMITS for name in plan.sections([], commit)} == everything
     slow = [set(plan.slow_tests([], commit)) for commit in COMMITS]
-    marked = {
-        p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py") if "mark.slow" in p.read_text()
-    }
+    marked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py") if plan.has_slow(p)}
     assert set.union(*slow) == marked
     assert sum(map(len, slow)) == len(marked), "none runs twice in three commits"
     assert all(f"\n{name}() {{" in (ROOT / ".ci" / "run").read_text() for name in everything)
@@ -26,7 +24,7 @@ def test_every_section_and_slow_file_gets_its_turn() -> None:
 def test_what_a_change_touches_runs_at_once() -> None:
     for commit in COMMITS:
         assert "parity" in plan.sections(["lmkit/interop/save.py"], commit)
-        assert plan.slow_tests(["lmkit/nn/ring.py"], commit)[0] == "tests/nn/test_ring.py"  # through nn/attend.py
+        assert "tests/nn/test_ring.py" in plan.slow_tests(["lmkit/nn/ring.py"], commit)  # through nn/attend.py
         assert "tests/nn/test_pipeline.py" in plan.slow_tests(["tests/nn/test_pipeline.py"], commit)
     touched = plan.touched_tests(["lmkit/nn/position.py"])
     assert {"tests/nn/test_position.py", "tests/models/test_gpt.py"} <= set(touched)
