@@ -27,7 +27,7 @@ def test_what_a_change_touches_runs_at_once() -> None:
         assert "tests/nn/test_ring.py" in plan.slow_tests(["lmkit/nn/ring.py"], commit)  # through nn/attend.py
         assert "tests/nn/test_pipeline.py" in plan.slow_tests(["tests/nn/test_pipeline.py"], commit)
     touched = plan.touched_tests(["lmkit/nn/position.py"])
-    assert {"tests/nn/test_position.py", "tests/models/test_gpt.py"} <= set(touched)
+    assert {"tests/nn/test_position.py", "tests/nn/test_blocks.py"} <= set(touched)
     assert "tests/launch/test_slurm.py" not in touched
 
 
