@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from flax import nnx
@@ -113,3 +116,84 @@ def test_a_block_that_is_not_there_is_named() -> None:
         GPT(GPTConfig(vocab_size=9, block="nowhere:Block"), rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match="module:Class"):
         GPT(GPTConfig(vocab_size=9, block="lmkit.nn.block:Blok"), rngs=nnx.Rngs(0))
+
+
+# What makes the commands of the tutorial short. The words of the page come first, so these win.
+SHORT_RUN = [
+    "optim.warmup_steps=1", "train.batch_size=2", "train.eval_every_steps=0", "train.log_every_steps=1",
+    "train.sample_tokens=0", "data.seq_len=32", "tracker=none",
+]  # fmt: skip
+SHORT_MODEL = ["model.num_layers=1", "model.embed_dim=48", "model.mlp_dim=64"]
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """The Python commands that a page shows, in words: indented lines outside of fences, continuations joined."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^    (python .*)$", text, flags=re.MULTILINE)]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command of the tutorial with a twentieth of its steps, a small model and, for training text, the page itself."""
+    if not words[1:3] == ["-m", "lmkit.train"]:
+        return words
+    steps = [int(word.split("=")[1]) for word in words if word.startswith("train.steps=")]
+    words = [*words, *SHORT_RUN, f"train.steps={max(steps, default=40) // 20}"]
+    if "+experiment=gpt_small" in words:
+        words += SHORT_MODEL
+    return words if "data=text_files" in words else [*words, "data=text_files", "data.paths=[docs]"]
+
+
+def run_tutorial(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """Runs the commands of docs/tutorial.md, shortened, one after the other; what each printed."""
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "tutorial.md", folder / "docs")
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths, "LMKIT_CACHE": str(folder / "cache")}
+    env.pop("JAX_NUM_CPU_DEVICES", None)  # as a reader has it
+    printed = {}
+    for words in shell_commands(ROOT / "docs" / "tutorial.md"):
+        command = " ".join(words)
+        if any(word in command for word in skip):
+            continue
+        done = subprocess.run(
+            [sys.executable, *shortened(words)[1:]], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+        printed[command] = done.stdout
+    return printed
+
+
+def check_tutorial(folder: Path, printed: dict[str, str]) -> None:
+    """What the tutorial says of its commands, as far as a short run can tell."""
+    first, again = (text for command, text in printed.items() if "lmkit.generate" in command)
+    assert first == again, "the exported model writes the text of the run"
+    assert json.loads((folder / "runs" / "mine_hf" / "config.json").read_text())["model_type"] == "qwen3"
+    (metrics,) = (text for command, text in printed.items() if "metrics.jsonl" in command)
+    assert "eval/bits_per_byte" in metrics
+    assert (folder / "runs" / "small" / "report.html").is_file()
+
+
+def test_the_tutorial_names_enough_commands() -> None:
+    verbs = [words[2] for words in shell_commands(ROOT / "docs" / "tutorial.md")]
+    assert verbs.count("lmkit.train") == 5
+    assert {"lmkit", "lmkit.show", "lmkit.verify", "lmkit.plan", "lmkit.generate", "lmkit.export"} <= set(verbs)
+
+
+def test_the_tutorial_runs(tmp_path: Path) -> None:
+    """All but what compiles for eight devices."""
+    check_tutorial(tmp_path, run_tutorial(tmp_path, skip=("mesh.", "lmkit.plan")))
+
+
+@pytest.mark.slow
+def test_the_whole_tutorial_runs(tmp_path: Path) -> None:
+    printed = run_tutorial(tmp_path)
+    check_tutorial(tmp_path, printed)
+    assert [text.strip().splitlines()[-1] for command, text in printed.items() if "lmkit.verify" in command] == [
+        "equal"
+    ]
+    assert any("resumed at step 4" in text for text in printed.values()), "on eight devices"
+
+
+def test_the_python_of_the_tutorial_compiles() -> None:
+    (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL)
+    compile(code, "tutorial", "exec")
