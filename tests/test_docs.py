@@ -123,7 +123,7 @@ SHORT_RUN = [
     "optim.warmup_steps=1", "train.batch_size=2", "train.eval_every_steps=0", "train.log_every_steps=1",
     "train.sample_tokens=0", "data.seq_len=32", "tracker=none",
 ]  # fmt: skip
-SHORT_MODEL = ["model.num_layers=1", "model.embed_dim=48", "model.mlp_dim=64"]
+SHORT_MODEL = ["model.num_layers=1", "model.embed_dim=48", "model.mlp_dim=64", "tokenizer.vocab_size=1024"]
 
 
 def shell_commands(page: Path) -> list[list[str]]:
