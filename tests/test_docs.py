@@ -3,8 +3,11 @@
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from flax import nnx
@@ -113,3 +116,80 @@ def test_a_block_that_is_not_there_is_named() -> None:
         GPT(GPTConfig(vocab_size=9, block="nowhere:Block"), rngs=nnx.Rngs(0))
     with pytest.raises(ConfigError, match="module:Class"):
         GPT(GPTConfig(vocab_size=9, block="lmkit.nn.block:Blok"), rngs=nnx.Rngs(0))
+
+
+# What makes the commands of the tutorial short. The words of the page come first, so these win.
+SHORT_RUN = [
+    "optim.warmup_steps=1", "train.batch_size=2", "train.eval_every_steps=0", "train.log_every_steps=1",
+    "train.sample_tokens=0", "data.seq_len=32", "tracker=none",
+]  # fmt: skip
+SHORT_MODEL = ["model.num_layers=1", "model.embed_dim=48", "model.mlp_dim=64", "tokenizer.vocab_size=1024"]
+
+
+def shell_commands(page: Path) -> list[list[str]]:
+    """The Python commands that a page shows, in words: indented lines outside of fences, continuations joined."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE).replace("\\\n", " ")
+    return [shlex.split(line) for line in re.findall(r"^    (python .*)$", text, flags=re.MULTILINE)]
+
+
+def shortened(words: list[str]) -> list[str]:
+    """A command of the tutorial with a twentieth of its steps, a smaller model, and the page itself as its text."""
+    if words[1:3] != ["-m", "lmkit.train"]:
+        return words
+    steps = [int(word.split("=")[1]) for word in words if word.startswith("train.steps=")]
+    words = [*words, *SHORT_RUN, f"train.steps={max(steps, default=40) // 20}"]
+    if "+experiment=gpt_small" in words:
+        words += SHORT_MODEL
+    return words if "data=text_files" in words else [*words, "data=text_files", "data.paths=[docs]"]
+
+
+def run_tutorial(folder: Path, skip: tuple[str, ...] = ()) -> dict[str, str]:
+    """Runs the commands of docs/tutorial.md, shortened, one after the other; what each printed."""
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "tutorial.md", folder / "docs")
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths}
+    env.pop("JAX_NUM_CPU_DEVICES", None)  # as a reader has it
+    printed = {}
+    for words in shell_commands(ROOT / "docs" / "tutorial.md"):
+        command = " ".join(words)
+        if not any(word in command for word in skip):
+            words = [sys.executable, *shortened(words)[1:]]
+            done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+            printed[command] = done.stdout
+    return printed
+
+
+def test_the_commands_of_the_tutorial_compose() -> None:
+    commands = shell_commands(ROOT / "docs" / "tutorial.md")
+    verbs = [words[2] for words in commands]
+    assert verbs.count("lmkit.train") == 5
+    assert {"lmkit", "lmkit.show", "lmkit.verify", "lmkit.plan", "lmkit.generate", "lmkit.export"} <= set(verbs)
+    for words in commands:
+        if words[2] in ("lmkit.train", "lmkit.verify", "lmkit.generate", "lmkit.export"):
+            compose(words[3:])
+
+
+def test_the_tutorial_begins_well(tmp_path: Path) -> None:
+    """The tiny run on one device: train, resume. The rest takes minutes where nothing has been compiled before."""
+    printed = run_tutorial(tmp_path, skip=("gpt_small", "runs/small", "runs/mine", "mesh.", "lmkit.plan"))
+    assert len(printed) == 3
+    assert "resumed at step 2" in list(printed.values())[-1]
+
+
+@pytest.mark.slow
+def test_the_whole_tutorial_runs(tmp_path: Path) -> None:
+    printed = run_tutorial(tmp_path)
+
+    def of(word: str) -> list[str]:
+        return [text for command, text in printed.items() if word in command]
+
+    assert of("lmkit.verify")[0].strip().endswith("equal")
+    assert "resumed at step 4" in of("run.cpu_devices=8")[0]
+    assert "eval/bits_per_byte" in of("metrics.jsonl")[0]
+    assert of("lmkit.generate")[0] == of("lmkit.generate")[1], "the exported model writes the text of the run"
+    assert json.loads((tmp_path / "runs" / "mine_hf" / "config.json").read_text())["model_type"] == "qwen3"
+    (code,) = re.findall(r"```py\n(.*?)```", (ROOT / "docs" / "tutorial.md").read_text(), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-3000:]
