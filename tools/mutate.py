@@ -117,7 +117,7 @@ class Copy:
         programs.symlink_to(shared)  # their names are hashes of the programs, so mutations do not meet
         kept = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
         env = {**kept, "PYTHONPATH": str(self.tree), "TMPDIR": str(temporary), "COLUMNS": "200"}
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-rf", "-n", "0", "-p", "no:cacheprovider", *words]
+        command = [sys.executable, "-m", "pytest", "-q", "-rf", "-n", "0", "-p", "no:cacheprovider", *words]
         try:
             return run(command, self.tree, env, limit_s)
         finally:
@@ -155,9 +155,9 @@ def attempt(copy: Copy, mutation: Mutation, rest: bool) -> dict[str, Any]:
     began, original = time.perf_counter(), (copy.tree / mutation.file).read_text()
     copy.write(mutation.file, original.replace(mutation.old, mutation.new))
     try:
-        caught, by = verdict(*copy.pytest(*mutation.tests))
+        caught, by = verdict(*copy.pytest("-x", *mutation.tests))
         if not caught and by == "all passed" and rest:
-            caught, by = verdict(*copy.pytest(f"--ignore={OWN_TEST}", limit_s=REST_LIMIT_S))
+            caught, by = verdict(*copy.pytest("-x", f"--ignore={OWN_TEST}", limit_s=REST_LIMIT_S))
     finally:
         copy.write(mutation.file, original)
     seconds = round(time.perf_counter() - began, 1)
