@@ -156,7 +156,9 @@ def test_dropout_differs_by_step_and_micro_batch() -> None:
 def test_keys_follow_the_seed_and_the_use() -> None:
     keys = [root_key(seed, use) for seed in (0, 1) for use in ("init", "dropout")]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
-    to_key: Any = SimpleNamespace(jit=lambda init, **_: lambda key: key, shardings=None)  # init_state without the init
+    to_key: Any = SimpleNamespace(
+        jit=lambda init, **_: lambda key, known: key, shardings=None
+    )  # init_state without the init
     assert [init_state(to_key, seed) for seed in (0, 1)] == [root_key(seed, "init") for seed in (0, 1)]
 
 

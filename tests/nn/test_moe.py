@@ -21,7 +21,7 @@ from lmkit.core.state import init_state, make_blueprint
 from lmkit.core.step import make_train_step
 from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import collecting
-from lmkit.nn.cache import Past
+from lmkit.nn.cache import LayerCache
 from lmkit.nn.moe import MoE, capacity_of
 from lmkit.nn.param import param_specs
 from lmkit.objectives import build_objective
@@ -119,7 +119,7 @@ def test_earlier_tokens_win_and_decoding_drops_none() -> None:
     y = model(jnp.abs(X))
     np.testing.assert_allclose(y[:, :4], expected[:, :4], rtol=1e-4, atol=1e-5)
     assert not y[:, 4:].any()
-    np.testing.assert_allclose(model(jnp.abs(X), LayerInputs(past=Past())), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(jnp.abs(X), LayerInputs(layer_cache=LayerCache())), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_dropped_depends_on_the_past_alone() -> None:
