@@ -25,7 +25,7 @@ def compile_step(
         options: of the compiler.
     """
     mesh = setup_mesh(experiment, devices)
-    if any(not part.vocab_size for part in experiment.model.parts().values() if hasattr(part, "tie_embeddings")):
+    if any(not part.vocab_size for part in experiment.model.towers().values() if hasattr(part, "tie_embeddings")):
         raise ConfigError("model.vocab_size=0 takes the tokenizer's size, which is not known here: set it")
     blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     return blueprint, lower_step(experiment, blueprint, batch_shapes(experiment, mesh)).compile(options)

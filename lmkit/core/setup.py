@@ -46,7 +46,7 @@ def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> 
     devices = jax.devices() if devices is None else devices
     check_mesh(experiment, len(devices))
     mesh = build_mesh(experiment.mesh, devices)
-    if any(part.linear_dtype is LinearDType.float8 for part in experiment.model.parts().values()):
+    if any(part.linear_dtype is LinearDType.float8 for part in experiment.model.towers().values()):
         check_float8()
     if experiment.run.cpu_products is Products.onednn and not _can_call_onednn(experiment.model, mesh):
         where = f"jax {jax.__version__} on {platform_of(mesh)}"
@@ -81,7 +81,7 @@ def _can_call_onednn(model: ModelConfig, mesh: Mesh) -> bool:
 
 def _in_bfloat16(model: ModelConfig) -> bool:
     """Whether it asks for products of bfloat16; left to itself a model has them on accelerators alone."""
-    return any(part.dtype is DType.bfloat16 for part in model.parts().values())
+    return any(part.dtype is DType.bfloat16 for part in model.towers().values())
 
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:

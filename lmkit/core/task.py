@@ -169,7 +169,7 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
 def _record_task(experiment: Experiment, data: RecordData) -> Task:
     kind, config = experiment.objective.kind, experiment.data
     batch_size = experiment.train.batch_size
-    batches = Records(data.stores, data.weights, data.parts, config, experiment.run.seed, batch_size)
+    batches = Records(data.stores, data.weights, data.fields, config, experiment.run.seed, batch_size)
     check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
     facts: dict[str, Any] = {}
     notes = []
@@ -178,7 +178,7 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
         facts[name] |= {"labels": data.labels} if data.labels else {}
         for split in (TRAIN, HELDOUT):
             facts[name][split] = {"records": len(store.rows[split])}
-        notes += _cut(name, store, config.seq_len, config.target_size, data.parts)
+        notes += _cut(name, store, config.seq_len, config.target_size, data.fields)
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
     model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
     notes += idle
@@ -190,14 +190,14 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
     return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
 
 
-def _cut(name: str, store: Any, source: int, target: int, parts: list[Any]) -> list[str]:
+def _cut(name: str, store: Any, source: int, target: int, fields: list[Any]) -> list[str]:
     """What the user should know of rows that are longer than the model is given."""
     notes = []
-    for part in parts:
-        for column in part.columns:
+    for field in fields:
+        for column in field.columns:
             if store.columns[column].shape is not None:
                 continue
-            per_place = 2 * getattr(part, "num_mels", 0) or 1
+            per_place = 2 * getattr(field, "num_mels", 0) or 1
             longest = (target if column == "target" else source) - (column != "frames")
             share = float((store.lengths(column, TRAIN) > longest * per_place).mean())
             if share > 0.001:

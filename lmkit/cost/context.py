@@ -77,7 +77,7 @@ def make_context(experiment: Experiment, blueprint: Blueprint | None = None) -> 
         blueprint = make_blueprint(model, experiment.optim, train.steps, abstract, experiment.lora)  # type: ignore[arg-type]
     elif blueprint.mesh != abstract:
         blueprint = blueprint.on(abstract)  # type: ignore[arg-type]
-    part = next(iter(model.parts().values()))
+    part = next(iter(model.towers().values()))
     return PlanContext(experiment, blueprint, sizes, sides, jnp.dtype(part.dtype.name).itemsize, *_lengths(experiment))
 
 

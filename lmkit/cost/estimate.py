@@ -102,7 +102,7 @@ class Estimate(NamedTuple):
     @property
     def active_params(self) -> float:
         """Parameters that a token meets: of experts, those that it goes to."""
-        parts, blueprint = self.context.experiment.model.parts(), self.context.blueprint
+        parts, blueprint = self.context.experiment.model.towers(), self.context.blueprint
         shares = [part.experts_per_token / part.num_experts for part in parts.values() if part.num_experts]
         experts = sum(size for size in expert_sizes(self.context)) if shares else 0
         return blueprint.num_params - experts * (1 - (shares[0] if shares else 1))

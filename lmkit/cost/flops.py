@@ -49,7 +49,7 @@ def _work(model: ModelConfig, name: str, spec: ParamSpec) -> float:
     if spec.num_in == 0:
         return 0.0
     if "expert" in spec.dims[: spec.stacked]:
-        part = next(part for part in model.parts().values() if part.num_experts)
+        part = next(part for part in model.towers().values() if part.num_experts)
         return size * part.experts_per_token / part.num_experts
     return size
 

@@ -93,7 +93,7 @@ def _of_layers(context: PlanContext) -> _Layers:
     working, why = [0.0], []
     norm = 0 if context.experiment.hardware.platform == "tpu" else _F32  # there the last norm's copy joins its users
     pipes = pipes_of(context.experiment.model, context.experiment.train, context.sizes)
-    for prefix, part in context.experiment.model.parts().items():
+    for prefix, part in context.experiment.model.towers().items():
         pipe, asked, part = pipes.get(prefix, Pipe(1, 1, 1)), part.remat, context.compiled(part)
         for length, layers, joins in stack_lengths(context.experiment, part):
             share = share_of(context, length, joins - 1)
@@ -142,7 +142,7 @@ def _copies(context: PlanContext, part: TransformerConfig) -> float:
         if spec.in_stack and spec.num_in:
             itemsize = 1 if is_float8(part, spec) else context.itemsize % _F32  # float32 is multiplied as it is
             total += leaf * itemsize * (gathered if "expert" in spec.dims and ".router." not in path else 1)
-    return total / len(context.experiment.model.parts())
+    return total / len(context.experiment.model.towers())
 
 
 def _leaves(context: PlanContext):
@@ -155,7 +155,7 @@ def _leaves(context: PlanContext):
 def _buffers(context: PlanContext) -> float:
     """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
     gradients before they are scattered. Experts' are gathered one matrix after the other."""
-    layers = max(part.num_layers for part in context.experiment.model.parts().values()) / context.size("stage")
+    layers = max(part.num_layers for part in context.experiment.model.towers().values()) / context.size("stage")
     times = ((size, 1 if "expert" in spec.dims else 3) for _, size, spec in _leaves(context) if spec.in_stack)
     return sum(size * count for size, count in times) / layers * context.size("fsdp") * context.itemsize
 
@@ -166,7 +166,7 @@ def _loss(context: PlanContext) -> float:
     heads = [path for path in flat(context.blueprint.specs) if is_head(experiment.model, path)]
     if not heads or experiment.objective.kind in (ObjectiveKind.classify, ObjectiveKind.regress):
         return 0.0
-    part = next(iter(experiment.model.parts().values()))
+    part = next(iter(experiment.model.towers().values()))
     length = context.predicted or context.target_len or context.source_len
     tokens, tensor = context.rows * length / context.size("context"), context.size("tensor")
     chunk = min(experiment.objective.chunk_tokens or tokens, tokens)

@@ -51,7 +51,7 @@ class Least(NamedTuple):
 def least_traffic(experiment: Experiment, blueprint: Blueprint) -> list[Least]:
     """All that must be sent, on the blueprint's mesh."""
     with jax.set_mesh(blueprint.mesh):
-        itemsize = compute_dtype(next(iter(experiment.model.parts().values())).dtype).itemsize
+        itemsize = compute_dtype(next(iter(experiment.model.towers().values())).dtype).itemsize
     return traffic_of(experiment, blueprint, itemsize)
 
 
@@ -65,7 +65,7 @@ def traffic_of(experiment: Experiment, blueprint: Blueprint, itemsize: int) -> l
         for row in _of_parameter(experiment, sizes, path, spec, shapes[path], path in blueprint.trainable, itemsize)
     ]
     heads = any(is_head(experiment.model, path) for path in specs)
-    for part in experiment.model.parts().values():
+    for part in experiment.model.towers().values():
         for more in (_of_stream, _of_context, _of_experts, _of_stages):
             rows += more(experiment, part, sizes, itemsize)
         rows += _of_vocabulary(experiment, part, sizes, itemsize, heads)
@@ -97,7 +97,7 @@ def _of_parameter(
         return
     what = "layers" if spec.in_stack else "head and ends"
     one = local * (fsdp - 1) * micro
-    float8 = any(is_float8(part, spec) for part in experiment.model.parts().values())
+    float8 = any(is_float8(part, spec) for part in experiment.model.towers().values())
     gathered = one * (1 if float8 else itemsize) * _passes(experiment, spec)
     yield Least(("fsdp",), "all-gather", gathered, f"{what}: parameters")
     if trained:
@@ -106,7 +106,7 @@ def _of_parameter(
 
 def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     """How often a parameter is gathered: what an unrolled layer without remat gathered can still be there backward."""
-    again = any(part.remat is not Remat.none or part.scan_layers for part in experiment.model.parts().values())
+    again = any(part.remat is not Remat.none or part.scan_layers for part in experiment.model.towers().values())
     return 2 if again and spec.in_stack else 1
 
 

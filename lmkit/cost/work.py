@@ -57,7 +57,7 @@ def _part_of(context: PlanContext, path: str) -> str:
 
 def repeated_flops(context: PlanContext, parts: dict[str, float]) -> float:
     """What remat and attention's backward pass compute again, in a step over all devices."""
-    part = context.compiled(next(iter(context.experiment.model.parts().values())))
+    part = context.compiled(next(iter(context.experiment.model.towers().values())))
     scores = parts.get("attention: scores", 0.0)
     again = scores / 6  # queries times keys: half of the forward pass
     if part.remat in (Remat.none, Remat.dots):
@@ -73,7 +73,7 @@ def repeated_flops(context: PlanContext, parts: dict[str, float]) -> float:
 
 def timed_flops(context: PlanContext, parts: dict[str, float]) -> dict[str, float]:
     """The same, as many as take so long in the compute dtype: in float8 linear layers are faster where hardware is."""
-    model, hardware = next(iter(context.experiment.model.parts().values())), context.experiment.hardware
+    model, hardware = next(iter(context.experiment.model.towers().values())), context.experiment.hardware
     if model.linear_dtype is not LinearDType.float8 or not hardware.fp8_tflops:
         return parts
     wide = hardware.bf16_tflops if context.itemsize == 2 else hardware.fp32_tflops
@@ -112,7 +112,7 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
     experiment, shapes = context.experiment, context.blueprint.shapes
     micro, passes = experiment.train.accumulate_steps, 0.0
     activations = 0.0
-    for part in experiment.model.parts().values():
+    for part in experiment.model.towers().values():
         passes = 2.0 if context.compiled(part).remat in (Remat.none, Remat.dots) else 3.0
         for length, layers, joins in stack_lengths(experiment, part):
             everything = dataclasses.replace(part, remat=Remat.none)

@@ -31,7 +31,7 @@ def prepare(
     Raises ConfigError for an empty or unreadable corpus, a bad tokenizer file, a cache that cannot be written, a corpus
     that is to be cleaned first.
     """
-    parts = data.parts("text")
+    parts = data.sources("text")
     sources = clean_sources(data, how or PrepareConfig())
     cache = open_cache(data.cache_dir)
     given = {name: part.paths[0] for name, part in parts.items() if part.source is Source.store}

@@ -32,12 +32,12 @@ _WITH_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
 
 
 class RecordData(NamedTuple):
-    """Everything read by a run on records: the tokenizer where there is text, the stores, their weights, the parts."""
+    """Everything read by a run on records: the tokenizer where there is text, the stores, their weights, the fields."""
 
     tokenizer: Tokenizer | None
     stores: dict[str, RecordStore]
     weights: dict[str, float]
-    parts: list[Field]
+    fields: list[Field]
     labels: list[str]
 
 
@@ -57,27 +57,27 @@ def prepare_records(
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
     fields = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
     if needs_text(kind, model):
-        blank: Any = None  # parts name their texts before there is a tokenizer
-        parts = build_parts(data, kind, model, blank, labels, chat)
+        blank: Any = None  # fields name their texts before there is a tokenizer
+        fields = build_fields(data, kind, model, blank, labels, chat)
         split = [files, kind.name, *fields, data.holdout_every, data.fold]
-        codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, parts, limit, progress))
-    parts = build_parts(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
+        codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, fields, limit, progress))
+    fields = build_fields(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
     stores = {}
     for name, (source, _) in sources.items():
-        columns = {name: list(column) for part in parts for name, column in part.columns.items()}
+        columns = {name: list(column) for field in fields for name, column in field.columns.items()}
         made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *fields]
         path = place_of(cache, "records", made_from)
         if not (path / META).is_file():
-            _build(path, source, parts, labels, sha, progress)
+            _build(path, source, fields, labels, sha, progress)
         stores[name] = RecordStore(
             path, data.holdout_every, data.fold, data.cache_bytes // len(sources),
             skip_corrupt=data.on_corrupt is OnCorrupt.skip,
         )  # fmt: skip
-    for part in parts:
-        if isinstance(part, Labels):
-            part.class_weights = _class_weights(data, stores, labels)
-    return RecordData(codec, stores, {name: weight for name, (_, weight) in sources.items()}, parts, labels)
+    for field in fields:
+        if isinstance(field, Labels):
+            field.class_weights = _class_weights(data, stores, labels)
+    return RecordData(codec, stores, {name: weight for name, (_, weight) in sources.items()}, fields, labels)
 
 
 def _keys(data: DataConfig) -> list[Any]:
@@ -92,11 +92,11 @@ def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:
     return kind not in (ObjectiveKind.classify, ObjectiveKind.regress) or isinstance(model, BERTConfig)
 
 
-def build_parts(
+def build_fields(
     data: DataConfig, kind: ObjectiveKind, model: ModelConfig, codec: Tokenizer, labels: list[str],
     chat: ChatTemplate | None = None,
 ) -> list[Field]:  # fmt: skip
-    """The parts of an objective's records for a model's family."""
+    """The fields of an objective's records for a model's family."""
     if kind is ObjectiveKind.seq2seq:
         assert isinstance(model, EncDecConfig)
         return [Sounds(data, model) if model.num_mels else SourceTexts(data, codec), Targets(data, codec)]
@@ -112,9 +112,9 @@ def build_parts(
 
 
 def _sources(data: DataConfig) -> dict[str, tuple[RecordSource, float]]:
-    parts = {name: (part.source, part.paths, part.weight) for name, part in data.mixture.items()}
-    parts = parts or {"records": (data.source, data.paths, 1.0)}
-    for kind, _, _ in parts.values():
+    sources = {name: (part.source, part.paths, part.weight) for name, part in data.mixture.items()}
+    sources = sources or {"records": (data.source, data.paths, 1.0)}
+    for kind, _, _ in sources.values():
         if kind in TEXTS:
             raise ConfigError(
                 f"data.source={kind.name}: this objective learns from labelled records; set data.source=records, "
@@ -122,7 +122,7 @@ def _sources(data: DataConfig) -> dict[str, tuple[RecordSource, float]]:
             )
     return {
         name: (RecordSource(kind, paths, data.heldout_paths, data), weight)
-        for name, (kind, paths, weight) in parts.items()
+        for name, (kind, paths, weight) in sources.items()
     }
 
 
@@ -152,7 +152,11 @@ def _labels(data: DataConfig, kind: ObjectiveKind, sources: list[RecordSource]) 
 
 
 def _texts(
-    data: DataConfig, sources: dict[str, tuple[RecordSource, float]], parts: list[Field], limit: int, progress: Progress
+    data: DataConfig,
+    sources: dict[str, tuple[RecordSource, float]],
+    fields: list[Field],
+    limit: int,
+    progress: Progress,
 ) -> Iterator[str]:
     """Texts of training records up to `limit` bytes in all."""
     done = 0
@@ -161,7 +165,7 @@ def _texts(
             side = record.heldout
             if side or (side is None and RecordStore.held_out(record.name, data.holdout_every, data.fold)):
                 continue
-            for text in (text for part in parts for text in part.texts(record)):
+            for text in (text for field in fields for text in field.texts(record)):
                 if done >= limit:
                     return
                 done += len(text)
@@ -170,9 +174,9 @@ def _texts(
 
 
 def _build(
-    path: Path, source: RecordSource, parts: list[Field], labels: list[str], tokenizer: str, progress: Progress
+    path: Path, source: RecordSource, fields: list[Field], labels: list[str], tokenizer: str, progress: Progress
 ) -> None:
-    columns = {name: column for part in parts for name, column in part.columns.items()}
+    columns = {name: column for field in fields for name, column in field.columns.items()}
 
     def finish(_: Path, facts: list[dict]) -> dict[str, Any]:
         return {
@@ -180,18 +184,18 @@ def _build(
             "count": facts[0]["count"], "columns": {name: list(column) for name, column in columns.items()},
         }  # fmt: skip
 
-    build_frame(path, 1, lambda _, tmp: _write(tmp, source, parts, columns, progress), finish, one_by_one)
+    build_frame(path, 1, lambda _, tmp: _write(tmp, source, fields, columns, progress), finish, one_by_one)
 
 
 def _write(
-    folder: Path, source: RecordSource, parts: list[Field], columns: dict[str, Column], progress: Progress
+    folder: Path, source: RecordSource, fields: list[Field], columns: dict[str, Column], progress: Progress
 ) -> None:
     writer = RecordWriter(folder, columns)
     hasher, pending = hashlib.sha256(), []
     count, size = sum(1 for _ in source.records()), max(source.num_bytes, 1)
 
     def flush() -> None:
-        rows = zip(*(part.encode(pending) for part in parts), strict=True)
+        rows = zip(*(field.encode(pending) for field in fields), strict=True)
         for record, pieces in zip(pending, rows, strict=True):
             row = {name: value for piece in pieces for name, value in piece.items()}
             for value in row.values():

@@ -17,7 +17,7 @@ def add_router(model: ModelConfig, sums: Sums, auxiliary: Sequence[Auxiliary]) -
     Each is weighted, so that a mean over `weight` gains the loss of the whole batch; with accumulation it is that of
     each micro-batch. Raises ConfigError where there are losses to add and no layer hands out what they are made of.
     """
-    part = next((part for part in model.parts().values() if part.num_experts), None)
+    part = next((part for part in model.towers().values() if part.num_experts), None)
     if part is None:
         return sums
     losses = {"balance": part.balance_loss, "z": part.router_z_loss}

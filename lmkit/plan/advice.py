@@ -38,7 +38,7 @@ def advice(found: Estimate) -> list[Advice]:
 
 def _changes(context: PlanContext) -> Iterator[tuple[str, Experiment]]:
     experiment, train = context.experiment, context.experiment.train
-    now = max(part.remat.value for part in experiment.model.parts().values())
+    now = max(part.remat.value for part in experiment.model.towers().values())
     for remat in Remat:
         if remat.value > now:
             yield (

@@ -35,7 +35,7 @@ class Found(NamedTuple):
         context = self.estimate.context
         model, train = context.experiment.model, context.experiment.train
         keys = {f"mesh.{axis}": str(getattr(context.experiment.mesh, axis)) for axis in AXES}
-        keys |= {f"{prefix}.remat": part.remat.name for prefix, part in model.parts().items()}
+        keys |= {f"{prefix}.remat": part.remat.name for prefix, part in model.towers().items()}
         return keys | {"train.accumulate_steps": str(train.accumulate_steps)}
 
 
@@ -106,7 +106,7 @@ def as_experiment(found: Found) -> str:
 
 def _meshes(experiment: Experiment) -> Iterator[MeshConfig]:
     """Every way to split the devices over the axes that may be split."""
-    experts = any(part.num_experts for part in experiment.model.parts().values())
+    experts = any(part.num_experts for part in experiment.model.towers().values())
     axes = [axis for axis in experiment.plan.axes if axis != "expert" or experts]
     for sizes in _splits(count_devices(experiment) // experiment.mesh.num_slices, len(axes)):
         yield dataclasses.replace(experiment.mesh, **dict.fromkeys(AXES, 1) | dict(zip(axes, sizes, strict=True)))

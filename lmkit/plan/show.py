@@ -68,7 +68,7 @@ def show_search(console: Console, found: Search) -> None:
         context, gib = one.estimate.context, f"{one.estimate.memory.peak / _GIB:.2f}"
         if one.compiled is not None:
             gib += f" ({one.compiled.peak / _GIB:.2f} compiled)"
-        (remat, *_) = {part.remat.name for part in context.experiment.model.parts().values()}
+        (remat, *_) = {part.remat.name for part in context.experiment.model.towers().values()}
         axes = " x ".join(f"{axis}={n}" for axis, n in context.sizes.items() if n > 1) or "one device"
         micro = str(context.experiment.train.accumulate_steps)
         rows.append((

@@ -53,7 +53,7 @@ def _hardware(experiment: Experiment, blueprint: Blueprint) -> HardwareConfig | 
     learnt = read_calibration(entry.name)
     if learnt is not None and learnt.device == device_name(device):  # of another CPU the shares are of use, no peaks
         return entry
-    dtype = compute_dtype(next(iter(blueprint.model_config.parts().values())).dtype)
+    dtype = compute_dtype(next(iter(blueprint.model_config.towers().values())).dtype)
     peak = "bf16_tflops" if dtype.itemsize == 2 else "fp32_tflops"
     busy, cores = time.process_time, cores_here()  # of CPU seconds, which neighbours on the machine do not change
     rates = {peak: matmul_flops(dtype, clock=busy) / 1e12, "memory_gb_per_sec": copy_rate(clock=busy) / 1e9}

@@ -28,7 +28,7 @@ _SHARE_OF_PEAK, _SHARE_OF_MEASURED = 0.4, 0.35
 
 def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunDir, first: int) -> dict[str, Any]:
     """The receipt: everything that decides a run's numbers, and what is expected of it."""
-    train, model = experiment.train, next(iter(blueprint.model_config.parts().values()))
+    train, model = experiment.train, next(iter(blueprint.model_config.towers().values()))
     devices, dtype = blueprint.mesh.devices, compute_dtype(model.dtype)
     device = devices.flat[0]
     hardware = known_hardware(experiment.hardware, device.device_kind)

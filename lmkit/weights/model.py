@@ -52,7 +52,7 @@ class SavedModel:
         if isinstance(config, TransformerConfig):
             config = dataclasses.replace(config, linear_dtype=LinearDType.same)
         graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
-        dtype = compute_dtype(next(iter(config.parts().values())).dtype)
+        dtype = compute_dtype(next(iter(config.towers().values())).dtype)
         params = for_inference(self.params(mesh).params, param_specs(state), dtype)
         return lambda params: nnx.merge(graph, nnx.State(params)), params
 

@@ -80,7 +80,7 @@ def test_published_models_fit_where_they_should(name: str, hardware: str) -> Non
     assert found.fits
     assert found.fits_host
     assert 0.2 < found.mfu < 0.7
-    part = next(iter(found.context.experiment.model.parts().values()))
+    part = next(iter(found.context.experiment.model.towers().values()))
     six = 6 * found.active_params  # Kaplan et al. 2020; embeddings that are only looked up and attention come on top
     scores = found.flops["attention: scores"] / found.context.tokens_per_step
     looked_up = 6 * part.vocab_size * part.embed_dim * (not getattr(part, "tie_embeddings", False))

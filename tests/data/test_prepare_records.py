@@ -43,7 +43,7 @@ def read(
     config = DataConfig(**(values | {"cache_dir": str(cache)} | changes))
     data = prepare_records(config, tokenizer, kind, model)
     check_records(data)
-    return data, Records(data.stores, data.weights, data.parts, config, seed=0)
+    return data, Records(data.stores, data.weights, data.fields, config, seed=0)
 
 
 def decode(ids: np.ndarray) -> str:

@@ -152,7 +152,7 @@ def measure(name: str, folder: Path) -> Measured:
     their_gradients = load_params(folder / "gradients", config, shapes)
     scale = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(their_gradients))
 
-    rotary = any(part.position is Position.rope for part in config.parts().values())
+    rotary = any(part.position is Position.rope for part in config.towers().values())
 
     def difference(path, a, b) -> float:
         if jax.tree_util.keystr(path, simple=True) == "bias":  # Marian's: a buffer to them, which has no gradient

@@ -211,8 +211,8 @@ def test_the_structure_is_kept(model: str) -> None:
     free = {"num_layers", "num_heads", "num_kv_heads", "head_dim", "embed_dim", "mlp_dim", "vocab_size", "max_seq_len",
             "dtype", "scan_layers", "sliding_window", "num_experts", "patch_size", "image_size", "num_classes",
             "num_decoder_layers", "num_mels", "max_source_len"}  # fmt: skip
-    for name, part in experiment.model.parts().items():
-        tiny = small.model.parts()[name]
+    for name, part in experiment.model.towers().items():
+        tiny = small.model.towers()[name]
         for field in dataclasses.fields(part):
             if field.name not in free:
                 assert getattr(tiny, field.name) == getattr(part, field.name), field.name

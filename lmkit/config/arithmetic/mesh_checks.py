@@ -16,7 +16,7 @@ from lmkit.config.sections.train import TrainConfig
 
 def check_axes(model: ModelConfig, data: DataConfig, train: TrainConfig, mesh: MeshConfig) -> None:
     """Raises ConfigError where an axis does not go with the rest of the experiment, with the way out."""
-    for prefix, part in model.parts().items():
+    for prefix, part in model.towers().items():
         _check_tensor(prefix, part, data, mesh.size("tensor"))
         _check_context(prefix, part, data, mesh.size("context"), max(mesh.size("tensor"), 1))
         _check_stages(prefix, part, train, mesh)
@@ -65,7 +65,7 @@ def _check_context(prefix: str, part: TransformerConfig, data: DataConfig, conte
 
 def _check_experts(model: ModelConfig, size: int) -> None:
     """The axis `expert` is for mixtures."""
-    mixtures = {prefix: n for prefix, part in model.parts().items() if (n := part.num_experts)}
+    mixtures = {prefix: n for prefix, part in model.towers().items() if (n := part.num_experts)}
     if size != 1 and not mixtures:
         raise ConfigError(
             f"mesh.expert={size} with a model without experts: set mesh.expert=1 and give the devices "

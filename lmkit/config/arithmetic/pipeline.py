@@ -56,5 +56,5 @@ def pipes_of(model: ModelConfig, train: TrainConfig, sizes: Mapping[str, int]) -
     rows = train.batch_size // train.accumulate_steps // math.prod(sizes[axis] for axis in ROW_AXES)
     return {
         prefix: Pipe(stages, choose_microbatches(part.microbatches, rows, stages), part.rounds)
-        for prefix, part in model.parts().items()
+        for prefix, part in model.towers().items()
     }

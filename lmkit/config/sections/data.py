@@ -178,7 +178,7 @@ class DataConfig(Section):
                 f"less"
             )
 
-    def parts(self, name: str) -> dict[str, SourceConfig]:
+    def sources(self, name: str) -> dict[str, SourceConfig]:
         """The parts of the mixture; without one `source` and `paths`, by this name."""
         return self.mixture or {name: SourceConfig(source=self.source, paths=self.paths)}
 

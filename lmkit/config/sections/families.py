@@ -209,7 +209,7 @@ class CLIPConfig(ModelConfig):
                     f"weight; set the same"
                 )
 
-    def parts(self) -> dict[str, TransformerConfig]:
+    def towers(self) -> dict[str, TransformerConfig]:
         return {"model.text": self.text, "model.vision": self.vision}
 
 

@@ -108,14 +108,14 @@ class ModelConfig(Section):
     section: ClassVar[str] = "model"
     head_keys: ClassVar[tuple[str, ...]] = ()  # which say what heads there are: they may differ from init_from's
 
-    def parts(self) -> "dict[str, TransformerConfig]":
+    def towers(self) -> "dict[str, TransformerConfig]":
         """The transformers it is made of, by the prefix of their keys."""
         return {}
 
     @property
     def has_dropout(self) -> bool:
         """Whether training needs randomness."""
-        return any(part.dropout > 0 for part in self.parts().values())
+        return any(part.dropout > 0 for part in self.towers().values())
 
 
 @dataclass
@@ -223,7 +223,7 @@ class TransformerConfig(ModelConfig):
         if self.num_experts and self.bias:
             raise ConfigError("model.bias=true with model.num_experts: experts have no biases; set model.bias=false")
 
-    def parts(self) -> "dict[str, TransformerConfig]":
+    def towers(self) -> "dict[str, TransformerConfig]":
         return {"model": self}
 
     def stacks(self) -> dict[str, int]:

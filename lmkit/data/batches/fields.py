@@ -1,6 +1,6 @@
-"""What records are made of: each part turns fields into columns of a store, and rows of columns into batch arrays.
+"""What records are made of: each `Field` turns keys of a record into columns of a store, and rows of columns into batch arrays.
 
-An objective's records are a list of parts, such as [Images, Labels]. B rows, T tokens, S source tokens, F frames, M mel
+An objective's records are a list of fields, such as [Images, Labels]. B rows, T tokens, S source tokens, F frames, M mel
 bands. Token rows are right-padded; `segment_ids` are 1 on tokens and 0 on padding.
 """
 
@@ -31,7 +31,7 @@ class RecordRows(NamedTuple):
 
 
 class Field(Protocol):
-    """One part of a record."""
+    """One field of a record, such as an image or a text."""
 
     shapes: Shapes
 
@@ -52,7 +52,7 @@ class Field(Protocol):
 
 
 class _Silent:
-    """A part without text."""
+    """A field without text."""
 
     def texts(self, record: Record) -> list[str]:
         return []

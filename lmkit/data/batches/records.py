@@ -19,10 +19,10 @@ class Records:
     """Labelled records, every one once an epoch."""
 
     def __init__(
-        self, stores: dict[str, RecordStore], weights: dict[str, float], parts: Sequence[Field], config: DataConfig,
+        self, stores: dict[str, RecordStore], weights: dict[str, float], fields: Sequence[Field], config: DataConfig,
         seed: int, batch_size: int = 0,
     ):  # fmt: skip
-        self.stores, self.parts, self.config, self.seed = stores, parts, config, seed
+        self.stores, self.fields, self.config, self.seed = stores, fields, config, seed
         counts = [len(store.rows[TRAIN]) for store in stores.values()]
         rising = config.curriculum is Curriculum.short_first
         lengths = [self._lengths(store) for store in stores.values()] if rising else []
@@ -30,7 +30,7 @@ class Records:
         self.mixup = config.augment.mixup
 
     def shapes(self) -> Shapes:
-        shapes = {name: shape for part in self.parts for name, shape in part.shapes.items()}
+        shapes = {name: shape for field in self.fields for name, shape in field.shapes.items()}
         return shapes | ({"other_labels": ((), np.int32), "share": ((), np.float32)} if self.mixup else {})
 
     def train(self, step: int, batch_size: int, rows: np.ndarray) -> Batch:
@@ -54,9 +54,9 @@ class Records:
         }
 
     def _lengths(self, store: RecordStore) -> np.ndarray:
-        """int64: how long each training record is, by the first part whose records differ in that."""
-        for part in self.parts:
-            if ragged := [name for name, column in part.columns.items() if column.shape is None]:
+        """int64: how long each training record is, by the first field whose records differ in that."""
+        for field in self.fields:
+            if ragged := [name for name, column in field.columns.items() if column.shape is None]:
                 return np.sum([store.lengths(name, TRAIN) for name in ragged], axis=0)
         raise ConfigError(
             f"data.curriculum={self.config.curriculum.name}: these records are all of one length; set "
@@ -68,7 +68,7 @@ class Records:
         return Origin(list(self.stores)[part], epoch, index, int(self.order.counts[part]), [])
 
     def _collate(self, draw: Draw, keys: np.ndarray) -> Batch:
-        names = [name for part in self.parts for name in part.columns]
+        names = [name for field in self.fields for name in field.columns]
         columns: dict[str, list[np.ndarray]] = {name: [np.empty(0)] * len(draw.part) for name in names}
         for number, store in enumerate(self.stores.values()):
             if len(here := np.flatnonzero(draw.part == number)):
@@ -78,7 +78,7 @@ class Records:
         return self._batch(RecordRows(columns, keys, training=True))
 
     def _batch(self, rows: RecordRows) -> Batch:
-        return {name: array for part in self.parts for name, array in part.collate(rows).items()}
+        return {name: array for field in self.fields for name, array in field.collate(rows).items()}
 
     def lost(self) -> dict[str, int]:
         return {what: count for store in self.stores.values() for what, count in store.lost.items()}
@@ -88,7 +88,7 @@ class Records:
 
     def heldout(self, part: str, index: np.ndarray) -> Batch:
         store, last = self.stores[part], self.num_heldout(part) - 1
-        names = [name for one in self.parts for name in one.columns]
+        names = [name for one in self.fields for name in one.columns]
         columns = store.rows_of(names, HELDOUT, np.minimum(index, last))
         batch = self._batch(RecordRows(columns, hash64(HELD, index), training=False))
         beyond = index > last

@@ -77,7 +77,7 @@ def build_sources(config: DataConfig) -> dict[str, TextSource]:
 
     Raises ConfigError where a path matches nothing or a part holds no bytes.
     """
-    parts = config.parts("text")
+    parts = config.sources("text")
     if not any(part.weight for part in parts.values()):
         raise ConfigError("data.mixture: every weight is 0; give one part a positive weight")
     built = {}

@@ -96,7 +96,7 @@ def _check(folder: Path, config: dict[str, Any], model: ModelConfig) -> None:
             f"{folder} starts from other parameters (init_from={config['init_from']}): what they saw is not in its "
             f"tokens; a law takes runs from scratch"
         )
-    for prefix, part in model.parts().items():
+    for prefix, part in model.towers().items():
         if part.num_experts:
             raise ConfigError(
                 f"{folder} has experts ({prefix}.num_experts={part.num_experts}): this law knows one size a model; "

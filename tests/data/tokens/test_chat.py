@@ -132,7 +132,7 @@ def test_a_batch_of_conversations(tmp_path: Path) -> None:
     def first_row(source: str) -> tuple[str, str]:
         tokenizer = TokenizerConfig(kind=TokenizerKind.bytes, chat_template=source)
         data = prepare_records(config, tokenizer, ObjectiveKind.chat, model)
-        batch = Records(data.stores, data.weights, data.parts, config, seed=0).train(0, 2, np.arange(2))
+        batch = Records(data.stores, data.weights, data.fields, config, seed=0).train(0, 2, np.arange(2))
         inside, weights = batch["segment_ids"][0] == 1, batch["weights"][0] == 1
         whole = [*batch["inputs"][0][inside], batch["targets"][0][inside][-1]]
         return bytes(i for i in whole if i < 256).decode(), "".join(map(chr, batch["targets"][0][weights]))
