@@ -106,6 +106,12 @@ def test_imports_point_downward(path: Path) -> None:
     assert violations(module_name(path), path.read_text()) == []
 
 
+def test_one_module_of_the_models_code_knows_platforms() -> None:
+    rooms = [path for name in ("nn", "models", "objectives") for path in (ROOT / "lmkit" / name).rglob("*.py")]
+    asking = {path.name for path in rooms if "lmkit.parallel.devices" in path.read_text()}
+    assert asking == {"forms.py"}
+
+
 def test_the_check_sees_violations() -> None:
     assert violations("lmkit.nn.x", "from lmkit.models import GPT")
     assert violations("lmkit.optim.x", "from lmkit.data import store")

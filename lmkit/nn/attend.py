@@ -20,8 +20,8 @@ from jax.sharding import PartitionSpec
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ContextAttention, Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
+from lmkit.nn.forms import attention_backend
 from lmkit.nn.ring import exchange_heads, ring_attention
-from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import current_spec, on_each_device, reshard, seq_dim, split_axes
 
 _HEADS = ("batch", None, "heads", "head")
@@ -108,7 +108,7 @@ def attend(
     if ring:
         return ring_attention(*args, options)
     kernel = choose_kernel(
-        kernel, backend=platform(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
+        kernel, backend=attention_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
         seq_len=math.gcd(seq_len, num_keys), softcap=softcap, bias=bias_NTS is not None,
         two_sided=bool(window) and not causal,
     )  # fmt: skip
@@ -154,7 +154,7 @@ def _splash(options: Options, q, k, v, segments, _bias):
         mask = masks.CausalMask((seq, keys)) if options.causal else masks.FullMask((seq, keys))
     kernel = splash.make_splash_mqa_single_device(
         masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=options.softcap or None,
-        interpret=platform() != "tpu", residual_checkpoint_name="attended",
+        interpret=attention_backend() != "tpu", residual_checkpoint_name="attended",
     )  # fmt: skip
     grouped = (q * options.scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)

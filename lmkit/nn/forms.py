@@ -25,6 +25,11 @@ def default_dtype() -> jnp.dtype:
     return jnp.dtype(jnp.float32 if platform() == "cpu" else jnp.bfloat16)
 
 
+def attention_backend() -> str:
+    """The platform whose attention kernels can run: cpu, gpu or tpu (nn/attend.py chooses among them)."""
+    return platform()
+
+
 def one_pass_random() -> bool:
     """Whether random numbers are faster written out (nn/random.py): XLA's CPU loops go to memory for each round."""
     return platform() == "cpu"

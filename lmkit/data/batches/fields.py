@@ -1,6 +1,6 @@
-"""What records are made of: each `Field` turns keys of a record into columns of a store, and rows of columns into batch arrays.
+"""What records are made of: each `Field` turns keys of a record into columns of a store, and rows of those into arrays.
 
-An objective's records are a list of fields, such as [Images, Labels]. B rows, T tokens, S source tokens, F frames, M mel
+An objective's records are a list of fields: [Images, Labels]. B rows, T tokens, S source tokens, F frames, M mel
 bands. Token rows are right-padded; `segment_ids` are 1 on tokens and 0 on padding.
 """
 
