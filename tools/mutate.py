@@ -170,7 +170,7 @@ def check_unmutated(copy: Copy, mutations: list[Mutation]) -> None:
     tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
     console.print(f"{len(tests)} tests on the unmutated copy")
     began = time.perf_counter()
-    status, output = copy.pytest(*tests)
+    status, output = copy.pytest(*tests, limit_s=REST_LIMIT_S)
     if status != PASSED:
         raise SystemExit(f"{output[-3000:]}\nmutate: the unmutated copy does not pass: pytest exit status {status}")
     console.print(f"passed in {duration(time.perf_counter() - began)}")
