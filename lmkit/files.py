@@ -1,9 +1,13 @@
-"""CRC-32 of the files of a folder: a flipped bit would otherwise load silently."""
+"""Files that must be right: checksums of folders, files replaced in one step, a lock on a path."""
 
+import contextlib
+import fcntl
 import json
+import os
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 Checksums = dict[str, list[int]]  # path from the folder -> [bytes, CRC-32]
 
@@ -53,3 +57,30 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, values: object, indent: int | None = 1) -> None:
     """The same of JSON; what JSON does not know becomes a string."""
     write_text(path, json.dumps(values, indent=indent, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Waits until no other process on this machine is inside for the same path; the lock goes with the process.
+
+    Where a file system has no locks (some network ones), nothing is waited for.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.parent / f".{path.name}.lock"
+    file = _locked(lock)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is no longer this file
+        file.close()
+
+
+def _locked(lock: Path) -> IO[str]:
+    while True:
+        file = lock.open("w")
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()

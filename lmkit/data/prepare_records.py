@@ -55,18 +55,18 @@ def prepare_records(
     files = [source.fingerprint() for source, _ in sources.values()]
     labels = _labels(data, kind, [source for source, _ in sources.values()])
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
-    fields = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
+    settings = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
     if needs_text(kind, model):
         blank: Any = None  # fields name their texts before there is a tokenizer
         fields = build_fields(data, kind, model, blank, labels, chat)
-        split = [files, kind.name, *fields, data.holdout_every, data.fold]
+        split = [files, kind.name, *settings, data.holdout_every, data.fold]
         codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, fields, limit, progress))
     fields = build_fields(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
     stores = {}
     for name, (source, _) in sources.items():
         columns = {name: list(column) for field in fields for name, column in field.columns.items()}
-        made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *fields]
+        made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *settings]
         path = place_of(cache, "records", made_from)
         if not (path / META).is_file():
             _build(path, source, fields, labels, sha, progress)

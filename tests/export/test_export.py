@@ -18,7 +18,8 @@ from lmkit.models import build_model
 from lmkit.nn.tree import flat
 from lmkit.weights import model_shapes, open_model
 
-TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
+TINY = ["+experiment=gpt_tiny", "data.holdout_every=300", "tracker=none", "train.sample_tokens=0",
+        "train.eval_batches=1", "model.gated=true",
         "train.steps=4", "optim.warmup_steps=1", "train.eval_every_steps=0"]  # fmt: skip
 
 

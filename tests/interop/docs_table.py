@@ -1,5 +1,6 @@
 """The generated tables of docs/models.md: between a pair of markers each, so that the rest is written by hand."""
 
+import functools
 import re
 
 import jax
@@ -84,6 +85,7 @@ def presets() -> list[str]:
     return [name for name in options_of("model") if name not in BASES]
 
 
+@functools.cache
 def count(preset: str) -> int:
     """Parameters of a preset, from shapes alone."""
     config = compose(["run.name=x", f"model={preset}"]).model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers import MESHES, ROOT, params_of, random_batch, tiny_config, tiny_model
+from helpers import MESHES, ROOT, params_of, random_batch, rotated, tiny_config, tiny_model
 from lmkit.config.entry import compose
 from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, Remat, RopeScaling
@@ -96,7 +96,9 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mesh_name"), PAIRS)
+@pytest.mark.parametrize(("name", "mesh_name"), rotated(
+    PAIRS, ("gpt2", "data8"), ("gemma", "fsdp8"), ("moe", "data2_fsdp2_tensor2"), ("qwen3", "data2_fsdp2_tensor2")
+))  # fmt: skip
 def test_sharded_equals_unsharded(name: str, mesh_name: str) -> None:
     """Logits' mean square and every gradient, with dropout on, packed, on eight devices."""
     graph, params = params_of(tiny_model(**FAMILIES[name]))

@@ -17,7 +17,14 @@ from lmkit.pages.figures import planned_table
 from lmkit.train import measured as truth
 from lmkit.train.measured import Clock, compare_run, measure_run, plan_run
 
-WORDS = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "run.compile_cache="]
+WORDS = [
+    "+experiment=gpt_tiny",
+    "data.holdout_every=300",
+    "tracker=none",
+    "train.sample_tokens=0",
+    "train.eval_batches=1",
+    "run.compile_cache=",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,7 +26,18 @@ from lmkit.interop import save_folder
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
 
-TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1"]
+# One document in 300 is held out: at the end of a run all of that is evaluated.
+SMALL = ["+experiment=gpt_tiny", "data.holdout_every=300"]
+TINY = [*SMALL, "tracker=none", "train.sample_tokens=0", "train.eval_batches=1"]
+
+
+@pytest.fixture(autouse=True)
+def _optimised() -> Iterator[None]:
+    """Programs that run for hundreds of steps are worth the compiler's time."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def train(*overrides: str) -> int:
@@ -58,9 +70,7 @@ def same_run(one: Path, two: Path, step: int) -> None:
 
 def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
-    status = run_verb(
-        "train", "lmkit.train.main:train", "about", ["+experiment=gpt_tiny", f"run.dir={run}", "mesh.fsdp=2"]
-    )
+    status = run_verb("train", "lmkit.train.main:train", "about", [*SMALL, f"run.dir={run}", "mesh.fsdp=2"])
     assert status == 0
     out = capsys.readouterr().out
     for word in (

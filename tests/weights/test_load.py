@@ -30,7 +30,8 @@ from lmkit.tracker import read_rows
 from lmkit.weights import load_start, model_shapes, open_model, start_tokenizer
 from lmkit.weights.base import fingerprint
 
-TINY = ["+experiment=gpt_tiny", "tracker=none", "train.sample_tokens=0", "train.eval_batches=1", "model.gated=true",
+TINY = ["+experiment=gpt_tiny", "data.holdout_every=300", "tracker=none", "train.sample_tokens=0",
+        "train.eval_batches=1", "model.gated=true",
         "train.steps=12", "checkpoint.save_every_steps=6", "train.eval_every_steps=0"]  # fmt: skip
 LORA = ["lora.rank=4", "lora.targets=['*.attention','*.mlp']", "optim.learning_rate=0.01", "optim.warmup_steps=2"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from lmkit.data.cache import make_atomically, publish
 from lmkit.data.store.frame import FILES, META
 from lmkit.data.store.part_writer import PART
-from lmkit.files import checksums, write_json
+from lmkit.files import checksums, locked, write_json
 
 # (what is being done, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
@@ -29,7 +29,16 @@ def build_frame(
     """A store at `path` from parts that `make(number, folder)` writes; what a killed build finished is kept.
 
     `finish(folder, facts of the parts)` adds files of its own and returns what meta.json says besides the parts.
+    Of several processes that want the same store one builds it, and the others wait for it.
     """
+    with locked(path):
+        if not path.is_dir():
+            _build(path, parts, make, finish, run)
+
+
+def _build(
+    path: Path, parts: int, make: Callable[[int, Path], None], finish: Callable[[Path, list[dict]], dict], run: Runner
+) -> None:
     work = path.with_name(f".{path.name}-unfinished")
     folders = [part_folder(work, number) for number in range(parts)]
     folders[0].parent.mkdir(parents=True, exist_ok=True)

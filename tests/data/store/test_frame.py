@@ -121,6 +121,33 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not frame.missing()
 
 
+def test_two_that_want_a_store_build_it_once(tmp_path: Path) -> None:
+    """Two runs that begin together on an empty cache: before, they wrote into one folder, and one of them broke off."""
+    made, together = [], threading.Barrier(2, timeout=30)
+
+    def make(number: int, folder: Path) -> None:
+        made.append(number)
+        writer = PartWriter(folder, {"a": Array("int32")})
+        writer.append("a", np.arange(3))
+        threading.Event().wait(0.2)
+        writer.close({})
+
+    def build() -> None:
+        together.wait()
+        build_frame(tmp_path / "s", 2, make, lambda *_: {}, one_by_one)
+        found.append(Frame(tmp_path / "s", 0).whole("a").tolist())
+
+    found: list[list[int]] = []
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert made == [0, 1]
+    assert found == [[0, 1, 2, 0, 1, 2]] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 def test_places() -> None:
     assert kvstore_of("/a/b") == {"driver": "file", "path": "/a/b/"}
     assert kvstore_of("file:///a/b/") == {"driver": "file", "path": "/a/b/"}
