@@ -8,7 +8,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import FAMILY_SCHEMAS
 from lmkit.config.sections.data import Curriculum, DataConfig, Packing
-from lmkit.config.sections.families import BERTConfig, CLIPConfig, ViTConfig
+from lmkit.config.sections.families import MODELS_FOR, BERTConfig, CLIPConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
@@ -23,7 +23,6 @@ from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.token_parts import QUARANTINE
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
-from lmkit.objectives.check import MODELS_FOR
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
 ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)

@@ -3,21 +3,10 @@
 from typing import Any
 
 from lmkit.config.base import ConfigError
-from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
+from lmkit.config.sections.families import MODELS_FOR, BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 
-MODELS_FOR: dict[ObjectiveKind, tuple[type[ModelConfig], ...]] = {
-    ObjectiveKind.causal_lm: (GPTConfig,),
-    ObjectiveKind.chat: (GPTConfig,),
-    ObjectiveKind.masked_lm: (BERTConfig,),
-    ObjectiveKind.span_corruption: (EncDecConfig,),
-    ObjectiveKind.seq2seq: (EncDecConfig,),
-    ObjectiveKind.classify: (ViTConfig, BERTConfig),
-    ObjectiveKind.classify_tokens: (BERTConfig,),
-    ObjectiveKind.regress: (ViTConfig, BERTConfig),
-    ObjectiveKind.contrastive: (CLIPConfig,),
-}
 _TOKENS, _LABELS = ("targets", "weights"), ("labels",)
 _ANSWERS: dict[ObjectiveKind, tuple[str, ...]] = {
     ObjectiveKind.causal_lm: _TOKENS, ObjectiveKind.chat: _TOKENS, ObjectiveKind.masked_lm: _TOKENS,

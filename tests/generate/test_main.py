@@ -1,5 +1,6 @@
 """The verb: from a run, a Hugging Face folder and a GGUF file, to a terminal and a file; and what mistakes get."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,8 @@ def make_gguf(path: Path, model: str = "gpt2", pre: str = "gpt-2") -> Any:
         writer.add_bos_token_id(tokenizer.end_id)
         writer.add_add_bos_token(True)
 
-    params = params_of(build_model(GGUF_CONFIG, nnx.Rngs(0)))[1]
+    config = dataclasses.replace(GGUF_CONFIG, vocab_size=len(names))  # of the embedding, as in real files
+    params = params_of(build_model(config, nnx.Rngs(0)))[1]
     write_gguf(path, jax.tree.map(np.asarray, params), gguf.GGMLQuantizationType.F32, tokenizer=add)
     return tokenizer
 

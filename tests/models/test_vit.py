@@ -24,7 +24,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 24, 24, 3)), jnp.f
 def test_patches_are_cut_row_by_row() -> None:
     assert isinstance(CONFIG, ViTConfig)
     patches = Patches(CONFIG, rngs=nnx.Rngs(0))
-    got = patches(IMAGES)
+    got = patches(IMAGES, jnp.dtype(jnp.float32))
     for number in range(9):
         y, x = 8 * (number // 3), 8 * (number % 3)
         cut = IMAGES[:, y : y + 8, x : x + 8].reshape(2, -1)

@@ -146,7 +146,7 @@ def test_what_cannot_be_split_is_refused() -> None:
 
     assert "data.seq_len=130" in (said := refused("mesh.context=4", "data.seq_len=130"))
     assert "128 and 132" in said
-    assert "an image's places=197" in refused("mesh.context=4", "model=vit_b16", "objective=classify")
+    assert "an image's positions=197" in refused("mesh.context=4", "model=vit_b16", "objective=classify")
     assert "context_attention=all_to_all" in refused("mesh.context=4", "model.attention=splash")
     said = refused("mesh.context=8", "model=gemma3_1b", "model.context_attention=all_to_all")
     assert "model.num_heads / mesh.tensor=4" in said

@@ -15,6 +15,7 @@ from lmkit.config.sections.model import (
     TransformerConfig,
     again,
 )
+from lmkit.config.sections.objective import ObjectiveKind
 
 
 def _refuse_position(config: TransformerConfig, *refused: Position) -> None:
@@ -220,4 +221,18 @@ MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
     "encdec_schema": EncDecConfig,
     "vit_schema": ViTConfig,
     "clip_schema": CLIPConfig,
+}
+
+
+# Which families learn which objective.
+MODELS_FOR: dict[ObjectiveKind, tuple[type[ModelConfig], ...]] = {
+    ObjectiveKind.causal_lm: (GPTConfig,),
+    ObjectiveKind.chat: (GPTConfig,),
+    ObjectiveKind.masked_lm: (BERTConfig,),
+    ObjectiveKind.span_corruption: (EncDecConfig,),
+    ObjectiveKind.seq2seq: (EncDecConfig,),
+    ObjectiveKind.classify: (ViTConfig, BERTConfig),
+    ObjectiveKind.classify_tokens: (BERTConfig,),
+    ObjectiveKind.regress: (ViTConfig, BERTConfig),
+    ObjectiveKind.contrastive: (CLIPConfig,),
 }
