@@ -23,6 +23,7 @@ jax.config.update("jax_compilation_cache_dir", str(CACHE / "xla"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 pytest_plugins = ["timings"]
+ROTATION = Path(__file__).with_name("rotation.txt")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,11 +31,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-docs", action="store_true", help="put the figures of parity into docs/models.md")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--slow"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    rotated = {line for line in ROTATION.read_text().splitlines() if line and not line.startswith("#")}
+    for item in items:
+        if {item.nodeid, item.nodeid.split("[")[0]} & rotated:
+            item.add_marker(pytest.mark.slow)
+        if "slow" in item.keywords and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 MOST_BYTES = 2 << 30  # of a worker

@@ -81,8 +81,8 @@ def touched_tests(files: list[str]) -> list[str]:
 
 def has_slow(path: Path) -> bool:
     """Whether a test file has slow tests."""
-    text = path.read_text()
-    return "mark.slow" in text or "rotated(" in text
+    text, listed = path.read_text(), (ROOT / "tests" / "rotation.txt").read_text()
+    return "mark.slow" in text or "rotated(" in text or f"\n{path.relative_to(ROOT).as_posix()}::" in listed
 
 
 def slow_tests(files: list[str], commit: str) -> list[str]:

@@ -21,6 +21,12 @@ def test_every_section_and_slow_file_gets_its_turn() -> None:
     assert all(f"\n{name}() {{" in (ROOT / ".ci" / "run").read_text() for name in everything)
 
 
+def test_what_is_listed_exists() -> None:
+    lines = (ROOT / "tests" / "rotation.txt").read_text().splitlines()
+    listed = [line.split("[")[0].split("::") for line in lines if not line.startswith("#")]
+    assert [name for file, name in listed if f"\ndef {name}(" not in (ROOT / file).read_text()] == []
+
+
 def test_what_a_change_touches_runs_at_once() -> None:
     for commit in COMMITS:
         assert "parity" in plan.sections(["lmkit/interop/save.py"], commit)
