@@ -73,7 +73,7 @@ def test_kernels_equal_the_textbook(kernel: Kernel, packed: bool, options: dict)
 
 @pytest.mark.parametrize(("kv_heads", "seq"), rotated(
     ((kv_heads, seq) for kv_heads in (1, 2, 4) for seq in (1, 5, 64, 129, 300)),
-    (1, 129), (2, 1), (2, 5), (4, 64), (2, 300),
+    (2, 129), (1, 300), (2, 1), (2, 5), (4, 64),
 ))  # fmt: skip
 def test_any_length_and_grouping(seq: int, kv_heads: int) -> None:
     q, k, v, segments, _ = inputs(seq, kv_heads=kv_heads)
