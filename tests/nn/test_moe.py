@@ -161,6 +161,16 @@ def test_sums_are_those_of_the_tokens() -> None:
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
 
 
+def test_the_router_computes_in_float32() -> None:
+    """Of an input in bfloat16: logits that were rounded would choose other experts."""
+    graph, params = make(num_experts=4)
+    model, inputs, x = nnx.merge(graph, nnx.State(params)), LayerInputs(auxiliary={}), X.astype(jnp.bfloat16)
+    model(x, inputs)
+    logits = np.asarray(x.astype(jnp.float32) @ params["router"]["kernel"], np.float64)
+    expected = np.sum(np.log(np.sum(np.exp(logits), axis=-1)) ** 2)
+    np.testing.assert_allclose((inputs.auxiliary or {})["z"], expected, rtol=1e-5)
+
+
 def test_figures_of_two_layers_by_hand() -> None:
     """Four tokens, two choices each, three experts; the second layer's load is even."""
     auxiliary = {

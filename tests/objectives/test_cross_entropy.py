@@ -35,6 +35,14 @@ def plain(hidden, head, *, z_loss=0.0, label_smoothing=0.0, softcap=0.0):
     return jnp.sum(loss * WEIGHTS)
 
 
+def test_of_bfloat16_operands_all_else_is_float32() -> None:
+    """Logits that were rounded, too, would change the loss by a thousandth."""
+    hidden, head = HIDDEN.astype(jnp.bfloat16), HEAD.astype(jnp.bfloat16)
+    got = jax.jit(lambda h, w: cross_entropy(h, w, TARGETS, WEIGHTS)[0])(hidden, HEAD)
+    expected = plain(hidden.astype(jnp.float32), head.astype(jnp.float32))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)  # float32 sums in another order
+
+
 @pytest.mark.parametrize("chunk", [0, 7, 64, 1000])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equals_plain(options: dict, chunk: int) -> None:
