@@ -21,7 +21,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.packed import build_windows
 from lmkit.data.batches.windows import Windows, make_batch
 from lmkit.data.loader import TrainBatches, batch_shapes, batches_ahead, heldout_batches, host_rows, to_devices
-from lmkit.data.order.sampler import Sampler, permute
+from lmkit.data.order.sampler import Order, Sampler, permute
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.tokenizer import ByteTokenizer
@@ -91,6 +91,12 @@ def test_mixture_shares_are_exact_and_each_part_runs_its_own_epochs() -> None:
         own = rows.start[rows.part == part]
         windows = int(sampler.windows[part])
         assert len(set(own[:windows])) == windows
+
+
+def test_the_order_follows_the_seed() -> None:
+    """The order of the elements themselves; where windows begin depends on the seed, too."""
+    one, two = (Order([10_000], [1.0], seed).at(np.arange(64)).index for seed in (0, 1))
+    assert np.mean(one == two) < 0.1
 
 
 def test_seeds_differ() -> None:
