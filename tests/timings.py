@@ -1,4 +1,4 @@
-"""Where the time of a test run goes: `--timings FILE` writes a line of JSON a test.
+"""Where the time of a test run goes: `--timings=FILE` (with the =) writes a line of JSON a test.
 
 Seconds of the test, and of these: of tracing and lowering, of compiling, and how many subprocesses were started.
 """
