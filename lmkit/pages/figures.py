@@ -117,7 +117,8 @@ def planned_table(
 
 def _positive(value: Any) -> float:
     """A number above 0, or 0."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300 else 0.0
+    number = finite(value)
+    return number if number is not None and number > 0 else 0.0
 
 
 def _cell(count: int, share: float, right: bool) -> str:
