@@ -5,6 +5,7 @@ Nothing here imports jax, hydra or omegaconf: importing the configuration costs 
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from enum import Enum
 from numbers import Integral, Real
@@ -19,9 +20,16 @@ class ConfigError(UserError, ValueError):
     """A mistake in what was asked for; the message names both values."""
 
 
-def key(default: Any, doc: str, *, at_least: float | None = None, at_most: float | None = None) -> Any:
-    """A configuration key: its default, its documentation, and the range its value may take (inclusive)."""
-    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most}
+def key(
+    default: Any, doc: str, *, at_least: float | None = None, at_most: float | None = None,
+    changes_results: bool | None = None,
+) -> Any:  # fmt: skip
+    """A configuration key: its default, its documentation, and the range its value may take (inclusive).
+
+    A key that does not change results (but where, how fast, how often) may differ when a run is resumed; None: as its
+    section says.
+    """
+    metadata = {"doc": doc, "at_least": at_least, "at_most": at_most, "changes_results": changes_results}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
         return dataclasses.field(default_factory=lambda: _fresh(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -33,14 +41,16 @@ def _fresh(default: Any) -> Any:
 
 @dataclasses.dataclass
 class Section:
-    """Base of every section. Checks the declared ranges as soon as an instance is made."""
+    """Base of every section. An instance checks its declared ranges when it is made; no number is NaN or infinite."""
 
     section: ClassVar[str] = ""
+    changes_results: ClassVar[bool] = True  # false: none of its keys does, but those that say so
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             self._check_type(field.name, field.type, value)
+            self._check_finite(field.name, value)
             if isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             low, high = field.metadata.get("at_least"), field.metadata.get("at_most")
@@ -48,6 +58,12 @@ class Section:
                 raise ConfigError(f"{self.section}.{field.name}={value}: it must be at least {low}")
             if high is not None and value > high:
                 raise ConfigError(f"{self.section}.{field.name}={value}: it must be at most {high}")
+
+    def _check_finite(self, name: str, value: Any) -> None:
+        values = {f".{k}": v for k, v in value.items()} if isinstance(value, dict) else {"": value}
+        for where, one in values.items():
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ConfigError(f"{self.section}.{name}{where}={one}: give a finite number")
 
     def _check_type(self, name: str, kind: Any, value: Any) -> None:
         """Raises ConfigError for a value that is not of the key's plain type: position="learned" equals no Position."""
@@ -81,6 +97,19 @@ def keys_of(schema: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
             default = "(required)"
         rows.append((name, _type_name(field.type), default.name if isinstance(default, Enum) else default, doc))
     return rows
+
+
+def free_keys(schema: type, prefix: str = "") -> set[str]:
+    """The dotted names of the keys that do not change results."""
+    free: set[str] = set()
+    of_section = getattr(schema, "changes_results", True)
+    for field in dataclasses.fields(schema):
+        name, own = prefix + field.name, field.metadata.get("changes_results")
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            free |= free_keys(field.type, f"{name}.")
+        elif not (of_section if own is None else own):
+            free.add(name)
+    return free
 
 
 def _type_name(kind: Any) -> str:

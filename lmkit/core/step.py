@@ -45,7 +45,7 @@ def make_gradients(
     def gradients(state: State, batch: Batch) -> tuple[Any, Sums, jax.Array]:
         key = jax.random.fold_in(dropout_key, state["step"])
         grads, sums = summed(state["params"], state.get("frozen", {}), batch, key)
-        weight = jnp.maximum(sums.weight, 1.0)
+        weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # a batch that weighs nothing has no gradient
         return jax.tree.map(lambda g: g / weight, grads), sums, weight
 
     return gradients

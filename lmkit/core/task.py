@@ -6,17 +6,15 @@ from typing import Any, NamedTuple
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
-from lmkit.config.saved import FAMILY_SCHEMAS
-from lmkit.config.sections.data import Curriculum, DataConfig, Packing
-from lmkit.config.sections.families import MODELS_FOR, BERTConfig, CLIPConfig, ViTConfig
+from lmkit.config.sections.families import BERTConfig, CLIPConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
-from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.config.sections.objective import ON_TEXT, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.masking import span_lengths
 from lmkit.data.batches.packed import Packed, build_windows
 from lmkit.data.batches.records import Records
 from lmkit.data.batches.windows import Batches
-from lmkit.data.order.mixing import check_lasts
+from lmkit.data.order.mixing import FORMAT, asked_shares, check_lasts
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records
 from lmkit.data.store.build import Progress, Runner, one_by_one
@@ -25,7 +23,6 @@ from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
-ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
 
 
 class Task(NamedTuple):
@@ -47,47 +44,6 @@ class Task(NamedTuple):
     @property
     def tokens_per_row(self) -> int:
         return self.source_len + self.target_len
-
-
-def check_task(experiment: Experiment) -> None:
-    """Raises ConfigError where objective, model, data and tokenizer do not go together."""
-    kind, model, objective = experiment.objective.kind, experiment.model, experiment.objective
-    families = MODELS_FOR[kind]
-    if not isinstance(model, families):
-        fitting = " or ".join(family.__name__ for family in families)
-        names = " or ".join(f"model={name}" for name, schema in FAMILY_SCHEMAS.items() if schema in families)
-        own = " or ".join(f"objective={one.name}" for one, schemas in MODELS_FOR.items() if isinstance(model, schemas))
-        raise ConfigError(
-            f"objective.kind={kind.name} learns with {fitting}; this is {type(model).__name__}: set {names} (or one of "
-            f"its presets), or {own}"
-        )
-    if kind is ObjectiveKind.masked_lm:
-        assert isinstance(model, BERTConfig)
-        if not model.lm_head:
-            raise ConfigError("objective.kind=masked_lm with model.lm_head=false: set model.lm_head=true")
-        if objective.next_sentence and not (model.next_sentence_head and model.type_vocab_size >= 2):
-            raise ConfigError(
-                "objective.next_sentence=true needs model.next_sentence_head=true and model.type_vocab_size=2"
-            )
-    if experiment.data.augment.mixup and (kind is not ObjectiveKind.classify or not isinstance(model, ViTConfig)):
-        raise ConfigError(f"data.augment.mixup={experiment.data.augment.mixup}: only images with classes are blended")
-    _check_rows(experiment.data, kind)
-    if kind is ObjectiveKind.classify_tokens and not getattr(model, "classify_tokens", False):
-        raise ConfigError("objective.kind=classify_tokens needs model.classify_tokens=true")
-
-
-def _check_rows(data: DataConfig, kind: ObjectiveKind) -> None:
-    """Raises ConfigError where rows cannot be made, or ordered, as the configuration says."""
-    if data.packing is Packing.best_fit and kind is not ObjectiveKind.causal_lm:
-        raise ConfigError(
-            f"data.packing=best_fit with objective.kind={kind.name}: only causal_lm learns from packed documents; set "
-            f"data.packing=windows"
-        )
-    if data.curriculum is not Curriculum.none and kind in ON_TEXT and data.packing is Packing.windows:
-        raise ConfigError(
-            f"data.curriculum={data.curriculum.name} with data.packing=windows: windows are all of one length; set "
-            f"data.packing=best_fit (with objective.kind=causal_lm), or data.curriculum=none"
-        )
 
 
 def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_by_one) -> Task:
@@ -135,7 +91,7 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
     batch_size = experiment.train.batch_size
     batches = build_windows(data, experiment.data, objective, experiment.run.seed, batch_size)
     check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
-    facts = {
+    facts: dict[str, Any] = {
         name: {
             "text_sha256": store.meta["text_sha256"],
             "tokenizer_sha256": store.meta["tokenizer_sha256"],
@@ -156,6 +112,7 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
             f"data {name!r}: {layout.num_pieces:,} pieces of documents packed into {layout.num_rows:,} rows, "
             f"{layout.filled:.2%} of their positions filled"
         )
+    _add_shares(facts, batches, experiment)
     even = objective.kind is ObjectiveKind.causal_lm and not any(store.weighed for store in data.stores.values())
     per_token = {name: store.bytes_per_token(HELDOUT) for name, store in data.stores.items()} if even else {}
     target = batches.cutter.target_len if batches.cutter else 0
@@ -178,6 +135,7 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
         for split in (TRAIN, HELDOUT):
             facts[name][split] = {"records": len(store.rows[split])}
         notes += _cut(name, store, config.seq_len, config.target_size, data.fields)
+    _add_shares(facts, batches, experiment)
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
     model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
     notes += idle
@@ -187,6 +145,16 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
     elif isinstance(model, CLIPConfig):
         source += model.vision.num_patches
     return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
+
+
+def _add_shares(facts: dict[str, Any], batches: Batches, experiment: Experiment) -> None:
+    """Puts beside each part of a mixture its share of the run's rows: as asked, and as dealt (caps, whole rows)."""
+    if len(facts) == 1:
+        return
+    rows, deal = experiment.train.steps * experiment.train.batch_size, batches.order.deal
+    dealt = deal.dealt(rows)
+    for part, asked, got in zip(facts.values(), asked_shares(deal.course, rows), dealt, strict=True):
+        part["mixture"] = {"format": FORMAT, "asked": float(asked), "dealt": int(got) / rows, "rows": int(got)}
 
 
 def _cut(name: str, store: Any, source: int, target: int, fields: list[Any]) -> list[str]:

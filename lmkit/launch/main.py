@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from lmkit.config.base import UserError
+from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.launch import Target
 from lmkit.launch.render import FILES, job_name, render
@@ -14,6 +15,7 @@ HANDED_TO = {Target.slurm: ["sbatch"], Target.gke: ["kubectl", "create", "-f"], 
 
 def launch(experiment: Experiment) -> int:
     """Prints the script, or with launch.submit writes it and hands it over. Returns the exit status."""
+    check_experiment(experiment)
     settings = experiment.launch
     if not settings.name:
         settings.name = job_name(experiment)  # the time stands still from here

@@ -14,6 +14,7 @@ from lmkit.nn.attention import make_layer_inputs, windowed_layers
 from lmkit.nn.block import load_block
 from lmkit.nn.check import check_key, check_shape, check_stream, check_tokens, present
 from lmkit.nn.embed import StreamInput, default_positions
+from lmkit.nn.forms import exact_einsum
 from lmkit.nn.frontend import Patches
 from lmkit.nn.linear import Linear
 from lmkit.nn.norm import stream_norm
@@ -113,7 +114,7 @@ class CLIP(nnx.Module):
         text_BP = self.embed_text(tokens_BT, last_B, keys[0])
         image_BP = reshard(self.embed_image(images_BHWC, keys[1]), (None, None))  # each text meets every image
         scale, spec = jnp.exp(self.logit_scale[...]), current_spec(("batch", None))
-        return scale * jnp.einsum("iP,jP->ij", text_BP, image_BP, out_sharding=spec)
+        return scale * exact_einsum("iP,jP->ij", text_BP, image_BP, spec=spec)
 
 
 def _unit(x_BP: jax.Array) -> jax.Array:

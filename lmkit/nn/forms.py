@@ -18,6 +18,7 @@ from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
 
 _IN, _OUT, _LEAD = "abc", "xyz", "klm"
+_Precision = lax.Precision | None  # of float32 operands; None: as the platform multiplies by default
 
 
 def default_dtype() -> jnp.dtype:
@@ -35,36 +36,47 @@ def one_pass_random() -> bool:
     return platform() == "cpu"
 
 
+def exact_einsum(equation: str, *operands: jax.Array, spec: PartitionSpec | None = None) -> jax.Array:
+    """`jnp.einsum` of float32 operands in float32 on every platform.
+
+    Left to its default, a TPU's product rounds float32 operands to bfloat16, and a GPU's to TF32.
+    """
+    return jnp.einsum(equation, *operands, precision=lax.Precision.HIGHEST, out_sharding=spec)
+
+
 def linear(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, spec: PartitionSpec | None, *, float8: bool
-) -> jax.Array:
+    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, spec: PartitionSpec | None, *,
+    float8: bool = False, exact: bool = False,
+) -> jax.Array:  # fmt: skip
     """x W + b: [..., *ins] and [*ins, *outs] to [..., *outs] in x's dtype.
 
     Args:
         num_in: how many dims `ins` are.
         spec: how the result is split over the mesh; None without one.
         float8: whether the operands are rounded to it.
+        exact: whether float32 operands are multiplied as they are; see `exact_einsum`.
     """
+    precision = lax.Precision.HIGHEST if exact else None
     if float8:
         y = float8_product(x, kernel, num_in, spec)
     elif spec is None:
-        return _flat(x, kernel, bias, num_in)
+        return _flat(x, kernel, bias, num_in, precision)
     else:
-        y = _split(x, kernel.astype(x.dtype), num_in, spec)
+        y = _split(x, kernel.astype(x.dtype), num_in, spec, precision)
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _flat(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int) -> jax.Array:
+def _flat(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, precision: _Precision) -> jax.Array:
     """One product of matrices, on one device."""
     lead, outs, size = x.shape[: x.ndim - num_in], kernel.shape[num_in:], math.prod(kernel.shape[:num_in])
     x_nI, kernel_IO = x.reshape(-1, size), kernel.reshape(size, -1)
     if platform() == "cpu":
         return cpu_product(x_nI, kernel_IO, None if bias is None else bias.reshape(-1)).reshape(*lead, *outs)
-    y = (x_nI @ kernel_IO.astype(x.dtype)).reshape(*lead, *outs)
+    y = jnp.matmul(x_nI, kernel_IO.astype(x.dtype), precision=precision).reshape(*lead, *outs)
     return y if bias is None else y + bias.astype(x.dtype)
 
 
-def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec) -> jax.Array:
+def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec, precision: _Precision) -> jax.Array:
     """A product whose operands and result are split over a mesh."""
     lead = x.shape[: x.ndim - num_in]
     a, b, c = _IN[:num_in], _OUT[: kernel.ndim - num_in], _LEAD[: len(lead)]
@@ -76,7 +88,7 @@ def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec) ->
         flat = PartitionSpec(spec[0], *spec[len(lead) :])
         y = jnp.einsum(f"k{a},{a}{b}->k{b}", rows, kernel, out_sharding=flat)
         return y.reshape(*lead, *kernel.shape[num_in:])
-    return jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, out_sharding=spec)
+    return jnp.einsum(f"{c}{a},{a}{b}->{c}{b}", x, kernel, precision=precision, out_sharding=spec)
 
 
 def _only_first(entries: tuple) -> bool:

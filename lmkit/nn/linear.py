@@ -25,12 +25,14 @@ class Linear(nnx.Module):
         std: standard deviation of the initial weights; 0 for 1/sqrt(fan_in), None to start at zero.
         bias: whether there is one; it starts at zero.
         dtype: what the operands are rounded to.
+        exact: whether float32 operands are multiplied in float32 on every platform (`forms.exact_einsum`).
     """
 
     def __init__(
         self, ins: Mapping[str, int], outs: Mapping[str, int], *, std: float | None, bias: bool, rngs: nnx.Rngs,
-        dtype: LinearDType = LinearDType.same,
+        dtype: LinearDType = LinearDType.same, exact: bool = False,
     ):  # fmt: skip
+        self.exact = exact
         self.float8 = dtype is LinearDType.float8
         self.in_shape, self.out_shape = tuple(ins.values()), tuple(outs.values())
         if std is None:
@@ -49,7 +51,8 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, out: Dims) -> jax.Array:
         """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
         bias = None if self.bias is None else self.bias[...]
-        y = forms.linear(x, self.kernel[...], bias, len(self.in_shape), current_spec(out), float8=self.float8)
+        kernel, num_in, spec = self.kernel[...], len(self.in_shape), current_spec(out)
+        y = forms.linear(x, kernel, bias, num_in, spec, float8=self.float8, exact=self.exact)
         if self.lora_a is not None and self.lora_b is not None:
             inner = self.lora_a(x, (*out[: x.ndim - len(self.in_shape)], "lora"))
             y = y + self.lora_scale * self.lora_b(inner, out)

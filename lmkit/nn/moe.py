@@ -25,9 +25,10 @@ from lmkit.parallel.rules import current_spec, gathered_dims, on_each_device, re
 class MoE(nnx.Module):
     """sum over the best experts of weight * expert(x) (Shazeer et al. 2017, equations 1 to 5, without noise).
 
-    The router's softmax runs over all experts in float32; with `renormalize_experts` the chosen weights are divided
-    by their sum, which is Mixtral's softmax over the chosen (Jiang et al. 2024, section 2.1). With `shared_experts`
-    an MLP of so many experts' width is added, for every token (DeepSeekMoE, Dai et al. 2024, section 3.2).
+    The router's logits and its softmax over all experts are float32. With `renormalize_experts` the chosen weights are
+    divided by their sum, which is Mixtral's softmax over the chosen (Jiang et al. 2024, section 2.1). With
+    `shared_experts` an MLP of so many experts' width is added, for every token (DeepSeekMoE, Dai et al. 2024,
+    section 3.2).
 
     With `capacity_factor` an expert takes the first `capacity` tokens of a row that choose it; what it does not take
     passes by it, so a layer's result depends on the row alone, and causally. While decoding nothing is dropped.
@@ -36,7 +37,9 @@ class MoE(nnx.Module):
     def __init__(self, config: TransformerConfig, *, residual_std: float | None, rngs: nnx.Rngs):
         self.config = config
         experts, embed, mlp = config.num_experts, config.embed_dim, config.mlp_size
-        self.router = Linear({"embed": embed}, {"expert": experts}, std=config.init_std, bias=False, rngs=rngs)
+        self.router = Linear(
+            {"embed": embed}, {"expert": experts}, std=config.init_std, bias=False, rngs=rngs, exact=True
+        )
 
         def matrices(dims: tuple[str, ...], shape: tuple[int, ...], std: float | None) -> nnx.Param:
             value = jnp.zeros(shape) if std is None else normal(rngs.params(), shape)

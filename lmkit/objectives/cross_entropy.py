@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lmkit.nn.check import check_shape
-from lmkit.nn.forms import head_gradient, picked
+from lmkit.nn.forms import exact_einsum, head_gradient, picked
 from lmkit.nn.product import contract
 from lmkit.parallel.rules import BATCH_AXES, RULES, current_spec, on_each_device, residual_dims, seq_dim, split_axes
 
@@ -181,7 +181,8 @@ def _chunk(options: _Options, gradients: bool, head_VD, bias_V, carry, xs):
     loss_n = nll_n + options.z_loss * jnp.square(log_z_n)
     if smooth:
         loss_n += smooth * (picked_n - over_vocab(jnp.sum(logits, axis=1)) / size)
-    sums += jnp.stack([jnp.dot(weights_n, x) for x in (loss_n, nll_n, (picked_n >= top_n).astype(jnp.float32))])
+    figures = (loss_n, nll_n, (picked_n >= top_n).astype(jnp.float32))
+    sums += jnp.stack([exact_einsum("n,n->", weights_n, x) for x in figures])
     if not gradients:
         return (sums, ()), ()
     scale_n = (1.0 + 2.0 * options.z_loss * log_z_n) / total_n

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lmkit.config.sections.objective import ObjectiveConfig
 from lmkit.nn.check import check_like, check_tokens
+from lmkit.nn.forms import exact_einsum
 from lmkit.objectives.cross_entropy import cross_entropy
 from lmkit.objectives.labels import label_sums
 from lmkit.objectives.sums import Sums
@@ -57,7 +58,7 @@ def _pick(hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
     positions_T = reshard(jnp.arange(hidden_BTD.shape[1]), dims[1:2])
     chosen_BPT = (positions_BP[..., None] == positions_T).astype(hidden_BTD.dtype)
     dims = residual_dims(positions_BP.shape[1])
-    return jnp.einsum("BPT,BTD->BPD", chosen_BPT, hidden_BTD, out_sharding=current_spec(dims))
+    return exact_einsum("BPT,BTD->BPD", chosen_BPT, hidden_BTD, spec=current_spec(dims))
 
 
 def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:

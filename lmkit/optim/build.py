@@ -47,10 +47,7 @@ def build_optim(config: OptimConfig, steps: int, specs: Any) -> Optim:
             rate, multiply_by_parameter_scale=False, clipping_threshold=1.0,
             weight_decay_rate=None, decay_rate=0.8, momentum=None,
         ),
-        Optimizer.schedule_free_adamw: lambda: contrib.schedule_free_adamw(
-            config.learning_rate, warmup_steps=config.warmup_steps, b1=config.beta1, b2=config.beta2, eps=config.eps,
-            weight_decay=config.weight_decay,
-        ),
+        Optimizer.schedule_free_adamw: lambda: _schedule_free(config, decays, rate),
         Optimizer.muon: lambda: _muon(config, steps, specs, decays, rate),
     }  # fmt: skip
     rule = rules[config.kind]()
@@ -60,7 +57,6 @@ def build_optim(config: OptimConfig, steps: int, specs: Any) -> Optim:
     evaluation_params = _keep
     if config.kind is Optimizer.schedule_free_adamw:
         evaluation_params = _schedule_free_params
-        rate = make_schedule(config, steps, config.learning_rate)
     last = [_by_part(config, specs)] if config.rates else []
     return Optim(optax.chain(*chain, rule, *last), rate, evaluation_params)
 
@@ -73,6 +69,14 @@ def _decayed(rule, config: OptimConfig, decays: Any, rate: optax.Schedule) -> op
     """rule, plus decoupled decay (Loshchilov and Hutter 2019, algorithm 2), times the learning rate."""
     decay = [optax.add_decayed_weights(config.weight_decay, decays)] if config.weight_decay else []
     return optax.chain(rule, *decay, optax.scale_by_learning_rate(rate))
+
+
+def _schedule_free(config: OptimConfig, decays: Any, rate: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW without momentum, whose iterates are averaged (Defazio et al. 2024, algorithm 1, with its warm-up)."""
+    adam = optax.scale_by_rms(config.beta2, config.eps, eps_in_sqrt=False, bias_correction=True)
+    rule = _decayed(adam, config, decays, rate)
+    # it counts steps from 1, where the rule inside counts from 0
+    return contrib.schedule_free(rule, learning_rate=lambda count: rate(count - 1), b1=config.beta1)
 
 
 def _muon(

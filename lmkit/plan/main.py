@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from lmkit.config.base import ConfigError
+from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment
 from lmkit.cost.estimate import Estimate, estimate
 from lmkit.parallel.devices import setup_cpu
@@ -29,6 +30,7 @@ def plan(experiment: Experiment) -> int:
     if wanted.calibrate:
         calibrate(experiment, console)
         return 0
+    check_experiment(experiment)
     setup_cpu(experiment.run, max(hardware.devices, 1) if hardware.platform == "cpu" else 1)
     searched = _searched(experiment) if wanted.search else None
     if searched is not None:

@@ -5,10 +5,12 @@ from typing import Any
 
 from rich.table import Table
 
+from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment
+from lmkit.config.sections.objective import ON_TEXT
 from lmkit.config.sections.prepare import Executor
 from lmkit.console import PrepareProgress, console
-from lmkit.core.task import ON_TEXT, Task, check_task, prepare_task
+from lmkit.core.task import Task, prepare_task
 from lmkit.data.sources.corpus import clean_sources, corpora
 from lmkit.data.sources.text import build_sources
 from lmkit.data.store.build import Runner, one_by_one
@@ -28,7 +30,7 @@ def prepare(experiment: Experiment) -> int:
     progress = PrepareProgress()
     if experiment.prepare.check:
         return _check(experiment.prepare.check, progress)
-    check_task(experiment)
+    check_experiment(experiment)
     experiment.tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
     if experiment.objective.kind in ON_TEXT:
         _clean(experiment, progress)

@@ -9,12 +9,13 @@ from typing import NamedTuple
 import yaml
 
 from lmkit.config.base import ConfigError
+from lmkit.config.checks import check_experiment
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import RUN_FILE, read_experiment
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerKind
-from lmkit.core.task import check_task, prepare_task
+from lmkit.core.task import prepare_task
 from lmkit.data.batches.windows import Batches
 from lmkit.data.tokens.tokenizer import Tokenizer
 from lmkit.show.row import describe, told
@@ -60,7 +61,7 @@ def open_source(place: str, words: list[str]) -> Source:
 
 
 def _of_experiment(experiment: Experiment) -> Source:
-    check_task(experiment)
+    check_experiment(experiment)
     task = prepare_task(experiment, _Progress())
     return Source(experiment, task.batches, task.tokenizer, task.labels, True)
 

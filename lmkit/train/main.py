@@ -12,6 +12,7 @@ import jax
 from lmkit import hosts
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
+from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
@@ -20,7 +21,7 @@ from lmkit.console import Bar, PrepareProgress, console, duration
 from lmkit.core.evaluation import evaluate, headline, write_confusion
 from lmkit.core.setup import Programs, setup_mesh, start_compiling, starting_state
 from lmkit.core.state import Blueprint, State, make_blueprint
-from lmkit.core.task import Task, check_task, prepare_task
+from lmkit.core.task import Task, prepare_task
 from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.metrics import format_confusion
@@ -53,7 +54,7 @@ def train(experiment: Experiment) -> int:
     with hosts.session(experiment.hosts, experiment.run, "train"):
         console.quiet = not hosts.is_first()
         check_same(experiment)
-        check_task(experiment)
+        check_experiment(experiment)
         check_trackers(experiment.tracker)
         run_dir = hosts.share("run.dir", experiment.run.dir)  # that of '' has the time in its name
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, dir=run_dir))
@@ -75,6 +76,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     task = hosts.first_where_shared(cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing))
     showing.finish()
     hosts.agree("the data", task.facts)
+    run.check_data(task.facts)
     hosts.watchdog().arm()
     blueprint = make_blueprint(task.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
     run.begin(experiment)

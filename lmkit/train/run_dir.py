@@ -15,18 +15,12 @@ from typing import IO, Any
 import yaml
 
 from lmkit import __version__, hosts
-from lmkit.config.base import ConfigError
+from lmkit.config.base import ConfigError, free_keys
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
 from lmkit.files import write_json
 
-# Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
-_FREE = (
-    "run.", "generate.", "export.", "verify.", "launch.", "plan.", "hosts.", "mesh.", "checkpoint.", "tracker.",
-    "hardware.", "data.cache_dir", "data.prefetch", "data.read_threads", "train.log_every_steps", "train.eval_",
-    "train.sample_", "train.steps", "train.patience", "model.remat", "model.scan_layers", "model.microbatches",
-    "model.rounds", "model.attention", "model.context_attention", "objective.chunk_tokens",
-)  # fmt: skip
+_IDENTITY = ("text_sha256", "sha256", "tokenizer_sha256", "labels")  # of a part of the data, as the receipt has it
 
 
 class RunDir:
@@ -78,8 +72,10 @@ class RunDir:
             return False
         rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
         # What adapters are of may have moved: weights/start.py checks that it is the same.
-        free = (*_FREE, "init_from") if experiment.lora.rank else _FREE
-        bad = [row for row in rows if not row[0].startswith(free) and not _newer_key(*row)]
+        free = free_keys(Experiment) | free_keys(type(experiment.model), "model.")
+        free |= {"init_from"} if experiment.lora.rank else set()
+        stays = tuple(f"{name}." for name in free)  # keys of dictionaries
+        bad = [row for row in rows if row[0] not in free and not row[0].startswith(stays) and not _newer_key(*row)]
         if bad:
             shown = ", ".join(f"{name} ({old!r} there, {new!r} here)" for name, old, new in bad[:6])
             more = f" and {len(bad) - 6} more" if len(bad) > 6 else ""
@@ -92,6 +88,29 @@ class RunDir:
                     f"train.steps was {old} and is {new}: the learning-rate schedule follows the new value"
                 )
         return True
+
+    def check_data(self, facts: dict[str, Any]) -> None:
+        """Raises ConfigError where the data of a resumed run are not those that it began with.
+
+        `facts` are a task's: by part the hashes of texts, records and tokenizer, the classes, the order's format.
+        """
+        before = self.read_json("receipt.json").get("data", {}) if self.resumed and hosts.is_first() else {}
+        bad = []
+        for part, now in facts.items():
+            then = before.get(part, {})
+            for name in _IDENTITY:
+                if name in then and then[name] != now.get(name):
+                    bad.append(f"{part}: {name} ({_short(then[name])} there, {_short(now.get(name))} here)")
+            if "mixture" in now and then and then.get("mixture", {}).get("format", 1) != now["mixture"]["format"]:
+                self.notes.append(
+                    f"data {part!r}: lmkit deals the rows of a mixture in another order since this run began; the rows "
+                    f"from here on are not those it would have had"
+                )
+        if bad:
+            raise ConfigError(
+                f"run.dir={self.path}: the data are not those that this run began with: {', '.join(bad)}; put them "
+                f"back, or choose another run.dir="
+            )
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Replaces a file in one step; of many processes the first does."""
@@ -114,6 +133,10 @@ class RunDir:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
         self._lock.close()
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
 
 
 def _newer_key(name: str, old: Any, new: Any) -> bool:

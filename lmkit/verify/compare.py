@@ -61,7 +61,8 @@ def run_step(experiment: Experiment, model: Any, batch: Arrays, mesh: jax.shardi
         new, metrics = apply_gradients(blueprint, state, grads, sums, weight)
         return new, grads, metrics["loss"]
 
-    with jax.set_mesh(mesh):
+    # the tolerances are those of float32 products, which a GPU or a TPU does not compute by default
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
         places = (blueprint.shardings, blueprint.shardings["params"], None)
         compiled = blueprint.jit(step, out_shardings=places).lower(state, arrays).compile()
         new, grads, loss = compiled(state, arrays)

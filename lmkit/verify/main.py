@@ -10,11 +10,11 @@ from rich.table import Table
 from lmkit.compiler.collectives import collectives
 from lmkit.config.arithmetic.pipeline import pipes_of
 from lmkit.config.base import ConfigError
+from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.core.inputs import make_inputs
-from lmkit.core.task import check_task
 from lmkit.cost.collectives import show_traffic
 from lmkit.cost.traffic import least_traffic
 from lmkit.parallel.devices import setup_jax
@@ -29,7 +29,7 @@ _REST = 2  # devices that an axis of -1 takes where they are pretended
 
 def verify(experiment: Experiment) -> int:
     """Runs the step on one device and on the mesh and prints how far they are apart. 0 where they agree, else 1."""
-    check_task(experiment)
+    check_experiment(experiment)
     if experiment.verify.topology:
         return show_topology(console, experiment)
     sizes = choose_devices(experiment)

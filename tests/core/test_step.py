@@ -203,3 +203,21 @@ def test_metrics_are_means_and_the_norm_is_that_before_clipping() -> None:
     moved = np.asarray(new["params"]["embed"]["table"]) - np.asarray(state["params"]["embed"]["table"])
     # clipped to 1, times the rate of the optimiser's own count, which is 0; float32 rounding of numbers of size 3
     np.testing.assert_allclose(np.linalg.norm(moved), 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [1.0, 1e-3, 1e-6])
+def test_a_small_total_weight_is_divided_by_as_it_is(weight: float) -> None:
+    blueprint, state = smallest()
+    gradients = jax.jit(make_gradients(blueprint, table_sum, accumulate=1, seed=0))
+    ones = {"inputs": FOUR_ROWS["inputs"], "weights": np.full((4, 1), 0.25, np.float32)}
+    mean, _, _ = gradients(state, ones)
+    got, _, total = gradients(state, ones | {"weights": weight * ones["weights"]})
+    assert float(total) == pytest.approx(weight)
+    np.testing.assert_allclose(got["embed"]["table"], mean["embed"]["table"], rtol=1e-5)
+
+
+def test_a_batch_that_weighs_nothing_moves_nothing() -> None:
+    blueprint, state = smallest()
+    gradients = jax.jit(make_gradients(blueprint, table_sum, accumulate=1, seed=0))
+    got, _, _ = gradients(state, FOUR_ROWS | {"weights": np.zeros((4, 1), np.float32)})
+    assert not np.asarray(got["embed"]["table"]).any()

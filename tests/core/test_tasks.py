@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from lmkit.config import ConfigError
+from lmkit.config.checks import check_experiment
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.sections.checkpoint import Best, CheckpointConfig
 from lmkit.config.sections.data import DataConfig
 from lmkit.core.state import init_state, make_blueprint
 from lmkit.core.step import make_train_step
-from lmkit.core.task import bits_per_byte, check_task, fit_model, prepare_task, without_idle_heads
+from lmkit.core.task import bits_per_byte, fit_model, prepare_task, without_idle_heads
 from lmkit.data.loader import TrainBatches, batch_shapes
 from lmkit.data.tokens.tokenizer import ByteTokenizer
 from lmkit.objectives import build_objective
@@ -259,7 +260,7 @@ def test_the_spread_of_folds() -> None:
 ])  # fmt: skip
 def test_what_does_not_go_together_is_refused(words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_task(compose(["run.name=x", *words]))
+        check_experiment(compose(["run.name=x", *words]))
 
 
 @pytest.mark.parametrize(("words", "message"), [
@@ -290,6 +291,9 @@ def test_packed_mixtures_train_and_end_in_time(tmp_path: Path, corpus: Path, cap
     assert train(*words) == 0
     packed = json.loads((tmp_path / "run" / "receipt.json").read_text())["data"]["a"]["packing"]
     assert packed["filled"] > 0.95
+    shares = [part["mixture"] for part in json.loads((tmp_path / "run" / "receipt.json").read_text())["data"].values()]
+    assert sum(one["rows"] for one in shares) == 12 * 32
+    assert all(abs(one["asked"] - one["dealt"]) < 0.02 for one in shares)
     assert f"packed into {packed['rows']:,} rows" in capsys.readouterr().out.replace("\n", " ")
     assert train(*words, "train.steps=900", f"run.dir={tmp_path / 'other'}") == 2
     (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("lmkit.train: ")]

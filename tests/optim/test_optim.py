@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from helpers import tiny_config, tiny_experiment, train_steps
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind, Schedule
 from lmkit.core.state import evaluation_params
 from lmkit.models import GPT
@@ -15,15 +16,26 @@ from lmkit.optim import build_optim, make_schedule
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [
-    (Schedule.constant, {0: 0.1, 9: 1.0, 50: 1.0, 100: 1.0}),
-    (Schedule.linear, {9: 1.0, 10: 1.0, 55: 0.6, 100: 0.2}),
-    (Schedule.cosine, {10: 1.0, 55: 0.6, 100: 0.2}),
-    (Schedule.wsd, {10: 1.0, 75: 1.0, 90: 0.6, 100: 0.2}),
+    (Schedule.constant, {0: 0.1, 9: 1.0, 50: 1.0, 99: 1.0}),
+    (Schedule.linear, {0: 0.1, 9: 1.0, 54: 0.6, 99: 0.2}),
+    (Schedule.cosine, {9: 1.0, 54: 0.6, 99: 0.2}),
+    (Schedule.wsd, {10: 1.0, 79: 1.0, 89: 0.6, 99: 0.2}),
 ])  # fmt: skip
 def test_schedules(schedule: Schedule, expected: dict[int, float]) -> None:
     config = OptimConfig(schedule=schedule, warmup_steps=10, decay_share=0.2, final_ratio=0.2)
     rate = make_schedule(config, 100, 1.0)
     assert {step: round(float(rate(step)), 4) for step in expected} == expected
+
+
+@pytest.mark.parametrize("schedule", [Schedule.linear, Schedule.cosine, Schedule.wsd])
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 2), (0, 10), (1, 2), (1, 10), (2, 10), (9, 10), (50, 99), (90, 99)])
+def test_a_decaying_schedule_ends_at_its_final_rate(schedule: Schedule, warmup: int, steps: int) -> None:
+    """The last step of a run is number steps - 1, whatever the warm-up leaves."""
+    config = OptimConfig(schedule=schedule, warmup_steps=warmup, decay_share=0.8, final_ratio=0.0)
+    rates = [float(make_schedule(config, steps, 1.0)(step)) for step in range(steps)]
+    assert rates[-1] == pytest.approx(0.0, abs=1e-6)
+    assert max(rates) == rates[max(warmup - 1, 0)] == 1.0, "the peak is reached where the warm-up ends"
+    assert rates[0] == pytest.approx(1.0 / max(warmup, 1), rel=1e-5), "the first step learns"
 
 
 def test_no_warmup() -> None:
@@ -82,9 +94,7 @@ def test_muon_orthogonalises_each_matrix_and_nothing_else() -> None:
 @pytest.mark.parametrize("kind", list(Optimizer))
 def test_every_rule_learns(kind: Optimizer) -> None:
     rate = {Optimizer.sgd: 0.1, Optimizer.lion: 1e-3, Optimizer.muon: 0.02}.get(kind, 3e-3)
-    losses, _, _ = train_steps(
-        tiny_experiment(f"optim.kind={kind.name}", f"optim.learning_rate={rate}"), 8, num_devices=1
-    )
+    losses, _, _ = train_steps(tiny_experiment(f"optim={kind.name}", f"optim.learning_rate={rate}"), 8, num_devices=1)
     assert losses[-1] < losses[0] - 0.3
 
 
@@ -128,6 +138,45 @@ def test_adamw_by_hand() -> None:
             move = first[name] / (1 - 0.8**step) / (np.sqrt(second[name] / (1 - 0.9**step)) + 0.01)
             params[name] = p - 0.25 * step * (move + 0.1 * p * (name == "w"))  # the rate of step 1 is half of the peak
             np.testing.assert_allclose(got[name], params[name], rtol=1e-5)  # float32 against float64
+
+
+TINY_SPECS = {
+    "w": ParamSpec((2, 2), ("embed", "mlp"), ParamKind.matrix, 1),
+    "b": ParamSpec((2,), ("norm",), ParamKind.vector, 0),
+}
+
+
+@pytest.mark.parametrize("kind", list(Optimizer))
+def test_every_rule_uses_the_rate_that_it_reports_and_decays_what_it_is_told(kind: Optimizer) -> None:
+    """With no gradient a step is the decay, rate x weight_decay x p: of matrices alone, by the rate that is logged."""
+    free = kind is Optimizer.schedule_free_adamw
+    config = OptimConfig(
+        kind=kind, learning_rate=0.5, weight_decay=0.1, warmup_steps=3,
+        schedule=Schedule.constant if free else Schedule.linear,
+    )  # fmt: skip
+    optim = build_optim(config, 8, TINY_SPECS)
+    params = {"w": jnp.full((2, 2), 2.0), "b": jnp.full(2, 3.0)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    state, moved = optim.transform.init(params), []
+    for step in range(8):
+        before = state[-1].z["w"][0, 0] if free else params["w"][0, 0]  # what the rule itself moves
+        updates, state = optim.transform.update(zero, state, params)
+        after = state[-1].z["w"][0, 0] if free else (params["w"] + updates["w"])[0, 0]
+        moved.append(float((before - after) / params["w"][0, 0] / 0.1 / optim.learning_rate(step)))
+        params = jax.tree.map(jnp.add, params, updates)
+    rates = [float(optim.learning_rate(step)) for step in range(8)]
+    np.testing.assert_allclose(moved[: 8 - (rates[-1] == 0)], 1.0, rtol=1e-3)
+    np.testing.assert_allclose(params["b"], 3.0, rtol=1e-6)
+    there = optim.evaluation_params(state, params)
+    np.testing.assert_allclose(there["b"], 3.0, rtol=1e-6)
+    assert bool((there["w"] != params["w"]).any()) == free, "only the schedule-free rule evaluates elsewhere"
+
+
+def test_a_schedule_free_rule_follows_no_schedule() -> None:
+    with pytest.raises(ConfigError, match="optim.schedule=cosine with optim.kind=schedule_free_adamw.*constant"):
+        OptimConfig(kind=Optimizer.schedule_free_adamw)
+    with pytest.raises(ConfigError, match="optim.beta1=0.0 with optim.kind=schedule_free_adamw"):
+        OptimConfig(kind=Optimizer.schedule_free_adamw, schedule=Schedule.constant, beta1=0.0)
 
 
 def test_parts_have_rates_of_their_own() -> None:

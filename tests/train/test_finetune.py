@@ -36,7 +36,7 @@ EVERYWHERE = [*LORA, "lora.targets=['*']"]
 def test_what_is_frozen_stays_and_the_rest_learns(kind: Optimizer, what: list[str]) -> None:
     """With every rule: frozen bits unchanged, all others changed, optimiser state and averages over those alone."""
     rate = {Optimizer.sgd: 0.1, Optimizer.lion: 1e-3, Optimizer.muon: 0.02}.get(kind, 1e-2)
-    overrides = [*what, f"optim.kind={kind.name}", f"optim.learning_rate={rate}", "optim.ema=0.5"]
+    overrides = [*what, f"optim={kind.name}", f"optim.learning_rate={rate}", "optim.ema=0.5"]
     blueprint = blueprint_of(*overrides)
     start = init_state(blueprint, 0)
     before, frozen = flat(jax.device_get(start["params"])), flat(jax.device_get(start["frozen"]))
@@ -150,7 +150,7 @@ def test_configurations_that_cannot_be_right(overrides: list[str], words: list[s
 ))  # fmt: skip
 def test_rates_scale_the_whole_update(kind: Optimizer) -> None:
     """One step: each parameter moves by its factor times what it moves by without, its decay too."""
-    common = [f"optim.kind={kind.name}", "optim.decay=[matrix, embedding]", "optim.weight_decay=0.3"]
+    common = [f"optim={kind.name}", "optim.decay=[matrix, embedding]", "optim.weight_decay=0.3"]
     common += ["optim.warmup_steps=0", f"optim.learning_rate={0.5 if kind is Optimizer.sgd else 0.02}"]
     rates = ["+optim.rates={*:0.5, stack.*.attention.*:0.1, embed:3}"]
     start = flat(jax.device_get(init_state(blueprint_of(*common), 0)["params"]))

@@ -19,6 +19,7 @@ class CheckpointConfig(Section):
     """What is saved, and how long it is kept."""
 
     section: ClassVar[str] = "checkpoint"
+    changes_results: ClassVar[bool] = False
 
     save_every_steps: int = key(500, "steps between saves; 0 = only at the end", at_least=0)
     keep_last: int = key(2, "newest checkpoints kept", at_least=1)

@@ -95,8 +95,7 @@ class DataConfig(Section):
     target_len: int = key(0, "with a source: tokens of the target; 0 = seq_len", at_least=0)
     max_bad_share: float = key(
         0.01, "of the records of text, so many may be unusable and left out, named, before preparing fails",
-        at_least=0.0, at_most=1.0,
-    )  # fmt: skip
+        at_least=0.0, at_most=1.0, changes_results=False)  # fmt: skip
     isolate_documents: bool = key(True, "attention does not cross documents packed into one row")
     packing: Packing = key(
         Packing.windows, "rows of text: windows of the stream, or (causal_lm) whole documents that fit"
@@ -104,14 +103,21 @@ class DataConfig(Section):
     curriculum: Curriculum = key(Curriculum.none, "order of the first epoch: none, or rows from short to long")
     anneal_from_step: int = key(0, "step from which the weights of the mixture move to final_weight", at_least=0)
     anneal_to_step: int = key(0, "step by which they have arrived, in a line of at most 64 levels", at_least=0)
-    cache_dir: str = key("", "where stores and tokenizers are kept; '' = $LMKIT_CACHE or the user's cache folder")
-    prefetch: int = key(4, "batches read ahead at most", at_least=1)
-    read_threads: int = key(2, "threads that read them", at_least=1)
-    read_processes: int = key(0, "processes that read them instead; 0 = threads", at_least=0)
-    memory_mb: int = key(
-        1024, "megabytes of a host: half for batches read ahead, half for decoded pieces of stores", at_least=1
+    cache_dir: str = key(
+        "", "where stores and tokenizers are kept; '' = $LMKIT_CACHE or the user's cache folder", changes_results=False
     )
-    on_corrupt: OnCorrupt = key(OnCorrupt.fail, "what happens where a file of a store is damaged")
+    prefetch: int = key(4, "batches read ahead at most", at_least=1, changes_results=False)
+    read_threads: int = key(2, "threads that read them", at_least=1, changes_results=False)
+    read_processes: int = key(0, "processes that read them instead; 0 = threads", at_least=0, changes_results=False)
+    memory_mb: int = key(
+        1024,
+        "megabytes of a host: half for batches read ahead, half for decoded pieces of stores",
+        at_least=1,
+        changes_results=False,
+    )
+    on_corrupt: OnCorrupt = key(
+        OnCorrupt.fail, "what happens where a file of a store is damaged", changes_results=False
+    )
 
     text_key: str = key("text", "field with the text; a list of words where each word has a label")
     id_key: str = key("", "of text: field with the name that a document keeps; '' = its file and line")

@@ -11,6 +11,7 @@ class GenerateConfig(Section):
     """Text from a model."""
 
     section: ClassVar[str] = "generate"
+    changes_results: ClassVar[bool] = False
 
     prompt: str = key("", "text to continue; for an encoder-decoder, the source. Taken as it stands, commas and all")
     prompts_file: str = key("", "several prompts: a .jsonl with the field `prompt`, or else one a line")

@@ -20,6 +20,7 @@ class HardwareConfig(Section):
     """What a device can do. Figures are of one jax device, peaks are dense; 0 where a figure is not known."""
 
     section: ClassVar[str] = "hardware"
+    changes_results: ClassVar[bool] = False
 
     name: str = key("auto", "name of the entry; auto matches the devices found against the catalogue")
     device_kinds: list[str] = key([], "what jax calls the device, or the start of it")
@@ -48,8 +49,11 @@ class HardwareConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.topology and not _SIDES.fullmatch(self.topology):
-            raise ConfigError(f"hardware.topology={self.topology}: it is chips along two or three sides, such as 8x8x8")
+        for name, topology in [("topology", self.topology), *(("slices", one) for one in self.slices)]:
+            if topology and not _SIDES.fullmatch(topology):
+                raise ConfigError(
+                    f"hardware.{name}={topology}: a topology is chips along two or three sides, such as 8x8x8"
+                )
 
     def slice_sides(self, num_slices: int) -> tuple[int, ...]:
         """Chips along the sides of each of `num_slices` equal TPU slices; () for what is no TPU.

@@ -19,6 +19,7 @@ class HostsConfig(Section):
     """The processes of a job, one or more a host. A scheduler's are found without any of these keys."""
 
     section: ClassVar[str] = "hosts"
+    changes_results: ClassVar[bool] = False
 
     local: int = key(
         0, "start so many processes on this machine, each with run.cpu_devices devices, to try it; 0 = off", at_least=0

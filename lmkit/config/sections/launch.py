@@ -56,6 +56,7 @@ class LaunchConfig(Section):
     """A job on a cluster."""
 
     section: ClassVar[str] = "launch"
+    changes_results: ClassVar[bool] = False
 
     target: Target = key(Target.slurm, "who runs it; on this verb's command line also target=")
     name: str = key("", "name of the job; '' = of the run and the time. On gke and tpu_pod the same name resumes")

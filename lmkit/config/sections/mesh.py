@@ -13,6 +13,7 @@ class AxesConfig(Section):
     """Sizes across slices (DCN) or nodes of a split axis."""
 
     section: ClassVar[str] = "mesh.dcn"
+    changes_results: ClassVar[bool] = False
 
     data: int = key(1, "replicas across slices", at_least=1)
     fsdp: int = key(1, "parameter shards across slices", at_least=1)
@@ -27,6 +28,7 @@ class MeshConfig(Section):
     """How devices are arranged. One axis may be -1: it takes the devices that are left."""
 
     section: ClassVar[str] = "mesh"
+    changes_results: ClassVar[bool] = False
 
     data: int = key(-1, "replicas of the model, each with its share of the batch", at_least=-1)
     fsdp: int = key(1, "shards of every parameter, each with its share of the batch", at_least=-1)

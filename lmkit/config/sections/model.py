@@ -134,15 +134,22 @@ class TransformerConfig(ModelConfig):
     linear_dtype: LinearDType = key(
         LinearDType.same, "of the operands of the layers' linear layers while training; float8: for GPUs since Hopper"
     )
-    remat: Remat = key(Remat.dots, "what the backward pass keeps of each layer")
-    scan_layers: bool = key(True, "scan over stacked layers: compile time does not grow with depth")
+    remat: Remat = key(Remat.dots, "what the backward pass keeps of each layer", changes_results=False)
+    scan_layers: bool = key(
+        True, "scan over stacked layers: compile time does not grow with depth", changes_results=False
+    )
     microbatches: int = key(
-        0, "with mesh.stage: micro-batches in the pipeline; 0 = four a stage, or the most below that fit", at_least=0
+        0,
+        "with mesh.stage: micro-batches in the pipeline; 0 = four a stage, or the most below that fit",
+        at_least=0,
+        changes_results=False,
     )
     rounds: int = key(1, "with mesh.stage: times a micro-batch goes round the stages; 1 = GPipe, more = circular",
-                      at_least=1)  # fmt: skip
-    attention: Kernel = key(Kernel.auto, "attention kernel")
-    context_attention: ContextAttention = key(ContextAttention.ring, "attention over a sequence split by mesh.context")
+                      at_least=1, changes_results=False)  # fmt: skip
+    attention: Kernel = key(Kernel.auto, "attention kernel", changes_results=False)
+    context_attention: ContextAttention = key(
+        ContextAttention.ring, "attention over a sequence split by mesh.context", changes_results=False
+    )
     dropout: float = key(0.0, "dropout of embeddings and of each sub-layer's output", at_least=0.0, at_most=0.99)
     init_std: float = key(0.02, "standard deviation of initial weights; 0 = 1/sqrt(fan_in)", at_least=0.0)
     residual_init: ResidualInit = key(ResidualInit.scaled, "initial scale of projections into the residual stream")
@@ -220,6 +227,12 @@ class TransformerConfig(ModelConfig):
                     f"model.{name}={getattr(self, name)} with model.num_experts=0: there is no mixture; set "
                     f"model.num_experts, or model.{name}=0"
                 )
+        if self.global_every and self.global_first >= self.global_every:
+            first, every = self.global_first, self.global_every
+            raise ConfigError(
+                f"model.global_first={first} with model.global_every={every}: one layer in {every} sees all positions, "
+                f"so the first that does is one of 0 to {every - 1}; set model.global_first={first % every}"
+            )
         if self.num_experts and self.bias:
             raise ConfigError("model.bias=true with model.num_experts: experts have no biases; set model.bias=false")
 

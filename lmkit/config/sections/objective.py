@@ -21,6 +21,10 @@ class ObjectiveKind(Enum):
     regress = 8  # vit, bert, records: a number for an image or a text
 
 
+# They learn from text files; the others from labelled records.
+ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
+
+
 @dataclass
 class ObjectiveConfig(Section):
     """The loss."""
@@ -28,7 +32,9 @@ class ObjectiveConfig(Section):
     section: ClassVar[str] = "objective"
 
     kind: ObjectiveKind = key(ObjectiveKind.causal_lm, "what is predicted")
-    chunk_tokens: int = key(2048, "tokens per device whose logits exist at once; 0 = all", at_least=0)
+    chunk_tokens: int = key(
+        2048, "tokens per device whose logits exist at once; 0 = all", at_least=0, changes_results=False
+    )
     z_loss: float = key(0.0, "weight of log(Z)^2, keeps logits from drifting (PaLM, section 5: 1e-4)", at_least=0.0)
     label_smoothing: float = key(0.0, "share of the target spread over all classes", at_least=0.0, at_most=0.99)
     mask_share: float = key(0.15, "share of the tokens that is masked or cut out", at_least=0.01, at_most=0.9)

@@ -68,7 +68,22 @@ class OptimConfig(Section):
                 raise ConfigError(
                     f"optim.rates: {pattern}={factor}: a factor is above 0; optim.freeze=[{pattern}] stops it"
                 )
-        if self.rates and self.kind is Optimizer.schedule_free_adamw:
+        if self.kind is Optimizer.schedule_free_adamw:
+            self._check_schedule_free()
+
+    def _check_schedule_free(self) -> None:
+        """Raises ConfigError for what an average of iterates cannot follow (Defazio et al. 2024, section 2)."""
+        if self.schedule is not Schedule.constant:
+            raise ConfigError(
+                f"optim.schedule={self.schedule.name} with optim.kind=schedule_free_adamw: it evaluates at an average "
+                f"in place of a decay; set optim=schedule_free_adamw, or optim.schedule=constant"
+            )
+        if not self.beta1:
+            raise ConfigError(
+                "optim.beta1=0.0 with optim.kind=schedule_free_adamw: gradients are taken between the average and the "
+                "iterate, beta1 of the way; set optim.beta1=0.9"
+            )
+        if self.rates:
             raise ConfigError(
                 "optim.rates with optim.kind=schedule_free_adamw: it evaluates at an average that one learning rate "
                 "is behind; set optim.kind=adamw, or optim.rates={}"

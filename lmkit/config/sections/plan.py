@@ -15,6 +15,7 @@ class PlanConfig(Section):
     """Will it fit, how long, what does it cost."""
 
     section: ClassVar[str] = "plan"
+    changes_results: ClassVar[bool] = False
 
     tokens: float = key(0.0, "tokens to train on; 0 = those of train.steps", at_least=0.0)
     compute_share: float = key(

@@ -20,6 +20,7 @@ class PrepareConfig(Section):
     """How a corpus is prepared. What comes out depends on `tasks` alone."""
 
     section: ClassVar[str] = "prepare"
+    changes_results: ClassVar[bool] = False
 
     executor: Executor = key(Executor.local, "who does the work")
     workers: int = key(0, "tasks at a time; 0 = one a core (slurm: no limit)", at_least=0)

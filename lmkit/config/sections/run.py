@@ -20,10 +20,13 @@ class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
 
     section: ClassVar[str] = "run"
+    changes_results: ClassVar[bool] = False
 
     name: str = key("", "name of the run; experiments set it")
     dir: str = key("", "the run's directory; an existing one is resumed; '' = runs/<name>/<date-time>")
-    seed: int = key(0, "root of all randomness: initialisation, sample order, dropout", at_least=0)
+    seed: int = key(
+        0, "root of all randomness: initialisation, sample order, dropout", at_least=0, changes_results=True
+    )
     cpu_devices: int = key(
         0, "pretend that the CPU is so many devices (per process), to try a mesh; 0 = off", at_least=0
     )

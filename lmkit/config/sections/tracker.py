@@ -11,6 +11,7 @@ class TrackerConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
     section: ClassVar[str] = "tracker"
+    changes_results: ClassVar[bool] = False
 
     names: list[str] = key(["tensorboard"], "any of tensorboard, wandb, mlflow, trackio (the last three are extras)")
     project: str = key("lmkit", "project or experiment name shown by the tracker")

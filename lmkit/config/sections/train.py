@@ -12,19 +12,37 @@ class TrainConfig(Section):
 
     section: ClassVar[str] = "train"
 
-    steps: int = key(1000, "optimiser steps", at_least=1)
+    steps: int = key(1000, "optimiser steps", at_least=1, changes_results=False)
     batch_size: int = key(32, "sequences per step over all devices and hosts", at_least=1)
     accumulate_steps: int = key(1, "micro-batches a step is split into, accumulated in float32", at_least=1)
-    log_every_steps: int = key(10, "steps between rows of metrics", at_least=1)
-    eval_every_steps: int = key(200, "steps between evaluations; 0 = only at the end", at_least=0)
-    eval_batches: int = key(0, "batches in an evaluation on the way; 0 = all held-out text, as at the end", at_least=0)
-    eval_texts: int = key(64, "with a source: held-out texts written and scored on the way; 0 = none", at_least=0)
-    eval_beams: int = key(1, "beams of the search that writes them; 1 = the likeliest token", at_least=1)
-    patience: int = key(0, "evaluations without a better checkpoint.best_metric that end the run; 0 = off", at_least=0)
+    log_every_steps: int = key(10, "steps between rows of metrics", at_least=1, changes_results=False)
+    eval_every_steps: int = key(
+        200, "steps between evaluations; 0 = only at the end", at_least=0, changes_results=False
+    )
+    eval_batches: int = key(
+        0,
+        "batches in an evaluation on the way; 0 = all held-out text, as at the end",
+        at_least=0,
+        changes_results=False,
+    )
+    eval_texts: int = key(
+        64, "with a source: held-out texts written and scored on the way; 0 = none", at_least=0, changes_results=False
+    )
+    eval_beams: int = key(
+        1, "beams of the search that writes them; 1 = the likeliest token", at_least=1, changes_results=False
+    )
+    patience: int = key(
+        0,
+        "evaluations without a better checkpoint.best_metric that end the run; 0 = off",
+        at_least=0,
+        changes_results=False,
+    )
     folds: int = key(0, "cross-validation: so many runs, each with another share of the data held out", at_least=0)
-    sample_tokens: int = key(96, "tokens of the sample made at each evaluation; 0 = none", at_least=0)
-    sample_prompt: str = key("", "text that the sample continues; '' = start of a document")
-    sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0)
+    sample_tokens: int = key(
+        96, "tokens of the sample made at each evaluation; 0 = none", at_least=0, changes_results=False
+    )
+    sample_prompt: str = key("", "text that the sample continues; '' = start of a document", changes_results=False)
+    sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0, changes_results=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ class VerifyConfig(Section):
     """One device against the mesh."""
 
     section: ClassVar[str] = "verify"
+    changes_results: ClassVar[bool] = False
 
     real_devices: bool = key(False, "use the devices there are; false = pretend that the CPU is as many as are needed")
     topology: str = key(

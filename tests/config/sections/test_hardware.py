@@ -61,7 +61,7 @@ def test_a_slice_that_is_not_offered_names_the_nearest() -> None:
         hardware("v5p:8x8x7").slice_sides(1)
     with pytest.raises(ConfigError, match=r"devices=500: tpu_v5p has no slice of so many; the nearest are 256 and 512"):
         hardware("v5p_500").slice_sides(1)
-    with pytest.raises(ConfigError, match=r"hardware.topology=8: it is chips along two or three sides"):
+    with pytest.raises(ConfigError, match=r"hardware.topology=8: a topology is chips along two or three sides"):
         HardwareConfig(topology="8")
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmkit.config import ConfigError
 from lmkit.config.sections.data import DataConfig, SourceConfig
-from lmkit.data.order.mixing import BLOCK, Course, Deal, check_lasts, course_of
+from lmkit.data.order.mixing import BLOCK, Course, Deal, asked_shares, check_lasts, course_of
 from lmkit.data.order.sampler import Order, Sampler
 
 
@@ -17,12 +17,13 @@ def digest(*arrays: np.ndarray) -> str:
     return hashlib.sha256(b"".join(np.ascontiguousarray(one, "<i8").tobytes() for one in arrays)).hexdigest()[:16]
 
 
-# Made by the order as it was before caps and courses: digests of (part, epoch, start) of rows 0 to 4,999 and of 3,000
-# rows from 10^9 + 17 on. They change only with the order itself: then every run that goes on sees other rows.
+# Digests of (part, epoch, start) of rows 0 to 4,999 and of 3,000 rows from 10^9 + 17 on. They change only with the
+# order itself (then mixing.FORMAT goes up): every run that goes on would see other rows. The first and the last are as
+# old as the order; the others were made when shares below a row of a block were first dealt.
 GOLDEN = [
     ([5000], [1.0], 64, 0, "620cf5229b4d26a5", "fe5e54f474051dd8"),
-    ([2000, 700, 900], [0.5, 0.3, 0.2], 32, 7, "d930990591f0911c", "7664471c635e6d16"),
-    ([100_000, 40_000], [3.0, 0.001], 128, 2**40 + 1, "4e2d8b55ed9cd362", "2133a961f4fc1732"),
+    ([2000, 700, 900], [0.5, 0.3, 0.2], 32, 7, "97df6e9c8bbf01c2", "913e88a17d02d977"),
+    ([100_000, 40_000], [3.0, 0.001], 128, 2**40 + 1, "9d143c3aa62e37d7", "e132ec78aadb7763"),
     ([900, 900], [1.0, 0.0], 16, 3, "a1a48b0c91939a75", "ece5335a20eb9f84"),
 ]
 
@@ -37,7 +38,7 @@ def test_without_caps_and_courses_the_order_is_as_ever(sizes, weights, seq_len, 
 
 
 def test_records_keep_their_order() -> None:
-    assert digest(*Order([10, 300, 7], [1.0, 2.0, 0.25], 5).draw(1000, 3000)) == "9c05dc2e5380333d"
+    assert digest(*Order([10, 300, 7], [1.0, 2.0, 0.25], 5).draw(1000, 3000)) == "4a9f57ec31408346"
 
 
 COUNTS = np.array([700, 5000, 90_000])
@@ -51,7 +52,7 @@ courses = st.builds(
 
 
 @given(courses, st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_a_part_is_counted_through_and_never_beyond_its_cap(course: Course, seed: int) -> None:
     deal = Deal(COUNTS, course, seed)
     assert deal.num_rows is None
@@ -67,6 +68,49 @@ def test_a_part_is_counted_through_and_never_beyond_its_cap(course: Course, seed
             assert len(mine) <= round(cap * COUNTS[p])
     again = np.random.default_rng(seed).permutation(rows)[:500]
     assert np.array_equal(np.stack(deal(again)), np.stack([part[again], number[again]])), "any rows, in any order"
+
+
+weights_of_any_size = st.lists(st.floats(-7, 0).map(lambda power: 10.0**power), min_size=2, max_size=60)
+
+
+@given(weights_of_any_size, st.integers(0, 3000), st.integers(0, BLOCK))
+@settings(max_examples=60, deadline=None)
+def test_every_weight_gets_its_share_however_small(weights: list[float], blocks: int, more: int) -> None:
+    deal = Deal(np.full(len(weights), 10**9), Course(weights), 0)
+    shares = np.array(weights) / sum(weights)
+    rows = blocks * BLOCK
+    now, later = deal.dealt(rows), deal.dealt(rows + more)
+    assert now.sum() == rows
+    assert later.sum() == rows + more
+    assert (later >= now).all(), "more rows never give a part fewer"
+    assert (np.abs(now - shares * rows) < 2.5 + len(weights) * shares).all(), "a row, and the few by which x is off"
+    part, _ = deal(np.arange(rows, rows + more))
+    assert np.array_equal(np.bincount(part, minlength=len(weights)), later - now)
+
+
+def test_weights_below_a_row_of_a_block_are_drawn() -> None:
+    small = [0.9990, 0.0006, 0.0004]
+    assert Deal(np.full(3, 10**9), Course(small), 0).dealt(2_048_000).tolist() == [2_045_951, 1_229, 820]
+    many = Deal(np.full(201, 10**9), Course([0.92] + [0.0004] * 200), 0).dealt(204_800)
+    assert abs(many[0] - 0.92 * 204_800) < 3
+    assert set(many[1:].tolist()) == {81, 82}, "0.0004 of 204,800 is 81.9"
+
+
+def test_shares_go_on_through_the_levels_of_a_course() -> None:
+    """Each level is a few blocks, in which this part is owed less than a row: what it is owed goes on to the next."""
+    course = Course([0.9996, 0.0004], [0.9, 0.1], (0, 63 * 2 * BLOCK))
+    levels = [0.0004 + level / 63 * 0.0996 for level in range(64)]
+    asked = sum(weight * BLOCK * (1 if level in (0, 63) else 2) for level, weight in enumerate(levels))
+    assert abs(Deal(np.full(2, 10**9), course, 0).dealt(63 * 2 * BLOCK)[1] - asked) < 2
+
+
+def test_what_was_asked_is_the_mean_of_the_line_that_weights_follow() -> None:
+    assert asked_shares(Course([3.0, 1.0]), 10).tolist() == [0.75, 0.25]
+    half = asked_shares(Course([1.0, 0.0], [0.0, 1.0], (1000, 1000)), 2000)
+    np.testing.assert_allclose(half, 0.5, atol=1e-3)
+    # half of the rows at 1:0, half along the line to its middle: 1/2 + 1/2 of the mean of (1 - u) / (1 + 2u), u to 1/2
+    asked = asked_shares(Course([1.0, 0.0], [0.0, 3.0], (500, 1500)), 1000)
+    np.testing.assert_allclose(asked, [0.76986, 0.23014], atol=1e-4)
 
 
 def test_a_capped_part_gives_its_rows_to_the_others() -> None:

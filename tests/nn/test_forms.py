@@ -1,0 +1,70 @@
+"""What is promised in float32 is multiplied in float32 on every platform."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from lmkit.compiler.topology import topology_devices
+from lmkit.config.entry import compose
+from lmkit.config.sections.model import DType, Kernel
+from lmkit.core.inputs import make_inputs
+from lmkit.core.state import make_blueprint
+from lmkit.core.step import make_gradients
+from lmkit.nn import forms
+from lmkit.objectives.build import build_objective
+from lmkit.parallel.mesh import build_mesh
+from lmkit.verify.main import fit_heads
+from lmkit.verify.shrink import shrink
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr)):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+
+
+WORDS = {
+    "experts": ["model=gpt", "model.num_experts=4", "model.experts_per_token=2", "model.vocab_size=64"],
+    "clip": ["model=clip_vit_b32", "objective=contrastive", "model.text.vocab_size=64"],
+    "masked": ["model=bert", "objective=masked_lm", "model.vocab_size=64"],
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_no_float32_operand_is_rounded_on_an_accelerator(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bfloat16 model every product of float32 operands asks for the highest precision, backward pass too."""
+    monkeypatch.setattr(forms, "platform", lambda: "tpu")
+    experiment = compose(["run.name=x", *WORDS[name], "data.seq_len=32", "train.batch_size=2"])
+    mesh = build_mesh(experiment.mesh, jax.devices()[:1])
+    small = shrink(experiment, dict.fromkeys(mesh.shape, 1))
+    for part in small.model.towers().values():
+        part.dtype, part.attention = DType.bfloat16, Kernel.xla
+    model = fit_heads(small)
+    blueprint = make_blueprint(model, small.optim, 10, mesh)
+    gradients = make_gradients(blueprint, build_objective(small.objective), accumulate=1, seed=0)
+    with jax.set_mesh(mesh):
+        traced = jax.make_jaxpr(gradients)(blueprint.shapes, make_inputs(small, model))
+    products = [one for one in equations(traced.jaxpr) if one.primitive.name == "dot_general"]
+    exact = [one for one in products if all(var.aval.dtype == jnp.float32 for var in one.invars)]
+    assert len(products) > len(exact) > 0
+    for product in exact:
+        assert product.params["precision"] in (lax.Precision.HIGHEST, (lax.Precision.HIGHEST,) * 2), product
+
+
+def test_exact_products_are_float32_in_the_programs_of_a_tpu() -> None:
+    pytest.importorskip("libtpu", reason="LOUD: libtpu is not installed (pip install 'lmkit[tpu]')")
+    sharding = jax.sharding.SingleDeviceSharding(topology_devices("v5e:2x2")[0])
+    shapes = [jax.ShapeDtypeStruct((256, 512), jnp.float32, sharding=sharding)] * 2
+    text = [
+        jax.jit(product).lower(*shapes).compile().as_text() or ""
+        for product in (lambda a, b: forms.exact_einsum("nd,md->nm", a, b), lambda a, b: jnp.einsum("nd,md->nm", a, b))
+    ]
+    rounded = ["operand_precision={highest,highest}" not in one for one in text]
+    assert rounded == [False, True]
