@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import shlex
-import sys
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from lmkit import hosts
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.checks import check_experiment
+from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
@@ -256,5 +256,5 @@ def _due(step: int, every: int) -> bool:
 
 
 def _resume_command(run: RunDir) -> str:
-    words = [word for word in sys.argv[1:] if not word.startswith("run.dir=")]
-    return f"python -m lmkit.train {shlex.join(words)} run.dir={shlex.quote(str(run.path))}"
+    words = [word for word in given_words() if not word.startswith("run.dir=")]
+    return f"python -m lmkit.train {shlex.join([*words, f'run.dir={run.path}'])}"

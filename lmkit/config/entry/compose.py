@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmkit.config.base import ConfigError
 from lmkit.config.entry.errors import explain, unknown_key
+from lmkit.config.entry.words import quoted_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir
 from lmkit.config.sections.families import MODEL_SCHEMAS
@@ -44,7 +45,7 @@ def compose(overrides: list[str]) -> Experiment:
     register(overrides)
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
-            return to_experiment(hydra_compose("config", overrides))
+            return to_experiment(hydra_compose("config", quoted_words(overrides)))
     except Exception as error:
         message = explain(error)
         if message is None:

@@ -4,7 +4,6 @@ A verb's code is named by a string and imported only after the configuration has
 costs no import of jax, and `--help` answers at once.
 """
 
-import dataclasses
 import importlib
 import os
 import sys
@@ -18,11 +17,10 @@ from lmkit.config.entry.errors import explain
 from lmkit.config.entry.keys import help_text
 from lmkit.config.entry.local import run_local
 from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
+from lmkit.config.entry.words import note_words, quoted_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
 from lmkit.config.sections.hosts import USER_ERROR, local_process
-
-LITERAL = "generate.prompt"  # text with commas, quotes and braces, which Hydra would take for its own
 
 
 def run_verb(
@@ -70,16 +68,14 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
     register(argv)
     statuses: list[int] = []
     words = argv
-    literal = dict(word.split("=", 1) for word in argv if word.startswith(LITERAL + "="))
-    argv = [word for word in argv if not word.startswith(LITERAL + "=")] + (["~model"] if from_model else [])
+    note_words(words)
+    argv = quoted_words(argv, sweep=bool({"-m", "--multirun"} & set(argv))) + (["~model"] if from_model else [])
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def call(composed: DictConfig) -> None:
         try:
             experiment = to_experiment(composed)
-            if literal:
-                experiment.generate = dataclasses.replace(experiment.generate, prompt=literal[LITERAL])
             apart = verb == "prepare" or (verb == "plan" and experiment.plan.calibrate)  # that is about a run there is
             if not from_model and not apart:
                 experiment.run.dir = experiment.run.dir or _default_dir(experiment)
