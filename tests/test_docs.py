@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from flax import nnx
 
-from helpers import ROOT
+from helpers import ROOT, rotated
 from lmkit.config import ConfigError
+from lmkit.config.checks import check_experiment
 from lmkit.config.entry import GROUPS, all_keys_of, compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import options_of
@@ -63,25 +64,50 @@ def is_code(section: str, key: str) -> bool:
     return folder.is_dir() and (folder / f"{key.split('.')[0]}.py").is_file()
 
 
-def readme_commands() -> list[str]:
-    lines = (ROOT / "README.md").read_text().splitlines()
-    commands = [line.split("#")[0].strip() for line in lines if line.startswith("    python -m lmkit.train ")]
-    assert len(commands) >= 8
-    return commands
+NOT_RUN = ("train.step=80",)  # the page shows the error of it
+# a user's own, and what stands for them here
+PRETENDED = {f"+experiment={name}": "+experiment=gpt_tiny" for name in ("mine", "NAME", "[llama3_8b,found]")}
+PRETENDED |= {"model=palm_tiny": "model=gpt"}
 
 
-@pytest.mark.parametrize("command", readme_commands())
-def test_readme_commands_compose(command: str) -> None:
-    words = [word.strip("'") for word in command.split()[3:]]
-    if any(word.startswith("--") for word in words):
-        words = [
-            w
-            for w in words
-            if "," not in w and w not in ("--multirun", "--help", "--cfg", "job", "--config-dir", "my/conf")
-        ]
-    if "+experiment=mine" in words or not words:
-        return
-    assert compose(words).run.name in command
+def lmkit_commands(page: Path) -> list[list[str]]:
+    """The words after `python -m` of each lmkit command that a page shows, without comments and what a shell reads."""
+    text = page.read_text().replace("\\\n", " ")
+    found = []
+    for line in re.findall(r"python -m (lmkit\.[\w.]+ [^`\n]+)", text):
+        words = shlex.split(line, comments=True)
+        stop = [n for n, word in enumerate(words) if word in (">", "|", "&&", "&", "2>&1")]
+        found.append(words[: min(stop, default=len(words))])
+    return found
+
+
+def experiment_words(words: list[str]) -> list[str]:
+    """The overrides of a command: no options, of a sweep the first job, an experiment of lmkit's for a user's own."""
+    if "--config-dir" in words:
+        at = words.index("--config-dir")
+        words = words[:at] + words[at + 2 :]
+    if "--multirun" in words:
+        words = [word.split(",")[0] for word in words]
+    words = [PRETENDED.get(word, word) for word in words]
+    words = [f"launch.{word}" if word.startswith("target=") else word for word in words]
+    return [w for w in words if "=" in w and not w.startswith(("--", "hydra.", "hydra/", "step=", "row=", "store="))]
+
+
+@pytest.mark.parametrize(
+    "page", rotated([str(path.relative_to(ROOT)) for path in DOCUMENTS], "README.md", "docs/launch.md")
+)
+def test_commands_pass_every_check(page: str) -> None:
+    """Each command that a page shows composes, and what it trains, plans or launches is not refused."""
+    commands = [words for words in lmkit_commands(ROOT / page) if not {*NOT_RUN, "...", "--help"} & set(words)]
+    for verb, *rest in commands:
+        words = experiment_words(rest)
+        if verb in ("lmkit.generate", "lmkit.export", "lmkit.plan.scaling") or not words or "--check" in rest:
+            compose(["run.name=x", *words] if verb != "lmkit.plan.scaling" else ["run.name=x"])
+            continue
+        named = any(word.startswith(("+experiment=", "run.name=")) for word in words)
+        check_experiment(compose(words if named else ["run.name=x", *words]))
+    if page == "README.md":
+        assert len(commands) >= 15
 
 
 def test_every_group_and_experiment_is_named() -> None:
@@ -176,6 +202,33 @@ def test_the_tutorial_begins_well(tmp_path: Path) -> None:
     printed = run_tutorial(tmp_path, skip=("gpt_small", "runs/small", "runs/mine", "mesh.", "lmkit.plan"))
     assert len(printed) == 3
     assert "resumed at step 2" in list(printed.values())[-1]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
+    """Each as it stands but for its size: in a folder with texts, experiments and a run of the reader's own."""
+    run = tmp_path / "runs" / "gpt_small" / "2026-01-31_12-00-00"
+    (tmp_path / "my" / "conf" / "experiment").mkdir(parents=True)
+    shutil.copy(ROOT / "conf" / "experiment" / "gpt_tiny.yaml", tmp_path / "my" / "conf" / "experiment" / "mine.yaml")
+    (tmp_path / "my" / "texts").mkdir()
+    for number in range(30):
+        words = " ".join(f"word{number * n % 997}" for n in range(400))
+        (tmp_path / "my" / "texts" / f"{number}.txt").write_text(words)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": paths, "LMKIT_CACHE": str(tmp_path / "cache")}
+    env.pop("JAX_NUM_CPU_DEVICES", None)
+    commands = [words for words in lmkit_commands(ROOT / "README.md") if "runs/scaling_law/depth*" not in words]
+    commands.sort(key=lambda words: f"run.dir={run.relative_to(tmp_path)}" not in words)  # others read that run
+    for verb, *words in commands:
+        small = [*SHORT_RUN, "train.steps=2", "data.seq_len=32"] if verb in ("lmkit.train", "lmkit.prepare") else []
+        small += SHORT_MODEL if small and "+experiment=gpt_small" in words else []
+        small = [word for word in small if "train.steps" not in word or verb == "lmkit.train"]
+        small = [] if {"--help", "--cfg"} & set(words) else small
+        small += ["generate.max_new_tokens=4"] if verb == "lmkit.generate" else []
+        done = subprocess.run(
+            [sys.executable, "-m", verb, *words, *small], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{verb} {words}\n{done.stdout[-800:]}\n{done.stderr[-2000:]}"
 
 
 @pytest.mark.slow
