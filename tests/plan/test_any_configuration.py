@@ -38,7 +38,8 @@ OF_ONE_VERB = ("hardware.", "plan.", "run.", "hosts.", "launch.", "verify.", "ge
 KEYS = {
     name: kind for name, kind, *_ in all_keys_of(Experiment)
     if not name.startswith(("launch.", "generate.", "export.", "hosts.", "model.text", "model.vision"))
-    and name not in ("plan.calibrate", "plan.save", "plan.json", "plan.search", "plan.compile", "init_from", "model.vocab_size")
+    and name not in (*(f"plan.{one}" for one in ("calibrate", "save", "json", "search", "compile")), "init_from")
+    and name != "model.vocab_size"
 }  # fmt: skip
 
 
