@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from lmkit.compiler.topology import topology_devices
+from lmkit.compiler.topology import hardware_devices
 from lmkit.config.entry import compose
 from lmkit.config.sections.model import DType, Kernel
 from lmkit.core.inputs import make_inputs
@@ -58,13 +58,17 @@ def test_no_float32_operand_is_rounded_on_an_accelerator(name: str, monkeypatch:
         assert product.params["precision"] in (lax.Precision.HIGHEST, (lax.Precision.HIGHEST,) * 2), product
 
 
-def test_exact_products_are_float32_in_the_programs_of_a_tpu() -> None:
-    pytest.importorskip("libtpu", reason="LOUD: libtpu is not installed (pip install 'lmkit[tpu]')")
-    sharding = jax.sharding.SingleDeviceSharding(topology_devices("v5e:2x2")[0])
-    shapes = [jax.ShapeDtypeStruct((256, 512), jnp.float32, sharding=sharding)] * 2
-    text = [
+@pytest.mark.parametrize(("hardware", "package", "extra"), [
+    ("v5e_8", "libtpu", "tpu"), ("h100_8", "jax_plugins.xla_cuda13", "gpu-aot"),
+])  # fmt: skip
+def test_exact_products_are_float32_in_compiled_programs(hardware: str, package: str, extra: str) -> None:
+    """A TPU's and a GPU's compiler keep the precision that is asked for, and ask for none otherwise."""
+    pytest.importorskip(package, reason=f"LOUD: {package} is not installed (pip install 'lmkit[{extra}]')")
+    devices = hardware_devices(compose(["+experiment=gpt_tiny", f"hardware={hardware}"]).hardware)
+    shapes = [jax.ShapeDtypeStruct((256, 512), jnp.float32, sharding=jax.sharding.SingleDeviceSharding(devices[0]))] * 2
+    exact, default = (
         jax.jit(product).lower(*shapes).compile().as_text() or ""
         for product in (lambda a, b: forms.exact_einsum("nd,md->nm", a, b), lambda a, b: jnp.einsum("nd,md->nm", a, b))
-    ]
-    rounded = ["operand_precision={highest,highest}" not in one for one in text]
-    assert rounded == [False, True]
+    )
+    assert "operand_precision={highest,highest}" in exact
+    assert "operand_precision={highest,highest}" not in default
