@@ -54,6 +54,10 @@ def _clean(experiment: Experiment, progress: PrepareProgress) -> None:
     if not data.clean.active:
         return
     sources = build_sources(data)
+    if len(sources) > 1 and (data.clean.exact or data.clean.near):
+        console.print(
+            "each part of the mixture is cleaned by itself: a text that two of them hold stays in both", style="yellow"
+        )
     for name, folder in corpora(data, how).items():
         clean(sources[name], data.clean, how, folder, progress)
         progress.finish()
