@@ -35,7 +35,7 @@ def read_config(path: str | Path) -> Any:
     Raises ConfigError for what lmkit cannot compute, naming the key.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return GGUFSource(path).config
     theirs = read_json(path)
     family = family_of(theirs)
@@ -50,6 +50,7 @@ def load_params(
     shapes: Any,
     progress: Callable[[int, int], None] | None = None,
     partial: bool = False,
+    notes: list[str] | None = None,
 ) -> Any:
     """Parameters from a folder in the Hugging Face layout or a .gguf file, as float32 arrays.
 
@@ -58,14 +59,15 @@ def load_params(
             array goes, and each device's share is read straight into its place.
         progress: called with (bytes done, bytes in all) after each parameter.
         partial: `shapes` may lack some of the configuration's parameters (heads, say), which then stay unread.
+        notes: gets lines for the user: what else stays unread, and which copy of a tensor is read (None: a warning).
 
     Raises ConfigError naming each missing, extra or mis-shaped tensor before any is read.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         source: Any = GGUFSource(path)
-        return load_tensors(source.family, config, source, shapes, progress, partial)
-    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial)
+        return load_tensors(source.family, config, source, shapes, progress, partial, notes)
+    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial, notes)
 
 
 def save_folder(

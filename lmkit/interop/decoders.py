@@ -20,13 +20,12 @@ TIED, UNTIED = Key("tie_embeddings", "tie_word_embeddings", True), Key("tie_embe
 MLP = Key("mlp_dim", "intermediate_size")
 LLAMA: Json = {"position": Position.rope, "norm": Norm.rmsnorm, "gated": True}
 GEMMA: Json = LLAMA | {"norm_offset": 1.0, "norm_order": NormOrder.both, "embed_scale": True}
-BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "lm_head.weight")  # the last one where tied
 
 
 def llama_rows(config: GPTConfig) -> Iterable[Row]:
     """Llama's names; the norms of Gemma and the experts of Mixtral and Qwen where there are."""
     layer, attention = "model.layers.{layer}.", "model.layers.{layer}.self_attn."
-    yield Row("embed.table", "model.embed_tokens.weight")
+    yield Row("embed.table", "model.embed_tokens.weight", also=("lm_head.weight",) if config.tie_embeddings else ())
     yield Row("norm.scale", "model.norm.weight")
     if not config.tie_embeddings:
         yield Row("head.table", "lm_head.weight")
@@ -61,7 +60,7 @@ def _experts(mixture: str, names: dict[str, str]) -> Callable[[GPTConfig], Itera
 def gpt2_rows(config: GPTConfig) -> Iterable[Row]:
     """GPT-2's names; its linear layers are stored [in, out], queries, keys and values side by side."""
     layer = "transformer.h.{layer}."
-    yield Row("embed.table", "transformer.wte.weight")
+    yield Row("embed.table", "transformer.wte.weight", also=("lm_head.weight",))
     yield Row("input.position.table", "transformer.wpe.weight")
     yield from norm("norm", "transformer.ln_f")
     yield from norm(BLOCKS + "attention_join.norm", layer + "ln_1")
@@ -87,6 +86,9 @@ def read_rope(theirs: Json, default: float = 10_000.0, local_default: float = 0.
     theta = full.get("rope_theta") or theirs.get("global_rope_theta") or theirs.get("rope_theta") or default
     local = (given.get("sliding_attention") or {}).get("rope_theta")
     local = local or theirs.get("local_rope_theta") or theirs.get("rope_local_base_freq") or local_default
+    for place in (theirs, full):
+        if (part := place.get("partial_rotary_factor")) not in (None, 1, 1.0):
+            raise ConfigError(f"config.json: partial_rotary_factor={part!r} is not supported, only 1.0")
     ours: Json = {"rope_theta": float(theta), "rope_local_theta": float(local)}
     kind = full.get("rope_type") or full.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
@@ -189,7 +191,6 @@ def _caps(attention: float, logits: float) -> tuple[Key, Key]:
 
 SILU = activation("hidden_act", "silu")
 GELU = activation("hidden_activation", "gelu_pytorch_tanh")
-HEADS = {"ignored": BUFFERS, "prefix": "model."}
 DECODERS = (
     Family(
         "gpt2", GPTConfig, named("GPT2LMHeadModel"), gpt2_rows,
@@ -202,16 +203,17 @@ DECODERS = (
         {"position": Position.learned, "norm": Norm.layernorm, "bias": True, "tie_embeddings": True},
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
          "add_cross_attention": False, "tie_word_embeddings": True},
-        prefix="transformer.", ignored=BUFFERS,
+        prefix="transformer.",
     ),
     Family("llama", GPTConfig, named("LlamaForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU), LLAMA,
-           {"pretraining_tp": 1}, hooks=(ROPE, (_read_biases, _write_biases)), **HEADS),
+           {"pretraining_tp": 1}, hooks=(ROPE, (_read_biases, _write_biases)), prefix="model."),
     Family("qwen2", GPTConfig, named("Qwen2ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
-           LLAMA | {"qkv_bias": True}, {"use_sliding_window": False}, hooks=(ROPE,), **HEADS),
+           LLAMA | {"qkv_bias": True}, {"use_sliding_window": False}, hooks=(ROPE,), prefix="model."),
     Family("qwen3", GPTConfig, named("Qwen3ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
-           LLAMA | {"qk_norm": True}, {"use_sliding_window": False, "attention_bias": False}, hooks=(ROPE,), **HEADS),
+           LLAMA | {"qk_norm": True}, {"use_sliding_window": False, "attention_bias": False}, hooks=(ROPE,),
+           prefix="model."),
     Family("mistral", GPTConfig, named("MistralForCausalLM"), llama_rows,
-           (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), **HEADS),
+           (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), prefix="model."),
     Family(
         "mixtral", GPTConfig, named("MixtralForCausalLM"),
         _experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
@@ -219,7 +221,7 @@ DECODERS = (
          Key("sliding_window", "sliding_window", 0, 0, write=lambda n: n or None),
          Key("num_experts", "num_local_experts", 8),
          Key("experts_per_token", "num_experts_per_tok", 2)),
-        LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), **HEADS,
+        LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), prefix="model.",
     ),
     Family(
         "qwen3_moe", GPTConfig, named("Qwen3MoeForCausalLM"),
@@ -228,17 +230,18 @@ DECODERS = (
          Key("experts_per_token", "num_experts_per_tok", 8), Key("renormalize_experts", "norm_topk_prob", False)),
         LLAMA | {"qk_norm": True},
         {"use_sliding_window": False, "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": ([],)},
-        hooks=(ROPE, (_read_experts, _write_experts)), **HEADS,
+        hooks=(ROPE, (_read_experts, _write_experts)), prefix="model.",
     ),
     Family(
         "gemma2", GPTConfig, named("Gemma2ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA, {"attention_bias": False},
-        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
+        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), prefix="model.",
     ),
     Family(
         "gemma3_text", GPTConfig, named("Gemma3ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(0.0, 0.0)), GEMMA | {"qk_norm": True},
         {"attention_bias": False, "use_bidirectional_attention": False},
-        hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
+        hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES),
+        prefix="model.",
     ),
 )  # fmt: skip

@@ -1,9 +1,9 @@
 """Which table is whose."""
 
-import json
 from pathlib import Path
 
 from lmkit.config.base import ConfigError, nearest
+from lmkit.config.documents import read_document
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.decoders import DECODERS
 from lmkit.interop.encdecs import ENCDECS
@@ -44,14 +44,7 @@ def family_for(config: ModelConfig) -> tuple[Family, Json]:
 
 
 def read_json(folder: Path) -> Json:
-    """config.json of a folder. Raises ConfigError where there is none or it is no JSON."""
-    path = folder / "config.json"
-    try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}; fetch it again") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds a {type(found).__name__}: it must be an object with a model_type")
-    return found
+    """config.json of a folder. Raises ConfigError where there is none, or it is damaged."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout")
+    return read_document(folder / "config.json", dict, "fetch it again")

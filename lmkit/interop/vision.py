@@ -124,5 +124,5 @@ VISIONS = (
         ignored=("pooler.dense.weight", "pooler.dense.bias"),
     ),
     Family("clip", CLIPConfig, lambda config: "CLIPModel", clip_rows, (Key("projection_dim", "projection_dim", 512),),
-           hooks=((_read_towers, _write_towers),), ignored=("position_ids",)),
+           hooks=((_read_towers, _write_towers),)),
 )  # fmt: skip
