@@ -1,6 +1,7 @@
 """Tables of decoder-only families."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from lmkit.config.base import ConfigError
@@ -17,7 +18,7 @@ LLAMA_KEYS = same(
     num_kv_heads=0, head_dim=0, norm_eps=1e-6,
 )  # fmt: skip
 TIED, UNTIED = Key("tie_embeddings", "tie_word_embeddings", True), Key("tie_embeddings", "tie_word_embeddings", False)
-MLP = Key("mlp_dim", "intermediate_size")
+MLP, EPS = Key("mlp_dim", "intermediate_size"), Key("norm_eps", "rms_norm_eps", 1e-5)
 LLAMA: Json = {"position": Position.rope, "norm": Norm.rmsnorm, "gated": True}
 GEMMA: Json = LLAMA | {"norm_offset": 1.0, "norm_order": NormOrder.both, "embed_scale": True}
 
@@ -42,7 +43,7 @@ def llama_rows(config: GPTConfig) -> Iterable[Row]:
     for part in "qk" if config.qk_norm else "":
         yield Row(f"{BLOCKS}attention.{part}_norm.scale", f"{attention}{part}_norm.weight")
     if not config.num_experts:
-        for part in ("gate", "up", "down"):
+        for part in ("gate", "up", "down") if config.gated else ("up", "down"):
             yield from dense(f"{BLOCKS}mlp.{part}", f"{layer}mlp.{part}_proj", bias=config.bias)
 
 
@@ -55,6 +56,15 @@ def _experts(mixture: str, names: dict[str, str]) -> Callable[[GPTConfig], Itera
             yield Row(f"{BLOCKS}mlp.{ours}", f"{place}experts.{{expert}}.{theirs}.weight", Layout.linear)
 
     return rows
+
+
+def apertus_rows(config: GPTConfig) -> Iterable[Row]:
+    """Apertus's names: Llama's but for the norms."""
+    names = {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
+    for row in llama_rows(config):
+        layer, _, rest = row.theirs.rpartition("{layer}.")
+        stem, dot, ending = rest.partition(".")
+        yield replace(row, theirs=f"{layer}{{layer}}.{names.get(stem, stem)}{dot}{ending}") if layer else row
 
 
 def gpt2_rows(config: GPTConfig) -> Iterable[Row]:
@@ -115,6 +125,21 @@ def _write_rope(config: GPTConfig) -> Json:
             "high_freq_factor": config.rope_high_freq,
         }
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling}
+
+
+def _read_apertus_rope(theirs: Json) -> Json:
+    """Apertus has Llama 3.1's scaling where a file has no rotary keys."""
+    if theirs.get("rope_parameters") is None and "rope_scaling" not in theirs:
+        scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192,
+                   "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # fmt: skip
+        theirs = theirs | {"rope_scaling": scaling}
+    return read_rope(theirs, default=12e6)
+
+
+def _write_apertus_rope(config: GPTConfig) -> Json:
+    old = _write_rope(config)
+    scaling = old["rope_scaling"] or {"rope_type": "default"}
+    return old | {"rope_parameters": scaling | {"rope_theta": config.rope_theta}}
 
 
 def _write_local_rope(config: GPTConfig) -> Json:
@@ -214,10 +239,17 @@ DECODERS = (
            prefix="model."),
     Family("mistral", GPTConfig, named("MistralForCausalLM"), llama_rows,
            (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), prefix="model."),
+    Family("arcee", GPTConfig, named("ArceeForCausalLM"), llama_rows,
+           (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, activation("hidden_act", "relu2")), LLAMA | {"gated": False},
+           hooks=(ROPE, (_read_biases, _write_biases)), prefix="model."),
+    Family("apertus", GPTConfig, named("ApertusForCausalLM"), apertus_rows,
+           (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, activation("hidden_act", "xielu")),
+           LLAMA | {"gated": False, "qk_norm": True}, {"attention_bias": False},
+           hooks=((_read_apertus_rope, _write_apertus_rope),), prefix="model."),
     Family(
         "mixtral", GPTConfig, named("MixtralForCausalLM"),
         _experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-        (*LLAMA_KEYS[:-1], Key("norm_eps", "rms_norm_eps", 1e-5), MLP, UNTIED, SILU,
+        (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, SILU,
          Key("sliding_window", "sliding_window", 0, 0, write=lambda n: n or None),
          Key("num_experts", "num_local_experts", 8),
          Key("experts_per_token", "num_experts_per_tok", 2)),

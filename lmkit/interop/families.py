@@ -1,6 +1,9 @@
 """Which table is whose."""
 
+from collections.abc import Iterable
 from pathlib import Path
+
+from flax import nnx
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.documents import read_document
@@ -8,16 +11,27 @@ from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.decoders import DECODERS
 from lmkit.interop.encdecs import ENCDECS
 from lmkit.interop.encoders import ENCODERS
-from lmkit.interop.table import Family, Json
+from lmkit.interop.table import Family, Json, Layout, Row
 from lmkit.interop.vision import VISIONS
+from lmkit.models import build_model
+from lmkit.nn.tree import flat
 
 FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *ENCDECS, *VISIONS)
+
+
+def _own_rows(config: ModelConfig) -> Iterable[Row]:
+    shapes = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[1]
+    return [Row(path, path, Layout.ours) for path in flat(nnx.to_pure_dict(shapes))]
+
+
+# For models that no published family computes: model.yaml and tensors under our own names, which lmkit alone reads.
+OWN = Family("lmkit", ModelConfig, lambda config: "", _own_rows)
 
 
 def family_of(theirs: Json) -> Family:
     """The table for a config.json. Raises ConfigError, naming the nearest, where there is none."""
     kind = str(theirs.get("model_type") or "")
-    for family in FAMILIES:
+    for family in (*FAMILIES, OWN):
         if family.model_type == kind:
             return family
     known = [family.model_type for family in FAMILIES]
@@ -41,6 +55,14 @@ def family_for(config: ModelConfig) -> tuple[Family, Json]:
     # one that says which keys it lacks is nearer than one that has no class at all; fewer keys are nearer
     nearest_one = min(problems, key=lambda one: (" no way to say " not in one, one.count("model.")), default="none")
     raise ConfigError(f"no published family computes what this model does; the nearest is: {nearest_one}")
+
+
+def layout_for(config: ModelConfig) -> tuple[Family, Json, str]:
+    """As `family_for`, or lmkit's own layout and why it has to be that."""
+    try:
+        return *family_for(config), ""
+    except ConfigError as error:
+        return OWN, {"model_type": OWN.model_type}, str(error)
 
 
 def read_json(folder: Path) -> Json:

@@ -28,6 +28,7 @@ class Layout(Enum):
     same = 0  # dims in our order, some of ours flattened into one of theirs
     linear = 1  # [out, in] for our [in, out]
     conv = 2  # [out, in, *taps] for our [taps x in, out]
+    ours = 3  # our dims, one by one
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Row:
 
     def spans(self, own: Sequence[int]) -> list[tuple[int, int]]:
         """Our dims [from, to) that each dim of theirs flattens, in our order; `own` leaves out layers and experts."""
+        if self.layout is Layout.ours:
+            return [(dim, dim + 1) for dim in range(len(own))]
         if self.layout is Layout.linear or self.ours.endswith(".kernel"):
             return [(0, self.ins), (self.ins, len(own))]
         if self.ours.endswith((".bias", ".scale")):
