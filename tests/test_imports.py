@@ -14,7 +14,7 @@ FLOORS = [
     {"lmkit"},
     {"lmkit.files", "lmkit.console"},
     {"lmkit.config.base", "lmkit.config.paths"},
-    {"lmkit.config.sections", "lmkit.config.patterns"},
+    {"lmkit.config.sections", "lmkit.config.patterns", "lmkit.config.documents"},
     {"lmkit.config.arithmetic", "lmkit.config.calibration"},
     {"lmkit.config.experiment"},
     {"lmkit.config"},

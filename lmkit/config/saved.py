@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 from lmkit.config.base import ConfigError, nearest
+from lmkit.config.documents import read_document
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.sections.families import MODEL_SCHEMAS
 from lmkit.config.sections.model import ModelConfig
@@ -27,14 +28,11 @@ def write_model(folder: Path, config: ModelConfig) -> None:
 def read_model(folder: Path) -> ModelConfig:
     """The configuration there. Raises ConfigError where it is missing, or has a key or a value that is not valid."""
     file = folder / MODEL_FILE
-    try:
-        saved = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(saved, dict) or saved.get("family") not in FAMILY_SCHEMAS:
-        family = saved.get("family") if isinstance(saved, dict) else None
+    saved = read_document(file)
+    family = saved.get("family")
+    if not isinstance(family, str) or family not in FAMILY_SCHEMAS:
         raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILY_SCHEMAS)}")
-    return from_plain(FAMILY_SCHEMAS[saved["family"]], saved.get("model"), f"{file}: model")
+    return from_plain(FAMILY_SCHEMAS[family], saved.get("model"), f"{file}: model")
 
 
 def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experiment:
@@ -43,12 +41,7 @@ def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experim
     Raises ConfigError where the file is missing, or has a key or a value that is not valid.
     """
     file = run / RUN_FILE
-    try:
-        saved = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from error
-    if not isinstance(saved, dict):
-        raise ConfigError(f"{file}: expected the sections of an experiment, found {type(saved).__name__}")
+    saved = read_document(file)
     for name, value in (changes or {}).items():
         section, _, last = name.rpartition(".")
         inner: Any = saved
@@ -88,7 +81,7 @@ def _typed(kind: Any, value: Any, place: str) -> Any:
     if get_origin(kind) is dict and isinstance(value, dict):
         return {name: _typed(get_args(kind)[1], one, f"{place}.{name}") for name, one in value.items()}
     if isinstance(kind, type) and issubclass(kind, Enum):
-        if value not in kind.__members__:
+        if not isinstance(value, str) or value not in kind.__members__:
             raise ConfigError(f"{place}={value!r}: it must be one of {', '.join(kind.__members__)}")
         return kind[value]
     if kind is float and type(value) is int:

@@ -32,8 +32,11 @@ def export(experiment: Experiment) -> int:
         found.params,
         dtype=options.dtype,
         tokenizer="" if ours or tokenizer is None else tokenizer,
+        fallback=True,
     )
     print(f"{folder}: {kind}, {options.dtype}, parameters from {found.path}")
+    if why := interop.layout_for(model.config)[2]:
+        print(f"in lmkit's own layout, which open_model and init_from= read: {why}")
     for note in found.notes:
         print(note)
     if ours or tokenizer is None:

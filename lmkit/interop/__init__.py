@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.config.base import ConfigError
+from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections.model import ModelConfig
-from lmkit.interop.families import FAMILIES, family_for, family_of, read_json
+from lmkit.interop.families import FAMILIES, OWN, family_for, family_of, layout_for, read_json
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lmkit.interop.hub import locate
@@ -25,7 +26,8 @@ from lmkit.interop.save import DTYPES, check_params, save_tensors
 from lmkit.interop.source import SafetensorsSource
 
 __all__ = [
-    "FAMILIES", "GGUFTokenizer", "load_params", "locate", "read_config", "read_gguf_tokenizer", "save_folder",
+    "FAMILIES", "GGUFTokenizer", "layout_for", "load_params", "locate", "read_config", "read_gguf_tokenizer",
+    "save_folder",
 ]  # fmt: skip
 
 
@@ -35,10 +37,12 @@ def read_config(path: str | Path) -> Any:
     Raises ConfigError for what lmkit cannot compute, naming the key.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return GGUFSource(path).config
     theirs = read_json(path)
     family = family_of(theirs)
+    if family is OWN:
+        return read_model(path)
     if any(path.glob("*.safetensors")):
         theirs["tensors"] = SafetensorsSource(path).shapes  # some heads show in the tensors alone
     return family.read_config(theirs)
@@ -50,6 +54,7 @@ def load_params(
     shapes: Any,
     progress: Callable[[int, int], None] | None = None,
     partial: bool = False,
+    notes: list[str] | None = None,
 ) -> Any:
     """Parameters from a folder in the Hugging Face layout or a .gguf file, as float32 arrays.
 
@@ -58,14 +63,15 @@ def load_params(
             array goes, and each device's share is read straight into its place.
         progress: called with (bytes done, bytes in all) after each parameter.
         partial: `shapes` may lack some of the configuration's parameters (heads, say), which then stay unread.
+        notes: gets lines for the user: what else stays unread, and which copy of a tensor is read (None: a warning).
 
     Raises ConfigError naming each missing, extra or mis-shaped tensor before any is read.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         source: Any = GGUFSource(path)
-        return load_tensors(source.family, config, source, shapes, progress, partial)
-    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial)
+        return load_tensors(source.family, config, source, shapes, progress, partial, notes)
+    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial, notes)
 
 
 def save_folder(
@@ -76,9 +82,10 @@ def save_folder(
     tokenizer: str | Path = "",
     dtype: str = "float32",
     shard_bytes: int = 2 << 30,
+    fallback: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
-    """Writes a folder that `transformers.AutoModel*.from_pretrained` loads; returns the model_type.
+    """Writes a folder that `transformers.AutoModel*.from_pretrained` loads, and returns its model_type.
 
     It is written beside its place and renamed when complete: a run that is killed leaves `<folder>.partial-...`, which
     the next export to the same place removes.
@@ -87,6 +94,8 @@ def save_folder(
         tokenizer: a tokenizer.json, or a folder whose tokenizer files are copied.
         dtype: float32, bfloat16 or float16.
         shard_bytes: largest size of one file of weights, which the host holds at a time.
+        fallback: a model that no published family computes is written in lmkit's own layout ("lmkit"), which
+            `lmkit.weights.open_model` and `init_from` read.
 
     Raises ConfigError where no published family computes what the model does, the parameters are not its own, or the
     folder exists.
@@ -94,7 +103,7 @@ def save_folder(
     folder = Path(folder)
     if folder.exists():
         raise ConfigError(f"{folder} exists already: choose another place or remove it")
-    family, theirs = family_for(config)
+    family, theirs = layout_for(config)[:2] if fallback else family_for(config)
     if dtype not in DTYPES:
         raise ConfigError(f"dtype={dtype}: there are {', '.join(DTYPES)}")
     if shard_bytes < 1:
@@ -105,6 +114,8 @@ def save_folder(
     partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
     partial.mkdir(parents=True)
     try:
+        if family is OWN:
+            write_model(partial, config)
         save_tensors(partial, family, theirs, config, params, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
         _copy_tokenizer(Path(tokenizer) if tokenizer else None, partial)
         partial.rename(folder)

@@ -1,6 +1,7 @@
 """Tables of decoder-only families."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 
 from lmkit.config.base import ConfigError
@@ -17,16 +18,15 @@ LLAMA_KEYS = same(
     num_kv_heads=0, head_dim=0, norm_eps=1e-6,
 )  # fmt: skip
 TIED, UNTIED = Key("tie_embeddings", "tie_word_embeddings", True), Key("tie_embeddings", "tie_word_embeddings", False)
-MLP = Key("mlp_dim", "intermediate_size")
+MLP, EPS = Key("mlp_dim", "intermediate_size"), Key("norm_eps", "rms_norm_eps", 1e-5)
 LLAMA: Json = {"position": Position.rope, "norm": Norm.rmsnorm, "gated": True}
 GEMMA: Json = LLAMA | {"norm_offset": 1.0, "norm_order": NormOrder.both, "embed_scale": True}
-BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", "lm_head.weight")  # the last one where tied
 
 
 def llama_rows(config: GPTConfig) -> Iterable[Row]:
     """Llama's names; the norms of Gemma and the experts of Mixtral and Qwen where there are."""
     layer, attention = "model.layers.{layer}.", "model.layers.{layer}.self_attn."
-    yield Row("embed.table", "model.embed_tokens.weight")
+    yield Row("embed.table", "model.embed_tokens.weight", also=("lm_head.weight",) if config.tie_embeddings else ())
     yield Row("norm.scale", "model.norm.weight")
     if not config.tie_embeddings:
         yield Row("head.table", "lm_head.weight")
@@ -43,7 +43,7 @@ def llama_rows(config: GPTConfig) -> Iterable[Row]:
     for part in "qk" if config.qk_norm else "":
         yield Row(f"{BLOCKS}attention.{part}_norm.scale", f"{attention}{part}_norm.weight")
     if not config.num_experts:
-        for part in ("gate", "up", "down"):
+        for part in ("gate", "up", "down") if config.gated else ("up", "down"):
             yield from dense(f"{BLOCKS}mlp.{part}", f"{layer}mlp.{part}_proj", bias=config.bias)
 
 
@@ -58,10 +58,19 @@ def _experts(mixture: str, names: dict[str, str]) -> Callable[[GPTConfig], Itera
     return rows
 
 
+def apertus_rows(config: GPTConfig) -> Iterable[Row]:
+    """Apertus's names: Llama's but for the norms."""
+    names = {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"}
+    for row in llama_rows(config):
+        layer, _, rest = row.theirs.rpartition("{layer}.")
+        stem, dot, ending = rest.partition(".")
+        yield replace(row, theirs=f"{layer}{{layer}}.{names.get(stem, stem)}{dot}{ending}") if layer else row
+
+
 def gpt2_rows(config: GPTConfig) -> Iterable[Row]:
     """GPT-2's names; its linear layers are stored [in, out], queries, keys and values side by side."""
     layer = "transformer.h.{layer}."
-    yield Row("embed.table", "transformer.wte.weight")
+    yield Row("embed.table", "transformer.wte.weight", also=("lm_head.weight",))
     yield Row("input.position.table", "transformer.wpe.weight")
     yield from norm("norm", "transformer.ln_f")
     yield from norm(BLOCKS + "attention_join.norm", layer + "ln_1")
@@ -87,6 +96,9 @@ def read_rope(theirs: Json, default: float = 10_000.0, local_default: float = 0.
     theta = full.get("rope_theta") or theirs.get("global_rope_theta") or theirs.get("rope_theta") or default
     local = (given.get("sliding_attention") or {}).get("rope_theta")
     local = local or theirs.get("local_rope_theta") or theirs.get("rope_local_base_freq") or local_default
+    for place in (theirs, full):
+        if (part := place.get("partial_rotary_factor")) not in (None, 1, 1.0):
+            raise ConfigError(f"config.json: partial_rotary_factor={part!r} is not supported, only 1.0")
     ours: Json = {"rope_theta": float(theta), "rope_local_theta": float(local)}
     kind = full.get("rope_type") or full.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
@@ -113,6 +125,21 @@ def _write_rope(config: GPTConfig) -> Json:
             "high_freq_factor": config.rope_high_freq,
         }
     return {"rope_theta": config.rope_theta, "rope_scaling": scaling}
+
+
+def _read_apertus_rope(theirs: Json) -> Json:
+    """Apertus has Llama 3.1's scaling where a file has no rotary keys."""
+    if theirs.get("rope_parameters") is None and "rope_scaling" not in theirs:
+        scaling = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192,
+                   "low_freq_factor": 1.0, "high_freq_factor": 4.0}  # fmt: skip
+        theirs = theirs | {"rope_scaling": scaling}
+    return read_rope(theirs, default=12e6)
+
+
+def _write_apertus_rope(config: GPTConfig) -> Json:
+    old = _write_rope(config)
+    scaling = old["rope_scaling"] or {"rope_type": "default"}
+    return old | {"rope_parameters": scaling | {"rope_theta": config.rope_theta}}
 
 
 def _write_local_rope(config: GPTConfig) -> Json:
@@ -189,7 +216,6 @@ def _caps(attention: float, logits: float) -> tuple[Key, Key]:
 
 SILU = activation("hidden_act", "silu")
 GELU = activation("hidden_activation", "gelu_pytorch_tanh")
-HEADS = {"ignored": BUFFERS, "prefix": "model."}
 DECODERS = (
     Family(
         "gpt2", GPTConfig, named("GPT2LMHeadModel"), gpt2_rows,
@@ -202,24 +228,32 @@ DECODERS = (
         {"position": Position.learned, "norm": Norm.layernorm, "bias": True, "tie_embeddings": True},
         {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
          "add_cross_attention": False, "tie_word_embeddings": True},
-        prefix="transformer.", ignored=BUFFERS,
+        prefix="transformer.",
     ),
     Family("llama", GPTConfig, named("LlamaForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU), LLAMA,
-           {"pretraining_tp": 1}, hooks=(ROPE, (_read_biases, _write_biases)), **HEADS),
+           {"pretraining_tp": 1}, hooks=(ROPE, (_read_biases, _write_biases)), prefix="model."),
     Family("qwen2", GPTConfig, named("Qwen2ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
-           LLAMA | {"qkv_bias": True}, {"use_sliding_window": False}, hooks=(ROPE,), **HEADS),
+           LLAMA | {"qkv_bias": True}, {"use_sliding_window": False}, hooks=(ROPE,), prefix="model."),
     Family("qwen3", GPTConfig, named("Qwen3ForCausalLM"), llama_rows, (*LLAMA_KEYS, MLP, UNTIED, SILU),
-           LLAMA | {"qk_norm": True}, {"use_sliding_window": False, "attention_bias": False}, hooks=(ROPE,), **HEADS),
+           LLAMA | {"qk_norm": True}, {"use_sliding_window": False, "attention_bias": False}, hooks=(ROPE,),
+           prefix="model."),
     Family("mistral", GPTConfig, named("MistralForCausalLM"), llama_rows,
-           (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), **HEADS),
+           (*LLAMA_KEYS, MLP, UNTIED, SILU, WINDOW), LLAMA, hooks=(ROPE,), prefix="model."),
+    Family("arcee", GPTConfig, named("ArceeForCausalLM"), llama_rows,
+           (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, activation("hidden_act", "relu2")), LLAMA | {"gated": False},
+           hooks=(ROPE, (_read_biases, _write_biases)), prefix="model."),
+    Family("apertus", GPTConfig, named("ApertusForCausalLM"), apertus_rows,
+           (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, activation("hidden_act", "xielu")),
+           LLAMA | {"gated": False, "qk_norm": True}, {"attention_bias": False},
+           hooks=((_read_apertus_rope, _write_apertus_rope),), prefix="model."),
     Family(
         "mixtral", GPTConfig, named("MixtralForCausalLM"),
         _experts("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-        (*LLAMA_KEYS[:-1], Key("norm_eps", "rms_norm_eps", 1e-5), MLP, UNTIED, SILU,
+        (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, SILU,
          Key("sliding_window", "sliding_window", 0, 0, write=lambda n: n or None),
          Key("num_experts", "num_local_experts", 8),
          Key("experts_per_token", "num_experts_per_tok", 2)),
-        LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), **HEADS,
+        LLAMA | {"renormalize_experts": True}, hooks=(rope(1e6),), prefix="model.",
     ),
     Family(
         "qwen3_moe", GPTConfig, named("Qwen3MoeForCausalLM"),
@@ -228,17 +262,18 @@ DECODERS = (
          Key("experts_per_token", "num_experts_per_tok", 8), Key("renormalize_experts", "norm_topk_prob", False)),
         LLAMA | {"qk_norm": True},
         {"use_sliding_window": False, "attention_bias": False, "decoder_sparse_step": 1, "mlp_only_layers": ([],)},
-        hooks=(ROPE, (_read_experts, _write_experts)), **HEADS,
+        hooks=(ROPE, (_read_experts, _write_experts)), prefix="model.",
     ),
     Family(
         "gemma2", GPTConfig, named("Gemma2ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA, {"attention_bias": False},
-        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), **HEADS,
+        hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), prefix="model.",
     ),
     Family(
         "gemma3_text", GPTConfig, named("Gemma3ForCausalLM"), llama_rows,
         (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(0.0, 0.0)), GEMMA | {"qk_norm": True},
         {"attention_bias": False, "use_bidirectional_attention": False},
-        hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES), **HEADS,
+        hooks=(rope(1e6, 1e4), (_read_scale, _write_scale), (_gemma_defaults, _write_local_rope), LAYER_TYPES),
+        prefix="model.",
     ),
 )  # fmt: skip

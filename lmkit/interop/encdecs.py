@@ -33,7 +33,9 @@ def _blocks(half: str) -> str:
 
 def t5_rows(config: EncDecConfig) -> Iterable[Row]:
     """T5's names."""
-    yield Row("embed.table", "shared.weight", also=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"))
+    tied = ("lm_head.weight",) if config.tie_embeddings else ()
+    halves = tuple(f"{half}.embed_tokens.weight" for half in HALVES)
+    yield Row("embed.table", "shared.weight", also=(*halves, *tied))
     if not config.tie_embeddings:
         yield Row("head.table", "lm_head.weight")
     for half in HALVES:
@@ -72,7 +74,8 @@ def _bart_layers(half: str, key_bias: bool) -> Iterable[Row]:
 
 def bart_rows(config: EncDecConfig) -> Iterable[Row]:
     """BART's and Marian's names."""
-    yield Row("embed.table", "model.shared.weight", also=("model.encoder.embed_tokens.weight", "lm_head.weight"))
+    halves = tuple(f"model.{half}.embed_tokens.weight" for half in HALVES)
+    yield Row("embed.table", "model.shared.weight", also=(*halves, "lm_head.weight"))
     if config.head_bias:
         yield Row("bias", "final_logits_bias", pad=1)
     for half in HALVES:
@@ -154,13 +157,18 @@ def _fixed_positions(config: EncDecConfig) -> dict[str, np.ndarray]:
     return {"model.encoder.embed_positions.weight": np.asarray(table)}
 
 
+def _sines(config: EncDecConfig) -> dict[str, np.ndarray]:
+    """Marian's positions, which old files have."""
+    table = np.asarray(sinusoids(jnp.arange(config.max_seq_len), config.embed_dim))
+    return {f"model.{half}.embed_positions.weight": table for half in HALVES}
+
+
 HALF_KEYS = same(
     {"vocab_size": "vocab_size", "embed_dim": "d_model", "num_layers": "encoder_layers",
      "num_decoder_layers": "decoder_layers", "num_heads": "encoder_attention_heads",
      "mlp_dim": "encoder_ffn_dim", "embed_scale": "scale_embedding"}, embed_scale=False,
 )  # fmt: skip
 LAYERNORM: Json = {"norm": Norm.layernorm, "norm_eps": 1e-5, "bias": True}
-IGNORED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight", "proj_out.weight")
 _halves = ((_read_halves, _write_halves),)
 _length = Key("max_seq_len", "max_position_embeddings", 1024)
 ENCDECS = (
@@ -176,25 +184,24 @@ ENCDECS = (
         {"position": Position.relative, "norm": Norm.rmsnorm, "norm_order": NormOrder.pre, "bias": False,
          "attention_scale": 1.0},
         {"is_encoder_decoder": True}, hooks=((_read_t5, _write_t5),),
-        ignored=(*IGNORED, "EncDecAttention.relative_attention_bias.weight"),
     ),
     Family("bart", EncDecConfig, named("BartForConditionalGeneration"), bart_rows,
            (*HALF_KEYS, _length, activation("activation_function", "gelu")),
            LAYERNORM | {"position": Position.learned, "position_offset": 2, "norm_order": NormOrder.post,
                         "embed_norm": True},
            {"tie_word_embeddings": True, "normalize_before": False, "add_final_layer_norm": False}, hooks=_halves,
-           prefix="model.", ignored=IGNORED, made=_zero_bias, zeros=("final_logits_bias",)),
+           prefix="model.", made=_zero_bias),
     Family("marian", EncDecConfig, named("MarianMTModel"), bart_rows,
            (*HALF_KEYS, _length, activation("activation_function", "gelu")),
            LAYERNORM | {"position": Position.sinusoidal, "norm_order": NormOrder.post, "head_bias": True},
            {"tie_word_embeddings": True, "share_encoder_decoder_embeddings": True, "normalize_before": False},
-           hooks=_halves, prefix="model.", ignored=(*IGNORED, "embed_positions.weight")),
+           hooks=_halves, prefix="model.", implied=_sines),
     Family(
         "whisper", EncDecConfig, named("WhisperForConditionalGeneration"), whisper_rows,
         (*HALF_KEYS[:-1], Key("max_seq_len", "max_target_positions", 448), Key("num_mels", "num_mel_bins", 80),
          Key("max_source_len", "max_source_positions", 1500), activation("activation_function", "gelu")),
         LAYERNORM | {"position": Position.learned, "norm_order": NormOrder.pre, "key_bias": False},
         {"tie_word_embeddings": True, "scale_embedding": False}, hooks=_halves, prefix="model.",
-        ignored=(*IGNORED, "encoder.embed_positions.weight"), made=_fixed_positions,
+        made=_fixed_positions,
     ),
 )  # fmt: skip

@@ -37,7 +37,6 @@ HEAD_TENSORS = {  # by which a file shows what heads it has, whatever its class 
     "lm_head": ("predictions.transform.dense.weight", "lm_head.dense.weight", "head.dense.weight"),
     "next_sentence_head": ("seq_relationship.weight",),
 }
-IGNORED = ("position_ids", "decoder.weight")  # the head's copy of the embedding table
 
 
 def _head_keys(by_class: dict[str, tuple[bool, bool, bool]], rows: str = "", tokens: str = ""):
@@ -94,8 +93,8 @@ def _layers(prefix: str) -> Iterable[Row]:
     yield from _norm(BLOCKS + "mlp_join.norm", layer + "output.LayerNorm")
 
 
-def _bert_like(config: BERTConfig, prefix: str) -> Iterable[Row]:
-    yield Row("embed.table", prefix + "embeddings.word_embeddings.weight")
+def _bert_like(config: BERTConfig, prefix: str, head: str) -> Iterable[Row]:
+    yield Row("embed.table", prefix + "embeddings.word_embeddings.weight", also=(head,))
     yield Row("input.position.table", prefix + "embeddings.position_embeddings.weight")
     yield Row("input.type.table", prefix + "embeddings.token_type_embeddings.weight")
     yield from _norm("input.norm", prefix + "embeddings.LayerNorm")
@@ -104,7 +103,7 @@ def _bert_like(config: BERTConfig, prefix: str) -> Iterable[Row]:
 
 def bert_rows(config: BERTConfig) -> Iterable[Row]:
     """BERT's names."""
-    yield from _bert_like(config, "bert.")
+    yield from _bert_like(config, "bert.", "cls.predictions.decoder.weight")
     if config.pooler:
         yield from dense("pooler", "bert.pooler.dense")
     if config.lm_head:
@@ -119,7 +118,7 @@ def bert_rows(config: BERTConfig) -> Iterable[Row]:
 
 def roberta_rows(config: BERTConfig) -> Iterable[Row]:
     """RoBERTa's names."""
-    yield from _bert_like(config, "roberta.")
+    yield from _bert_like(config, "roberta.", "lm_head.decoder.weight")
     of_rows = config.num_classes and not config.classify_tokens  # then the pooler is the first half of their classifier
     if config.pooler:
         yield from dense("pooler", "classifier.dense" if of_rows else "roberta.pooler.dense")
@@ -133,7 +132,7 @@ def roberta_rows(config: BERTConfig) -> Iterable[Row]:
 
 def modernbert_rows(config: BERTConfig) -> Iterable[Row]:
     """ModernBERT's names; queries, keys and values lie side by side, gate and up too."""
-    yield Row("embed.table", "model.embeddings.tok_embeddings.weight")
+    yield Row("embed.table", "model.embeddings.tok_embeddings.weight", also=("decoder.weight",))
     yield from norm("input.norm", "model.embeddings.norm", bias=False)
     layer = "model.layers.{layer}."
     for blocks, first in (("first.blocks.", 0), (BLOCKS, 1)):
@@ -190,15 +189,14 @@ _modern = _head_keys({"ModernBertModel": (False, False, False), "ModernBertForMa
 _positions = Key("max_seq_len", "max_position_embeddings", 512)
 ENCODERS = (
     Family("bert", BERTConfig, _bert[0], bert_rows, (*BERT_KEYS, _positions), BERT,
-           {"position_embedding_type": "absolute", "tie_word_embeddings": True}, hooks=(_bert[1],), prefix="bert.",
-           ignored=IGNORED),
+           {"position_embedding_type": "absolute", "tie_word_embeddings": True}, hooks=(_bert[1],), prefix="bert."),
     Family(
         "roberta", BERTConfig, _roberta[0], roberta_rows,
         (*BERT_KEYS, Key("max_seq_len", "max_position_embeddings", 514, None, lambda n: n - 2, lambda n: n + 2)),
         BERT | {"position_offset": 2},
         {"position_embedding_type": "absolute", "tie_word_embeddings": True, "pad_token_id": 1},
         hooks=(_roberta[1],), prefix="roberta.",
-        ignored=(*IGNORED, "pooler.dense.weight", "pooler.dense.bias"),  # of which their classifiers make no use
+        ignored=("pooler.dense.weight", "pooler.dense.bias"),  # of which their classifiers make no use
     ),
     Family(
         "modernbert", BERTConfig, _modern[0], modernbert_rows,
@@ -211,6 +209,5 @@ ENCODERS = (
         hooks=((partial(read_rope, default=160_000.0, local_default=10_000.0), lambda config: {}),
                (_read_window, _write_window), _modern[1]),
         prefix="model.",
-        ignored=IGNORED,
     ),
 )  # fmt: skip

@@ -1,23 +1,37 @@
 """Which table is whose."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
+from flax import nnx
+
 from lmkit.config.base import ConfigError, nearest
+from lmkit.config.documents import read_document
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.decoders import DECODERS
 from lmkit.interop.encdecs import ENCDECS
 from lmkit.interop.encoders import ENCODERS
-from lmkit.interop.table import Family, Json
+from lmkit.interop.table import Family, Json, Layout, Row
 from lmkit.interop.vision import VISIONS
+from lmkit.models import build_model
+from lmkit.nn.tree import flat
 
 FAMILIES: tuple[Family, ...] = (*DECODERS, *ENCODERS, *ENCDECS, *VISIONS)
+
+
+def _own_rows(config: ModelConfig) -> Iterable[Row]:
+    shapes = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[1]
+    return [Row(path, path, Layout.ours) for path in flat(nnx.to_pure_dict(shapes))]
+
+
+# For models that no published family computes: model.yaml and tensors under our own names, which lmkit alone reads.
+OWN = Family("lmkit", ModelConfig, lambda config: "", _own_rows)
 
 
 def family_of(theirs: Json) -> Family:
     """The table for a config.json. Raises ConfigError, naming the nearest, where there is none."""
     kind = str(theirs.get("model_type") or "")
-    for family in FAMILIES:
+    for family in (*FAMILIES, OWN):
         if family.model_type == kind:
             return family
     known = [family.model_type for family in FAMILIES]
@@ -43,15 +57,16 @@ def family_for(config: ModelConfig) -> tuple[Family, Json]:
     raise ConfigError(f"no published family computes what this model does; the nearest is: {nearest_one}")
 
 
-def read_json(folder: Path) -> Json:
-    """config.json of a folder. Raises ConfigError where there is none or it is no JSON."""
-    path = folder / "config.json"
+def layout_for(config: ModelConfig) -> tuple[Family, Json, str]:
+    """As `family_for`, or lmkit's own layout and why it has to be that."""
     try:
-        found = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is no JSON: {error}; fetch it again") from None
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds a {type(found).__name__}: it must be an object with a model_type")
-    return found
+        return *family_for(config), ""
+    except ConfigError as error:
+        return OWN, {"model_type": OWN.model_type}, str(error)
+
+
+def read_json(folder: Path) -> Json:
+    """config.json of a folder. Raises ConfigError where there is none, or it is damaged."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder}: no config.json there; give a folder in the Hugging Face layout")
+    return read_document(folder / "config.json", dict, "fetch it again")

@@ -1,7 +1,7 @@
 """Import: tensors of theirs straight into sharded arrays of ours."""
 
 import math
-import re
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ModelConfig
+from lmkit.interop.check import Reader, check_tensors, some
 from lmkit.interop.source import Range, Source
 from lmkit.interop.table import Family, Layout, Row
 from lmkit.nn.tree import flat, nested
@@ -26,13 +27,15 @@ def load_tensors(
     shapes: Any,
     progress: Progress | None = None,
     partial: bool = False,
+    notes: list[str] | None = None,
 ) -> Any:
     """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), float32.
 
     Each device's share of each parameter is read, laid out and placed before the next, so the host holds its share of
     the model and one parameter's share more. Raises ConfigError naming missing, extra and mis-shaped tensors (eight of
     each kind, and how many more) before anything is read. `progress(bytes done, bytes in all)`. With `partial`, what
-    `shapes` lack of the configuration's model stays unread.
+    `shapes` lack of the configuration's model stays unread. `notes` gets a line for what else stays unread;
+    without it that is a warning.
     """
     if not isinstance(config, family.schema):
         raise ConfigError(f"a {family.model_type} is a {family.schema.__name__}, not a {type(config).__name__}")
@@ -40,12 +43,16 @@ def load_tensors(
     rows = {row.ours: row for row in family.rows(config)}
     if unknown := sorted(set(leaves) - set(rows) if partial else set(rows) ^ set(leaves)):
         raise ConfigError(
-            f"a {family.model_type} has no tensors for {_some(unknown)}: `shapes` is not of the model of this "
+            f"a {family.model_type} has no tensors for {some(unknown)}: `shapes` is not of the model of this "
             f"configuration, or it has a block of its own"
         )
     bare = family.prefix and not any(name.startswith(family.prefix) for name in source.shapes)
-    reader = _Reader(source, family.prefix if bare else "")
-    _check(family, config, rows, leaves, reader)
+    reader = Reader(source, family.prefix if bare else "")
+    told = check_tensors(family, config, rows, leaves, reader)
+    if notes is not None:
+        notes += told
+    elif told:
+        warnings.warn("; ".join(told), stacklevel=3)
     total, done, loaded = sum(math.prod(leaf.shape) * 4 for leaf in leaves.values()), 0, {}
     for path, leaf in leaves.items():
         loaded[path] = _place(rows[path], leaf, reader)
@@ -55,61 +62,7 @@ def load_tensors(
     return nested(loaded)
 
 
-class _Reader:
-    """A source whose names may lack the family's prefix, as files of the bare model do."""
-
-    def __init__(self, source: Source, prefix: str):
-        self.source, self.prefix = source, prefix
-
-    def find(self, names: Sequence[str]) -> str | None:
-        """The first of the names that is there."""
-        for name in names:
-            if (short := name.removeprefix(self.prefix)) in self.source.shapes:
-                return short
-        return None
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.source.shapes[name]
-
-
-def _check(family: Family, config: ModelConfig, rows: dict[str, Row], leaves: dict[str, Any], reader: _Reader) -> None:
-    missing, misshaped, used = [], [], set()
-    known = (*family.ignored, *family.made(config), *family.zeros)
-    for path, row in rows.items():
-        if path not in leaves:
-            skipped = [re.sub(r"\\\{(layer|expert)\\\}", r"\\d+", re.escape(name)) for name in (row.theirs, *row.also)]
-            pattern = re.compile("|".join(skipped))
-            used.update(name for name in reader.source.shapes if pattern.fullmatch(reader.prefix + name))
-            continue
-        shape = tuple(leaves[path].shape)
-        for index in product(*map(range, shape[: row.each])):
-            names = row.names(index)
-            if (name := reader.find(names)) is None:
-                missing.append(f"{names[0]} {list(row.their_shape(shape[row.each :]))} (for {path})")
-                continue
-            used.add(name)
-            used.update(name.removeprefix(reader.prefix) for name in names)
-            if reader.shape(name) != (expected := row.their_shape(shape[row.each :])):
-                misshaped.append(f"{name} {list(reader.shape(name))} instead of {list(expected)} (for {path})")
-    extra = [
-        f"{name} {list(reader.shape(name))}"
-        for name in reader.source.shapes
-        if name not in used and not name.endswith(known or ("\0",))
-    ]
-    for name in reader.source.shapes:
-        if name.endswith(family.zeros or ("\0",)) and name not in used and reader.source.read(name, ()).any():
-            extra.append(f"{name} {list(reader.shape(name))}, which is not zero")
-    problems = [f"{kind}: {_some(found)}" for kind, found in
-                (("missing", missing), ("extra", extra), ("of another shape", misshaped)) if found]  # fmt: skip
-    if problems:
-        raise ConfigError(f"these are not the tensors of this {family.model_type}; " + "; ".join(problems))
-
-
-def _some(names: list[str], shown: int = 8) -> str:
-    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
-
-
-def _place(row: Row, leaf: Any, reader: _Reader) -> jax.Array:
+def _place(row: Row, leaf: Any, reader: Reader) -> jax.Array:
     shape, sharding = tuple(leaf.shape), getattr(leaf, "sharding", None)
     whole = tuple((0, size) for size in shape)
     if sharding is None:
@@ -123,7 +76,7 @@ def _place(row: Row, leaf: Any, reader: _Reader) -> jax.Array:
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
-def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: _Reader) -> np.ndarray:
+def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: Reader) -> np.ndarray:
     """float32: the part `ranges` of one parameter of this shape."""
     out = _empty([last - first for first, last in ranges])
     lead, own = ranges[: row.each], ranges[row.each :]
@@ -134,7 +87,7 @@ def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: _R
     return out
 
 
-def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: _Reader) -> np.ndarray:
+def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: Reader) -> np.ndarray:
     """The part `ranges` of one layer's parameter. No more is read, but of a convolution, which is small, all."""
     if row.layout is Layout.conv:
         tensor = np.moveaxis(reader.source.read(name, ()), (0, 1), (-1, -2)).reshape(own)

@@ -1,7 +1,6 @@
 """Where tensors come from: safetensors files, read a slice at a time."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -9,51 +8,99 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 
 Range = tuple[int, int]
+INDEX = "model.safetensors.index.json"
+FETCH = "fetch it again"
 
 
 class Source(Protocol):
-    """Named tensors."""
+    """Named tensors.
+
+    Attributes:
+        dtypes: how a tensor is stored, such as BF16; dequantised ones have no entry.
+        aliases: other names of tensors, and the name that each is stored under.
+        notes: lines for the user about what is not read.
+    """
 
     shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    aliases: dict[str, str]
+    notes: list[str]
 
     def read(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
-        """A slice of a tensor, in the dtype it is stored in."""
+        """A slice of a tensor, in the dtype it is stored in; all of it for no ranges."""
         ...
 
 
 class SafetensorsSource:
-    """The `.safetensors` files of a folder, one or several with an index.
+    """The `.safetensors` files of a folder: those that the index names, else model.safetensors, else all.
 
-    Raises ConfigError where there are none, where the index names a file or tensor that is not there, or where a file
-    is damaged.
+    The index decides which file a tensor is read from. Raises ConfigError where there are no files, a file lacks a
+    tensor that the index assigns to it, two files disagree with no index to decide, or a file is damaged.
     """
 
     def __init__(self, folder: Path):
         self._files: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        index = folder / "model.safetensors.index.json"
-        try:
-            indexed = dict(json.loads(index.read_text())["weight_map"]) if index.exists() else None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{index} is no index of tensors: {type(error).__name__}: {error}; fetch it again"
-            ) from error
-        files = sorted({folder / name for name in indexed.values()} if indexed else folder.glob("*.safetensors"))
-        files = [path for path in files if path.name == "model.safetensors"] or files
+        self.dtypes: dict[str, str] = {}
+        self.aliases: dict[str, str] = {}
+        self.notes: list[str] = []
+        index, present = folder / INDEX, sorted(folder.glob("*.safetensors"))
+        indexed = _read_index(index) if index.exists() else {}
+        files = sorted({folder / name for name in indexed.values()})
+        files = files or [path for path in present if path.name == "model.safetensors"] or present
         if not files:
             raise ConfigError(f"{folder}: no .safetensors files there (weights pickled by torch are not read)")
-        for path in files:
-            try:
-                with safe_open(path, framework="np") as tensors:
-                    for name in tensors.keys():  # noqa: SIM118
-                        self.shapes[name] = tuple(tensors.get_slice(name).get_shape())
-                        self._files[name] = path
-            except (SafetensorError, OSError) as error:
-                raise ConfigError(f"{path}: {error}; fetch it again") from error
-        if indexed and (lost := sorted(set(indexed) - set(self.shapes))):
-            raise ConfigError(f"{index} lists {lost[0]!r} and {len(lost) - 1} more that no file has; fetch them again")
+        copies = [copy for path in files for copy in self._open(path, indexed)]
+        if lost := sorted(set(indexed) - set(self._files)):
+            raise ConfigError(
+                f"{index} says that {lost[0]!r} is in {indexed[lost[0]]}, which has no such tensor"
+                + (f" (and {len(lost) - 1} more)" if len(lost) > 1 else "")
+                + "; fetch the index and the files again"
+            )
+        for name, path in copies:
+            self._compare(name, path, name in indexed)
+        if unread := [path.name for path in present if path not in files]:
+            self.notes.append(f"not read: {', '.join(unread)} ({INDEX if indexed else 'model.safetensors'} decides)")
+
+    def _open(self, path: Path, indexed: Mapping[str, str]) -> list[tuple[str, Path]]:
+        """Notes a file's tensors; returns those that belong to another file."""
+        copies = []
+        try:
+            with safe_open(path, framework="np") as tensors:
+                stored = list(tensors.keys())
+                for name in stored:
+                    if indexed.get(name, path.name) != path.name or name in self._files:
+                        copies.append((name, path))
+                        continue
+                    part = tensors.get_slice(name)
+                    self.shapes[name], self.dtypes[name] = tuple(part.get_shape()), part.get_dtype()
+                    self._files[name] = path
+                # of tensors that are one, a writer keeps the first and notes the names of the others
+                shared = tensors.metadata() or {}
+                self.aliases |= {one: kept for one, kept in shared.items() if one not in stored and kept in stored}
+        except FileNotFoundError as error:
+            raise ConfigError(f"{path}: no such file, and {INDEX} names it; {FETCH}") from error
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ConfigError(f"{path} is damaged: {error}; {FETCH}") from error
+        return copies
+
+    def _compare(self, name: str, path: Path, indexed: bool) -> None:
+        """Says of a second copy of a tensor that it is another one."""
+        owner = self._files[name]
+        try:
+            with safe_open(owner, framework="np") as first, safe_open(path, framework="np") as second:
+                same = np.array_equal(first.get_tensor(name), second.get_tensor(name))
+        except (SafetensorError, TypeError, ValueError):  # a dtype that numpy has not
+            same = False
+        if same:
+            return
+        problem = f"{path.name} has another {name} than {owner.name}"
+        if not indexed:
+            raise ConfigError(f"{path.parent}: {problem}, and no {INDEX} says which is right: remove one of them")
+        self.notes.append(f"{problem}, which {INDEX} names: that of {owner.name} is read")
 
     def read(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
         # Opened anew each time: what a file that stays open has read stays in memory.
@@ -61,3 +108,14 @@ class SafetensorsSource:
             if not ranges:
                 return tensors.get_tensor(name)
             return tensors.get_slice(name)[tuple(slice(*one) for one in ranges)]
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Which file has which tensor. Raises ConfigError where it is damaged."""
+    found = read_document(path, dict, FETCH).get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ConfigError(f"{path} has no weight_map of tensors to files; {FETCH}")
+    for name, file in found.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ConfigError(f"{path}: {name!r} is in {file!r}, which is no file of this folder; {FETCH}")
+    return found

@@ -28,6 +28,7 @@ class Layout(Enum):
     same = 0  # dims in our order, some of ours flattened into one of theirs
     linear = 1  # [out, in] for our [in, out]
     conv = 2  # [out, in, *taps] for our [taps x in, out]
+    ours = 3  # our dims, one by one
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class Row:
     """One parameter of ours and its tensor of theirs.
 
     `{layer}` and `{expert}` in `theirs` stand for one tensor each of our leading dims; `part` (i, n) is the i-th of n
-    that theirs holds side by side along its output; `first` is their number of our layer 0; `also` are other names;
+    that theirs holds side by side along its output; `first` is their number of our layer 0; `also` are other names,
+    whose tensors must be equal where a file has several;
     `ins` counts the dims that a kernel contracts; `taps` is the shape of a convolution's window; `pad` counts the
     leading dims of size 1 that only theirs has.
     """
@@ -65,6 +67,8 @@ class Row:
 
     def spans(self, own: Sequence[int]) -> list[tuple[int, int]]:
         """Our dims [from, to) that each dim of theirs flattens, in our order; `own` leaves out layers and experts."""
+        if self.layout is Layout.ours:
+            return [(dim, dim + 1) for dim in range(len(own))]
         if self.layout is Layout.linear or self.ours.endswith(".kernel"):
             return [(0, self.ins), (self.ins, len(own))]
         if self.ours.endswith((".bias", ".scale")):
@@ -169,9 +173,9 @@ class Family:
         hooks: (read, write) pairs for keys that need more than a name: theirs to ours, ours to theirs.
         rows: the tensors of a configuration.
         prefix: what files of the bare model leave out of the names.
-        ignored: endings of names that carry nothing of their own: buffers, and copies of tied tensors.
-        made: tensors that are theirs alone, by the configuration.
-        zeros: tensors that must be zero where a file has them.
+        ignored: endings of names that a model of ours has no use for, which are told when they are not read.
+        made: tensors that are theirs alone, by the configuration; a file must have these values.
+        implied: the same, but files rarely have them and exports have none.
     """
 
     model_type: str
@@ -185,10 +189,20 @@ class Family:
     prefix: str = ""
     ignored: tuple[str, ...] = ()
     made: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
-    zeros: tuple[str, ...] = ()
+    implied: Callable[[Any], dict[str, np.ndarray]] = lambda config: {}
 
     def read_config(self, theirs: Json) -> Any:
-        """Our configuration for their config.json. Raises ConfigError for what lmkit cannot compute."""
+        """Our configuration for their config.json. Raises ConfigError for what lmkit cannot compute or understand."""
+        try:
+            return self._read(theirs)
+        except ConfigError:
+            raise
+        except KeyError as error:
+            raise ConfigError(f"config.json has no {error}, which a {self.model_type} needs") from error
+        except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:  # a value of any type
+            raise ConfigError(f"config.json is no configuration of a {self.model_type}: {error}") from error
+
+    def _read(self, theirs: Json) -> Any:
         for name, value in self.must.items():
             got = theirs.get(name)
             allowed = value if isinstance(value, tuple) else (value,)
@@ -206,11 +220,8 @@ class Family:
             if value is None:
                 raise ConfigError(f"config.json has no {key.theirs!r}, which a {self.model_type} needs")
             ours[key.ours] = key.read(value)
-        try:
-            for read, _ in self.hooks:
-                ours |= read(theirs)
-        except KeyError as error:
-            raise ConfigError(f"config.json has no {error}, which a {self.model_type} needs") from error
+        for read, _ in self.hooks:
+            ours |= read(theirs)
         return self.schema(**ours)
 
     def write_config(self, config: Any) -> Json:

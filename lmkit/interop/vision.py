@@ -2,10 +2,14 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
+from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import CLIPConfig, GPTConfig, Pooling, ViTConfig
 from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.interop.table import (
     BLOCKS,
+    WORKED_OUT,
     Family,
     Json,
     Key,
@@ -18,6 +22,7 @@ from lmkit.interop.table import (
     same,
     write_labels,
 )
+from lmkit.nn.position import grid_sinusoids
 
 TOWER = same(
     {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "embed_dim": "hidden_size",
@@ -77,6 +82,41 @@ def clip_rows(config: CLIPConfig) -> Iterable[Row]:
     yield Row("logit_scale", "logit_scale")
 
 
+def siglip_rows(config: ViTConfig) -> Iterable[Row]:
+    """SigLIP's names, of its image tower alone."""
+    place, taps = "vision_model.embeddings.", (config.patch_size,) * 2
+    yield Row("patches.project.kernel", place + "patch_embedding.weight", Layout.conv, taps=taps)
+    yield Row("patches.project.bias", place + "patch_embedding.bias")
+    if config.position is Position.learned:
+        yield Row("input.position.table", SIGLIP_POSITIONS)
+    yield from _tower("", "vision_model.")
+    yield from norm("norm", "vision_model.post_layernorm")
+    yield from dense("head", "classifier")
+
+
+def _read_siglip(theirs: Json) -> Json:
+    sines = theirs["vision_config"].get(SINES, False)
+    values = SIGLIP.read_config(theirs["vision_config"])
+    values = {name: getattr(values, name) for name in {key.ours for key in SIGLIP.keys}}
+    return values | {"position": Position.sinusoidal if sines else Position.learned, "num_classes": read_labels(theirs)}
+
+
+def _write_siglip(config: ViTConfig) -> Json:
+    if not config.num_classes:
+        raise ConfigError("siglip has no class without a head")
+    values = {key.theirs: key.write(getattr(config, WORKED_OUT.get(key.ours, key.ours))) for key in SIGLIP.keys}
+    sines = {SINES: True} if config.position is Position.sinusoidal else {}
+    vision = {"model_type": SIGLIP.model_type, "vision_use_head": False} | values | sines
+    return {"vision_config": vision} | write_labels(config.num_classes)
+
+
+def _grid(config: ViTConfig) -> dict[str, np.ndarray]:
+    """Fixed sines in the place of their table of positions."""
+    if config.position is not Position.sinusoidal:
+        return {}
+    return {SIGLIP_POSITIONS: np.asarray(grid_sinusoids(config.image_size // config.patch_size, config.embed_dim))}
+
+
 def _read_labels(theirs: Json) -> Json:
     headless = (theirs.get("architectures") or [""])[0] == "ViTModel"
     return {"num_classes": 0 if headless else read_labels(theirs)}
@@ -90,6 +130,13 @@ def _vit_class(config: ViTConfig) -> str:
     return "ViTForImageClassification" if config.num_classes else "ViTModel"
 
 
+SIGLIP_POSITIONS = "vision_model.embeddings.position_embedding.weight"
+SINES = "lmkit_fixed_positions"  # a key of ours in their vision_config: the table of positions holds sines
+SIGLIP = Family(
+    "siglip_vision_model", ViTConfig, lambda config: "SiglipVisionModel", lambda config: (),
+    (*TOWER[:-1], Key("norm_eps", "layer_norm_eps", 1e-6), *IMAGE, activation("hidden_act", "gelu_pytorch_tanh")),
+    FORM | {"pooling": Pooling.mean},
+)  # fmt: skip
 TEXT = Family(
     "clip_text_model", GPTConfig, lambda config: "CLIPTextModel", lambda config: (),
     (*TOWER, activation("hidden_act", "quick_gelu"),
@@ -123,6 +170,9 @@ VISIONS = (
         FORM | {"pooling": Pooling.first}, {"qkv_bias": True}, hooks=((_read_labels, _write_labels),), prefix="vit.",
         ignored=("pooler.dense.weight", "pooler.dense.bias"),
     ),
+    Family("siglip", ViTConfig, lambda config: "SiglipForImageClassification", siglip_rows,
+           fixed=FORM | {"pooling": Pooling.mean}, must={"architectures": (["SiglipForImageClassification"],)},
+           hooks=((_read_siglip, _write_siglip),), made=_grid),
     Family("clip", CLIPConfig, lambda config: "CLIPModel", clip_rows, (Key("projection_dim", "projection_dim", 512),),
-           hooks=((_read_towers, _write_towers),), ignored=("position_ids",)),
+           hooks=((_read_towers, _write_towers),)),
 )  # fmt: skip

@@ -2,8 +2,11 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from lmkit.checkpoint import find_checkpoint
+from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.files import write_json
 from lmkit.weights.source import Form, form_of
 
@@ -15,6 +18,15 @@ def record_base(run: Path, init_from: str, place: Path, scale: float) -> None:
     """Writes what a LoRA run adapts, for `load_base`."""
     values = {"init_from": init_from, "place": str(place.absolute()), "fingerprint": fingerprint(place), "scale": scale}
     write_json(run / BASE, values)
+
+
+def read_base(run: Path) -> dict[str, Any]:
+    """What `record_base` wrote. Raises ConfigError where it is damaged."""
+    base = read_document(run / BASE)
+    kinds = {"init_from": str, "place": str, "fingerprint": str, "scale": (int, float)}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(base.get(name), kind)]:
+        raise ConfigError(f"{run / BASE} is damaged: {wrong[0]}={base.get(wrong[0])!r}; bring the file again")
+    return base
 
 
 def weights_at(path: Path) -> Path:

@@ -3,7 +3,6 @@
 The one place that knows all of them. A LoRA run's checkpoints hold adapters alone; its base.json says what they adapt.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from lmkit.nn.lora import is_adapter, merge_lora
 from lmkit.nn.param import param_specs
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.parallel.rules import sharding_of
-from lmkit.weights.base import BASE, fingerprint, weights_at
+from lmkit.weights.base import BASE, fingerprint, read_base, weights_at
 from lmkit.weights.source import Form, form_of
 
 Shapes = dict[str, tuple[int, ...]]
@@ -90,7 +89,9 @@ def _from_folder(init_from: str, path: Path, mine: ModelConfig, shapes: Any) -> 
         )
     there = {name: tuple(leaf.shape) for name, leaf in flat(model_shapes(theirs)).items()}
     common, fresh, left = _fit(init_from, mine, shapes, there)
-    return LoadedParams(interop.load_params(path, theirs, common, partial=True), path, fresh, left, [])
+    notes: list[str] = []
+    params = interop.load_params(path, theirs, common, partial=True, notes=notes)
+    return LoadedParams(params, path, fresh, left, notes)
 
 
 def _from_checkpoint(init_from: str, path: Path, model: ModelConfig, shapes: Any, averaged: bool) -> LoadedParams:
@@ -149,7 +150,7 @@ def _folded(run: Path, place: Path, read: Callable, there: Shapes, model: ModelC
             wanted[path] = mine[path]
     trained = read(nested(wanted))
     kept = nested({path: leaf for path, leaf in flat(base.params).items() if path.split(".")[0] not in misfit})
-    scale = json.loads((run / BASE).read_text())["scale"]
+    scale = read_base(run)["scale"]
     fresh = sorted(misfit | {head for head in base.fresh if not any(path.startswith(f"{head}.") for path in wanted)})
     return LoadedParams(merge_lora(union(kept, trained), scale), place, fresh, sorted({*base.left, *gone}), base.notes)
 
@@ -163,7 +164,7 @@ def load_base(run: Path, model: ModelConfig, shapes: Any, init_from: str = "") -
         raise ConfigError(
             f"{run}: its checkpoints hold adapters alone, and {BASE}, which says what they adapt, is missing: bring it"
         )
-    base = json.loads((run / BASE).read_text())
+    base = read_base(run)
     where = base["place"] if Path(base["place"]).exists() else init_from or base["init_from"]
     path = interop.locate(where)
     if not path.exists():

@@ -1,16 +1,15 @@
 """The tokenizer of a saved model: found beside its parameters, and used with the special tokens that it expects."""
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
-import yaml
 
 from lmkit import interop
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.saved import from_plain
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
@@ -81,7 +80,7 @@ def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
 
 def _run_config(source: ModelSource) -> dict[str, Any]:
     file = source.home / "config.yaml"
-    return (yaml.safe_load(file.read_text()) or {}) if file.is_file() else {}
+    return read_document(file) if file.is_file() else {}
 
 
 def _special_ids(folder: Path) -> dict[str, Any]:
@@ -89,7 +88,7 @@ def _special_ids(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
-            found |= {k: v for k, v in json.loads((folder / name).read_text()).items() if v is not None}
+            found |= {k: v for k, v in read_document(folder / name).items() if v is not None}
     return found
 
 
@@ -116,8 +115,9 @@ def start_tokenizer(config: TokenizerConfig, init_from: str) -> TokenizerConfig:
 def _end_tokens(folder: Path) -> list[str]:
     """What ends a document, by a run's configuration or by a folder's of the Hugging Face layout, likeliest first."""
     run, theirs = folder / "config.yaml", folder / "tokenizer_config.json"
-    tokens = [yaml.safe_load(run.read_text())["tokenizer"]["end_token"]] if run.is_file() else []
-    values = json.loads(theirs.read_text()) if theirs.is_file() else {}
+    section = read_document(run).get("tokenizer") if run.is_file() else None
+    tokens = [section.get("end_token")] if isinstance(section, dict) else []
+    values = read_document(theirs) if theirs.is_file() else {}
     for token in (values.get("eos_token"), values.get("sep_token")):
         tokens.append(token.get("content") if isinstance(token, dict) else token)
     return [token for token in tokens if token]

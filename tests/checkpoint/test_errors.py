@@ -53,3 +53,19 @@ def test_a_path_as_text(run: Path) -> None:
     params, place = load_params(str(run), FITTING)
     assert place == str(run / "checkpoints" / "1")
     assert params["table"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"a": [1', b"[]", b"{}", b'{"a": 3}', b'{"a": ["1", 2]}', b"\xff"])
+def test_a_damaged_manifest_is_a_damaged_checkpoint(tmp_path: Path, damage: bytes) -> None:
+    """The one before is used, by a resume and by init_from."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
+    state = {"step": jnp.zeros((), jnp.int32), "params": {"table": jnp.ones((2, 3))}}
+    for step in (1, 2):
+        checkpoints.save(step, state, last=True)
+    checkpoints.wait()
+    (tmp_path / "checkpoints" / "2" / "lmkit_manifest.json").write_bytes(damage)
+    assert find_checkpoint(tmp_path)[0].name == "1"
+    found = checkpoints.restore({"step": shape(), "params": {"table": shape(2, 3)}})
+    checkpoints.close()
+    assert found is not None
+    assert found[1:] == (1, ["checkpoint 2 is not used: lmkit_manifest.json is damaged"])

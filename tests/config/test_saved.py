@@ -31,7 +31,7 @@ def test_lists_and_absent_keys() -> None:
 
 @pytest.mark.parametrize(("saved", "parts"), [
     ({"family": "gtp", "model": {}}, ["'gtp'", *FAMILY_SCHEMAS]),
-    ([1], ["None"]),
+    ([1], ["model.yaml holds a list"]),
     ({"family": "gpt", "model": {"num_layer": 2}}, ["'num_layer'", "'num_layers'"]),
     ({"family": "gpt", "model": {"num_layers": "two"}}, ["num_layers='two'", "int"]),
     ({"family": "gpt", "model": {"num_layers": True}}, ["num_layers=True", "int"]),
@@ -86,7 +86,7 @@ def test_a_run_that_is_no_run_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.yaml cannot be read"):
         read_experiment(tmp_path)
     (tmp_path / "config.yaml").write_text("[1]")
-    with pytest.raises(ConfigError, match="found list"):
+    with pytest.raises(ConfigError, match="holds a list"):
         read_experiment(tmp_path)
     (tmp_path / "config.yaml").write_text("modle: {}")
     with pytest.raises(ConfigError, match="'modle'.*'model'"):

@@ -52,6 +52,11 @@ MODELS: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: hf.MixtralConfig(**DECODER, **EXPERTS, num_local_experts=4, sliding_window=None),
         hf.MixtralForCausalLM,
     ),
+    "arcee": (lambda: hf.ArceeConfig(**DECODER, head_dim=16, eos_token_id=3, bos_token_id=2), hf.ArceeForCausalLM),
+    "apertus": (
+        lambda: hf.ApertusConfig(**DECODER, hidden_act="relu2", head_dim=16, rope_parameters=LLAMA3),
+        hf.ApertusForCausalLM,
+    ),
     "gemma2": (
         lambda: hf.Gemma2Config(**DECODER, head_dim=16, query_pre_attn_scalar=20, sliding_window=8,
                                 attn_logit_softcapping=5.0, final_logit_softcapping=3.0,
@@ -102,6 +107,10 @@ MODELS: dict[str, tuple[Callable[[], Any], Any]] = {
         lambda: hf.ViTConfig(**{k: v for k, v in VISION.items() if k != "projection_dim"}, num_labels=7,
                              hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
         hf.ViTForImageClassification,
+    ),
+    "siglip": (
+        lambda: hf.SiglipConfig(vision_config=VISION | {"vision_use_head": False}, num_labels=7),
+        hf.SiglipForImageClassification,
     ),
     "clip": (lambda: hf.CLIPConfig(text_config=TEXT | {"eos_token_id": 96, "bos_token_id": 1, "pad_token_id": 0},
                                    vision_config=VISION, projection_dim=24), hf.CLIPModel),

@@ -80,17 +80,20 @@ def test_parameters_of_another_model(shapes: dict[str, Any], params: dict[str, A
     ("config.json", "{", "config.json is no JSON"),
     ("config.json", '{"model_type": 3}', "no table for model_type='3'"),
     ("config.json", '{"model_type": "llama", "vocab_size": "many"}', "config.json"),
-    ("model.safetensors.index.json", "{", "is no index of tensors"),
-    ("model.safetensors.index.json", '{"weight_map": 3}', "is no index of tensors"),
+    ("config.json", b'{"by": "Jos\xe9"}', "byte 11 is not UTF-8"),
+    ("model.safetensors.index.json", '{"weight_map": {"a', "index.json is no JSON"),
+    ("model.safetensors.index.json", "{}", "has no weight_map"),
+    ("model.safetensors.index.json", '{"weight_map": 3}', "has no weight_map"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": "../b.safetensors"}}', "no file of this folder"),
     ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "fetch"),
     ("model.safetensors", "broken", "fetch it again"),
 ])  # fmt: skip
 def test_a_broken_file(
-    shapes: dict[str, Any], params: dict[str, Any], tmp_path: Path, name: str, text: str, message: str
+    shapes: dict[str, Any], params: dict[str, Any], tmp_path: Path, name: str, text: str | bytes, message: str
 ) -> None:
     folder = tmp_path / "out"
     save_folder(folder, LLAMA, params)
-    (folder / name).write_text(text)
+    (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message) as caught:
         load_params(folder, read_config(folder), shapes)
     assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from interop.test_exchange import random_params, same_trees
 from helpers import params_of, tiny_config
 from lmkit.config import ConfigError
 from lmkit.config.sections.model import RopeScaling
-from lmkit.interop import load_params, read_config
+from lmkit.interop import load_params, read_config, read_gguf_tokenizer
 from lmkit.models import build_model
 from lmkit.nn.position import scaled_frequencies
 
@@ -116,3 +116,140 @@ def test_what_is_not_read_says_so(tmp_path: Path) -> None:
         read_config(tmp_path / "c.gguf")
     with pytest.raises(ConfigError, match="no such file"):
         read_config(tmp_path / "d.gguf")
+
+
+def small(path: Path, kv: Any = 2, change: Any = lambda writer: None, architecture: str = "llama") -> Any:
+    """Writes a model of one layer and its tokenizer, as small as they come; returns the shapes of its parameters."""
+    config = tiny_config(vocab_size=8, num_layers=1, num_heads=4, num_kv_heads=2, embed_dim=32, mlp_dim=8, gated=True)
+    writer = gguf.GGUFWriter(str(path), architecture)
+    for add, value in (
+        (writer.add_block_count, 1), (writer.add_context_length, 64), (writer.add_embedding_length, 32),
+        (writer.add_feed_forward_length, 8), (writer.add_head_count, 4), (writer.add_head_count_kv, kv),
+        (writer.add_layer_norm_rms_eps, 1e-5), (writer.add_tokenizer_model, "gpt2"),
+        (writer.add_tokenizer_pre, "gpt-2"), (writer.add_token_list, list("abcdefgh")),
+        (writer.add_token_types, [1, 1, 1, 1, 1, 1, 1, 3]), (writer.add_bos_token_id, 7), (writer.add_eos_token_id, 7),
+    ):  # fmt: skip
+        add(value)
+    change(writer)
+    shapes = {
+        "token_embd": (8, 32), "output_norm": (32,), "output": (8, 32), "blk.0.attn_norm": (32,),
+        "blk.0.ffn_norm": (32,), "blk.0.attn_q": (32, 32), "blk.0.attn_k": (16, 32), "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32), "blk.0.ffn_gate": (8, 32), "blk.0.ffn_up": (8, 32), "blk.0.ffn_down": (32, 8),
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        writer.add_tensor(f"{name}.weight", np.ones(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return random_params(config)[0]
+
+
+def key(name: str, value: Any) -> Any:
+    """A change: one key of metadata more, or another value of it."""
+    kinds = {bool: "add_bool", int: "add_uint32", float: "add_float32", str: "add_string", list: "add_array"}
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[-1].pop(name, None)
+        getattr(writer, kinds[type(value)])(name, value)
+
+    return change
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), [
+    ("llama.rope.scale_linear", 4.0, (RopeScaling.linear, 4.0)),
+    ("llama.rope.scaling.factor", 4.0, (RopeScaling.linear, 4.0)),
+    ("llama.attention.head_count_kv", [2], (RopeScaling.none, 1.0)),
+    ("llama.attention.key_length", 8, (RopeScaling.none, 1.0)),
+    ("general.name", "a model", (RopeScaling.none, 1.0)),
+    ("llama.rope.scaling.type", "none", (RopeScaling.none, 1.0)),
+])  # fmt: skip
+def test_metadata_that_is_used(name: str, value: Any, expected: tuple, tmp_path: Path) -> None:
+    small(tmp_path / "a.gguf", change=key(name, value))
+    got = read_config(tmp_path / "a.gguf")
+    assert (got.rope_scaling, got.rope_factor, got.kv_heads) == (*expected, 2)
+
+
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("llama.rope.scaling.type", "yarn", "rope scaling 'yarn'"),
+    ("llama.rope.scaling.type", "linear", "without llama.rope.scaling.factor"),
+    ("llama.rope.scaling.attn_factor", 0.5, "attn_factor=0.5 is not supported"),
+    ("llama.rope.dimension_count", 4, "dimension_count=4 with heads of 8"),
+    ("llama.attention.value_length", 16, "value_length=16 with heads of 8"),
+    ("llama.attention.head_count_kv", [2, 4], "head_count_kv=.2, 4. differs by layer"),
+    ("llama.attention.head_count_kv", "2", "head_count_kv='2' is no number"),
+    ("llama.attention.sliding_window", 64, "sliding_window=64 is not supported"),
+    ("llama.attention.clamp_kqv", 8.0, "clamp_kqv=8.0"),
+    ("llama.logit_scale", 0.5, "logit_scale=0.5"),
+    ("llama.something", 3, "does not know llama.something=3"),
+    ("llama.expert_count", 4, "mixture of experts"),
+    ("split.count", 2, "is one of 2 files"),
+])  # fmt: skip
+def test_metadata_that_is_refused(name: str, value: Any, message: str, tmp_path: Path) -> None:
+    small(tmp_path / "a.gguf", change=key(name, value))
+    with pytest.raises(ConfigError, match=message) as caught:
+        read_config(tmp_path / "a.gguf")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("keys", "begin"), [
+    ({}, []),
+    ({"add_bos_token": True}, [7]),
+    ({"pre": "llama-bpe"}, [7]),  # llama.cpp's default of this one
+    ({"pre": "llama-bpe", "add_bos_token": False}, []),
+    ({"pre": "smollm"}, []),
+    ({"pre": "qwen2"}, "splits text by 'qwen2'"),
+    ({"add_eos_token": True}, "add_eos_token=true"),
+    ({"eos_token_id": 70}, "special token 70 is none of its 8 tokens"),
+    ({"some_flag": True}, "does not know tokenizer.ggml.some_flag=True"),
+])  # fmt: skip
+def test_what_begins_a_text(keys: dict[str, Any], begin: Any, tmp_path: Path) -> None:
+    def change(writer: gguf.GGUFWriter) -> None:
+        for name, value in keys.items():
+            key(f"tokenizer.ggml.{name}", value)(writer)
+
+    small(tmp_path / "a.gguf", change=change)
+    if isinstance(begin, str):
+        with pytest.raises(ConfigError, match=begin):
+            read_gguf_tokenizer(tmp_path / "a.gguf")
+    else:
+        assert read_gguf_tokenizer(tmp_path / "a.gguf").begin == begin
+
+
+def test_a_split_file(tmp_path: Path) -> None:
+    """Any of its files stands for all; one that is lost is named. Suffixes have no case."""
+    shapes = small(tmp_path / "whole.GGUF")
+    reader = gguf.GGUFReader(tmp_path / "whole.GGUF")
+    config, whole = read_config(tmp_path / "whole.GGUF"), load_params(tmp_path / "whole.GGUF", CONFIG, shapes)
+    for number, tensors in enumerate((reader.tensors[:5], reader.tensors[5:])):
+        path = tmp_path / f"part-{number + 1:05}-of-00002.gguf"
+        if number:
+            writer = gguf.GGUFWriter(str(path), "llama")
+            writer.kv_data[-1].clear()
+        else:
+            writer = gguf.GGUFWriter(str(path), "llama")
+            small_keys(writer, reader)
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", 2)
+        writer.add_int32("split.tensors.count", len(reader.tensors))
+        for one in tensors:
+            writer.add_tensor(one.name, np.array(one.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    for number in (1, 2):
+        path = tmp_path / f"part-0000{number}-of-00002.gguf"
+        assert read_config(path) == config
+        same_trees(whole, load_params(path, config, shapes))
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"part-00002-of-00002\.gguf: no such file"):
+        read_config(tmp_path / "part-00001-of-00002.gguf")
+
+
+def small_keys(writer: gguf.GGUFWriter, reader: gguf.GGUFReader) -> None:
+    """Copies numbers of metadata."""
+    for name, field in reader.fields.items():
+        value = field.contents()
+        if name.startswith("llama.") and not isinstance(value, list):
+            key(name, value)(writer)

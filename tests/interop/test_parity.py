@@ -4,12 +4,13 @@ Needs the extra `parity` (torch on CPU, transformers). `-n 0 --write-docs` puts 
 """
 
 import dataclasses
-import warnings
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from export.test_layouts import model_of, small
 from flax import nnx
 from interop.docs_table import write_parity
 from safetensors.numpy import load_file
@@ -62,8 +63,9 @@ def test_family(name: str, tmp_path: Path) -> None:
     assert not info["unexpected_keys"]
     again = their_logits(reloaded.eval(), measured.config)  # of padding, one implementation makes this, another that
     np.testing.assert_allclose(real_positions(again), real_positions(measured.their_logits), atol=1e-4)
-    automatic = transformers.AutoModel.from_pretrained(out)
-    assert automatic.config.model_type == reloaded.config.model_type
+    if name != "siglip":  # its tower of texts has no weights here
+        automatic = transformers.AutoModel.from_pretrained(out)
+        assert automatic.config.model_type == reloaded.config.model_type
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -89,11 +91,10 @@ def test_an_encoder_without_heads_and_a_vit_without_one(tmp_path: Path) -> None:
     for name, bare in (("bert", "bert"), ("roberta", "roberta"), ("vit", "vit"), ("gpt2", "transformer")):
         inner = getattr(make(name), bare)
         inner.save_pretrained(tmp_path / name)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            config = read_config(tmp_path / name)
+        config, notes = read_config(tmp_path / name), []
         _, shapes = params_of(nnx.eval_shape(lambda config=config: build_model(config, nnx.Rngs(0))))
-        params = load_params(tmp_path / name, config, shapes)
+        params = load_params(tmp_path / name, config, shapes, notes=notes)
+        assert notes == []
         table = params["patches"]["project"]["bias"] if name == "vit" else params["embed"]["table"]
         theirs = dict(inner.named_parameters())
         key = {"vit": "embeddings.patch_embeddings.projection.bias", "gpt2": "wte.weight"}.get(
@@ -126,6 +127,26 @@ def test_a_tokenizer_comes_along(tmp_path: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "some more words, more words"
     assert theirs(text)["input_ids"] == ours.encode_batch([text])[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["gpt_tiny", "vit_digits"])
+def test_what_experiments_train(name: str, tmp_path: Path) -> None:
+    """The families that compute them: the fixed positions of images, and no rotary scaling where ours has none."""
+    config = small(model_of(name))
+    graph, shapes = params_of(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) / 4, shapes)
+    save_folder(tmp_path / "out", config, params, fallback=True)
+    images = name == "vit_digits"
+    given = rng.normal(size=(2, 8, 8, 1)).astype(np.float32) if images else rng.integers(0, 32, (2, 12))
+    ours = nnx.merge(graph, nnx.State(jax.tree.map(jnp.asarray, params)))(jnp.asarray(given))
+    kind = transformers.AutoModelForImageClassification if images else transformers.AutoModelForCausalLM
+    theirs, info = kind.from_pretrained(tmp_path / "out", output_loading_info=True, attn_implementation="eager")
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    with torch.no_grad():
+        expected = theirs.eval()(torch.tensor(given.transpose(0, 3, 1, 2) if images else given)).logits.numpy()
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
 
 def test_write_docs(request: pytest.FixtureRequest) -> None:
