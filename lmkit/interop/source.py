@@ -40,6 +40,9 @@ class SafetensorsSource:
             raise ConfigError(
                 f"{index} is no index of tensors: {type(error).__name__}: {error}; fetch it again"
             ) from error
+        for name in (indexed or {}).values():
+            if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+                raise ConfigError(f"{index} names {name!r}, which is no file beside it; fetch it again")
         files = sorted({folder / name for name in indexed.values()} if indexed else folder.glob("*.safetensors"))
         files = [path for path in files if path.name == "model.safetensors"] or files
         if not files:
