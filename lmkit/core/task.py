@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import FAMILY_SCHEMAS
@@ -210,7 +212,8 @@ def _cut(name: str, store: RecordStore, fields: list[Field]) -> list[str]:
     """What the user should know of rows that are longer than the model is given."""
     notes = []
     for columns, most in ((columns, most) for field in fields for columns, most in field.limits.items()):
-        share = float((sum(store.lengths(column, TRAIN) for column in columns) > most).mean())
+        lengths = np.sum([store.lengths(column, TRAIN) for column in columns], axis=0)
+        share = float((lengths > most).mean())
         if share > 0.001:
             key = "data.target_len" if columns == ("target",) else "data.seq_len"
             what = " and ".join(columns)

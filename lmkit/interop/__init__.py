@@ -35,7 +35,7 @@ def read_config(path: str | Path) -> Any:
     Raises ConfigError for what lmkit cannot compute, naming the key.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return GGUFSource(path).config
     theirs = read_json(path)
     family = family_of(theirs)
@@ -62,7 +62,7 @@ def load_params(
     Raises ConfigError naming each missing, extra or mis-shaped tensor before any is read.
     """
     path = Path(path)
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         source: Any = GGUFSource(path)
         return load_tensors(source.family, config, source, shapes, progress, partial)
     return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial)

@@ -27,7 +27,7 @@ class ModelSource(NamedTuple):
 
 def form_of(path: Path) -> Form:
     """The format at a path; what is neither a folder of Hugging Face's nor a .gguf file is taken for a run."""
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return Form.gguf
     return Form.folder if (path / "config.json").is_file() else Form.run
 

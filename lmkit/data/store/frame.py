@@ -74,7 +74,7 @@ class Frame:
     def _read_meta(self) -> dict[str, Any]:
         """What the store says of itself. Raises ConfigError where that is damaged, or a part lies elsewhere."""
         meta = self.read_json(META)
-        parts = meta["parts"] if isinstance(meta.get("parts"), list) else [None]
+        parts: list[Any] = meta["parts"] if isinstance(meta.get("parts"), list) else [None]
         good = all(map(_is_part, parts)) and len({part["name"] for part in parts}) == len(parts)
         if meta.get("format") != 1 and not good:
             raise ConfigError(f"{self.place}/{META} is damaged: its parts are not as they were written; {_REBUILD}")
@@ -186,7 +186,9 @@ class Frame:
 
     def try_read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray | CorruptError]:
         """The same, with the error in the place of what cannot be read."""
-        pieces = self.pieces(name)
+        pieces, length = self.pieces(name), self.length(name)
+        if len(stops) and (most := int(np.max(stops))) > length:
+            raise CorruptError(f"{self.place}: {name} has {length} values, and {most} are asked for; {_REBUILD}")
         firsts = np.array([piece.first for piece in pieces])
         plan: list[list[tuple[int, int, int]]] = []
         for start, stop in zip(starts, stops, strict=True):
@@ -195,7 +197,7 @@ class Frame:
                 if at >= stop and ranges:
                     break
                 piece = pieces[number]
-                last = pieces[number + 1].first if number + 1 < len(pieces) else self.length(name)
+                last = pieces[number + 1].first if number + 1 < len(pieces) else length
                 shift, end = piece.skip - piece.first, min(int(stop), last)
                 ranges.append((piece.part, at + shift, end + shift))
                 at = end
