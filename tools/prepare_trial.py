@@ -25,7 +25,7 @@ from prepare_plant import plant
 
 from lmkit.config.sections.clean import CleanConfig, Pii, Rule
 from lmkit.config.sections.prepare import Executor, PrepareConfig
-from lmkit.data.sources.files import expand
+from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
 

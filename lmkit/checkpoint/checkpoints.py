@@ -37,8 +37,8 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, without: tuple[str, ...] = ()):
-        if ":/" in str(folder) and not str(folder).startswith("gs:/"):  # pathlib folds the second slash
-            raise ConfigError(f"run.dir={folder}: checkpoints go to local paths or gs://")
+        if ":/" in str(folder) and not Path(folder).is_absolute():  # pathlib folds the second slash of ://
+            raise ConfigError(f"run.dir={folder}: checkpoints go to a local path (a mounted bucket will do)")
         self.folder, self.config, self.without = Path(folder).absolute(), config, without
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]

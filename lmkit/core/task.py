@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
@@ -10,6 +13,7 @@ from lmkit.config.sections.families import BERTConfig, CLIPConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ON_TEXT, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data.batches.fields import Field
 from lmkit.data.batches.masking import span_lengths
 from lmkit.data.batches.packed import Packed, build_windows
 from lmkit.data.batches.records import Records
@@ -18,7 +22,8 @@ from lmkit.data.order.mixing import FORMAT, asked_shares, check_lasts
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records
 from lmkit.data.store.build import Progress, Runner, one_by_one
-from lmkit.data.store.token_parts import QUARANTINE
+from lmkit.data.store.part_writer import QUARANTINE
+from lmkit.data.store.records import RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
 
@@ -88,6 +93,12 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
     for name, store in data.stores.items():
         if store.num_tokens(HELDOUT) < 2:
             raise ConfigError(f"data: {name!r} leaves no held-out text: lower data.holdout_every or add text")
+        for split, what in ((TRAIN, "training"), (HELDOUT, "held-out")):
+            if store.meta["splits"][split].get("weight") == 0:
+                raise ConfigError(
+                    f"data.weight_key={experiment.data.weight_key!r}: all {what} text of {name!r} weighs 0, so that "
+                    f"nothing can be learned or measured: give some of it a positive weight"
+                )
     batch_size = experiment.train.batch_size
     batches = build_windows(data, experiment.data, objective, experiment.run.seed, batch_size)
     check_lasts(batches.order.num_rows, experiment.train.steps, batch_size)
@@ -100,12 +111,7 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
         }
         for name, store in data.stores.items()
     }
-    said = [
-        f"data {name!r}: {store.meta['unusable']} records could not be used; see {QUARANTINE} in the parts of "
-        f"{store.place}"
-        for name, store in data.stores.items()
-        if store.meta.get("unusable")
-    ]
+    said = [*data.notes, *unusable_notes(data.stores, facts)]
     for name, layout in (batches.layouts if isinstance(batches, Packed) else {}).items():
         facts[name]["packing"] = {"rows": layout.num_rows, "pieces": layout.num_pieces, "filled": layout.filled}
         said.append(
@@ -134,7 +140,8 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
         facts[name] |= {"labels": data.labels} if data.labels else {}
         for split in (TRAIN, HELDOUT):
             facts[name][split] = {"records": len(store.rows[split])}
-        notes += _cut(name, store, config.seq_len, config.target_size, data.fields)
+        notes += _cut(name, store, data.fields)
+    notes = [*data.notes, *unusable_notes(data.stores, facts), *notes]
     _add_shares(facts, batches, experiment)
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
     model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
@@ -157,19 +164,28 @@ def _add_shares(facts: dict[str, Any], batches: Batches, experiment: Experiment)
         part["mixture"] = {"format": FORMAT, "asked": float(asked), "dealt": int(got) / rows, "rows": int(got)}
 
 
-def _cut(name: str, store: Any, source: int, target: int, fields: list[Any]) -> list[str]:
+def unusable_notes(stores: Mapping[str, Any], facts: dict[str, Any]) -> list[str]:
+    """What the user should know of records that were left out; their number joins the facts."""
+    counts = {name: (store.meta.get("unusable", 0), store.place) for name, store in stores.items()}
+    for name, (count, _) in counts.items():
+        facts[name] |= {"unusable": count} if count else {}
+    return [
+        f"data {name!r}: {count} records could not be used; see {QUARANTINE} in the parts of {place}"
+        for name, (count, place) in counts.items()
+        if count
+    ]
+
+
+def _cut(name: str, store: RecordStore, fields: list[Field]) -> list[str]:
     """What the user should know of rows that are longer than the model is given."""
     notes = []
-    for field in fields:
-        for column in field.columns:
-            if store.columns[column].shape is not None:
-                continue
-            per_place = 2 * getattr(field, "num_mels", 0) or 1
-            longest = (target if column == "target" else source) - (column != "frames")
-            share = float((store.lengths(column, TRAIN) > longest * per_place).mean())
-            if share > 0.001:
-                key = "data.target_len" if column == "target" else "data.seq_len"
-                notes.append(f"data {name!r}: {share:.1%} of the records are cut: their {column} is longer than {key}")
+    for columns, most in ((columns, most) for field in fields for columns, most in field.limits.items()):
+        lengths = np.sum([store.lengths(column, TRAIN) for column in columns], axis=0)
+        share = float((lengths > most).mean())
+        if share > 0.001:
+            key = "data.target_len" if columns == ("target",) else "data.seq_len"
+            what = " and ".join(columns)
+            notes.append(f"data {name!r}: {share:.1%} of the records are cut: their {what} is longer than {key}")
     return notes
 
 

@@ -12,6 +12,8 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.windows import TextData
 from lmkit.data.cache import make_atomically, open_cache, place_of
 from lmkit.data.sources.corpus import clean_sources
+from lmkit.data.sources.formats import Bad, decoded
+from lmkit.data.sources.listing import left_out_notes
 from lmkit.data.sources.text import TextSource
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.frame import META, Frame
@@ -47,18 +49,25 @@ def prepare(
         given[name] = str(path)
     skip, cache_bytes = data.on_corrupt is OnCorrupt.skip, data.cache_bytes // len(parts)
     stores = {name: TokenStore(given[name], cache_bytes, skip_corrupt=skip) for name in parts}
-    return TextData(codec, stores, {name: part.weight for name, part in parts.items()})
+    notes = left_out_notes({name: source.left_out for name, source in sources.items()})
+    return TextData(codec, stores, {name: part.weight for name, part in parts.items()}, notes)
 
 
 def _tokenizer_of(given: dict[str, str], config: TokenizerConfig, cache: Path) -> TokenizerConfig:
     """The settings that read the tokenizer of finished stores. Raises ConfigError where they were made with several."""
     frames = {name: Frame(place, 0) for name, place in given.items()}
+    for one in frames.values():
+        one.check_meta({"tokenizer_sha256": str, "end_id": int})
     hashes = {name: frame.meta["tokenizer_sha256"] for name, frame in frames.items()}
     if len(set(hashes.values())) > 1:
         told = ", ".join(f"{name} by {sha[:12]}" for name, sha in hashes.items())
         raise ConfigError(f"data.mixture: these stores have different tokenizers: {told}; prepare them with one")
     frame = next(iter(frames.values()))
-    text = frame.read_file("tokenizer.json")
+    text, place = frame.read_file("tokenizer.json"), frame.place
+    if isinstance(decoded(text), Bad):
+        raise ConfigError(
+            f"{place}/tokenizer.json is damaged: it is not UTF-8; build the store again, or fetch it again"
+        )
     file = place_of(cache, "tokenizers", ["store", hashlib.sha256(text).hexdigest()]) / "tokenizer.json"
     if not file.is_file():
         make_atomically(file.parent, lambda tmp: write_text(tmp / file.name, text.decode()))

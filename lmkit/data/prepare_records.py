@@ -1,10 +1,9 @@
 """Builds the stores that labelled records are read from; cached by what they are made from; atomic."""
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,28 +16,31 @@ from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, Words, label_of, words_of
 from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets
+from lmkit.data.build_records import build_record_store
 from lmkit.data.cache import open_cache, place_of
 from lmkit.data.prepare import build_tokenizer
+from lmkit.data.sources.formats import Bad
+from lmkit.data.sources.listing import left_out_notes
 from lmkit.data.sources.records import RecordSource
-from lmkit.data.store.build import Progress, build_frame, one_by_one
+from lmkit.data.store.build import Progress
 from lmkit.data.store.frame import META
-from lmkit.data.store.records import RECORD_FORMAT, Column, RecordStore, RecordWriter
+from lmkit.data.store.records import RECORD_FORMAT, RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import ChatTemplate, load_chat_template
 from lmkit.data.tokens.tokenizer import Tokenizer
 
-_TOGETHER = 256  # records encoded at a time
 _WITH_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
 
 
 class RecordData(NamedTuple):
-    """Everything read by a run on records: the tokenizer where there is text, the stores, their weights, the fields."""
+    """Everything read by a run on records: tokenizer (where there is text), stores, weights, fields, what to tell."""
 
     tokenizer: Tokenizer | None
     stores: dict[str, RecordStore]
     weights: dict[str, float]
     fields: list[Field]
     labels: list[str]
+    notes: tuple[str, ...] = ()
 
 
 def prepare_records(
@@ -47,8 +49,8 @@ def prepare_records(
 ) -> RecordData:  # fmt: skip
     """The records of a configuration, built where they are not in the cache yet.
 
-    Raises ConfigError, before anything is written, for a missing field, an unknown or an empty class, a file that
-    cannot be read, an image of another size.
+    Records that cannot be used (a missing field, an unknown class, an image that cannot be read) are left out and
+    listed. Raises ConfigError where they are more than data.max_bad_share, and for a class without records.
     """
     sources = _sources(data)
     cache = open_cache(data.cache_dir)
@@ -69,7 +71,7 @@ def prepare_records(
         made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *settings]
         path = place_of(cache, "records", made_from)
         if not (path / META).is_file():
-            _build(path, source, fields, labels, sha, progress)
+            build_record_store(path, source, fields, labels, sha, progress)
         stores[name] = RecordStore(
             path, data.holdout_every, data.fold, data.cache_bytes // len(sources),
             skip_corrupt=data.on_corrupt is OnCorrupt.skip,
@@ -77,14 +79,17 @@ def prepare_records(
     for field in fields:
         if isinstance(field, Labels):
             field.class_weights = _class_weights(data, stores, labels)
-    return RecordData(codec, stores, {name: weight for name, (_, weight) in sources.items()}, fields, labels)
+    notes = left_out_notes({name: source.left_out for name, (source, _) in sources.items()})
+    if kind is ObjectiveKind.chat:
+        notes += tuple(note for name, store in stores.items() for note in _without_answer(name, store, data.seq_len))
+    return RecordData(codec, stores, {name: weight for name, (_, weight) in sources.items()}, fields, labels, notes)
 
 
 def _keys(data: DataConfig) -> list[Any]:
     """What of the configuration decides how fields are read."""
     of_text = ("id_key", "weight_key")
     names = [f.name for f in dataclasses.fields(data) if f.name.endswith("_key") and f.name not in of_text]
-    return [getattr(data, name) for name in [*names, "message_format", "resize"]]
+    return [getattr(data, name) for name in [*names, "message_format", "resize", "allow_roots"]]
 
 
 def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:
@@ -135,20 +140,31 @@ def _labels(data: DataConfig, kind: ObjectiveKind, sources: list[RecordSource]) 
         return []
     found: Counter[str] = Counter()
     for source in sources:
-        for record in source.records():
+        for record in source.records(bad=_count_later):
             if record.heldout:
                 continue
             tokens = kind is ObjectiveKind.classify_tokens
-            found.update(words_of(record, data)[1] if tokens else [label_of(record, data)])
+            with suppress(ConfigError):
+                found.update(words_of(record, data)[1] if tokens else [label_of(record, data)])
     if not data.labels:
         return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     empty = [name for name in data.labels if not found[name]]
     if empty:
         raise ConfigError(
             f"data.labels: no training record has the class {', '.join(map(repr, empty))}; the records have "
-            f"{', '.join(sorted(found)[:20])}"
+            f"{', '.join(sorted(found)[:20])}{_unquoted(empty)}"
         )
     return list(data.labels)
+
+
+def _count_later(_: Bad) -> None:
+    """Records that cannot be used are counted when the store is made."""
+
+
+def _unquoted(names: list[str]) -> str:
+    """What YAML may have made of a class that was written without quotes."""
+    booleans = not {"True", "False"}.isdisjoint(names)
+    return "; YAML reads yes, no, on and off as true and false: put them in quotes" if booleans else ""
 
 
 def _texts(
@@ -161,11 +177,13 @@ def _texts(
     """Texts of training records up to `limit` bytes in all."""
     done = 0
     for source, _ in sources.values():
-        for record in source.records():
-            side = record.heldout
+        for record in source.records(bad=_count_later):
+            side, texts = record.heldout, []
             if side or (side is None and RecordStore.held_out(record.name, data.holdout_every, data.fold)):
                 continue
-            for text in (text for field in fields for text in field.texts(record)):
+            with suppress(ConfigError):
+                texts = [text for field in fields for text in field.texts(record)]
+            for text in texts:
                 if done >= limit:
                     return
                 done += len(text)
@@ -173,43 +191,23 @@ def _texts(
                 yield text
 
 
-def _build(
-    path: Path, source: RecordSource, fields: list[Field], labels: list[str], tokenizer: str, progress: Progress
-) -> None:
-    columns = {name: column for field in fields for name, column in field.columns.items()}
-
-    def finish(_: Path, facts: list[dict]) -> dict[str, Any]:
-        return {
-            "format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": facts[0]["sha256"],
-            "count": facts[0]["count"], "columns": {name: list(column) for name, column in columns.items()},
-        }  # fmt: skip
-
-    build_frame(path, 1, lambda _, tmp: _write(tmp, source, fields, columns, progress), finish, one_by_one)
-
-
-def _write(
-    folder: Path, source: RecordSource, fields: list[Field], columns: dict[str, Column], progress: Progress
-) -> None:
-    writer = RecordWriter(folder, columns)
-    hasher, pending = hashlib.sha256(), []
-    count, size = sum(1 for _ in source.records()), max(source.num_bytes, 1)
-
-    def flush() -> None:
-        rows = zip(*(field.encode(pending) for field in fields), strict=True)
-        for record, pieces in zip(pending, rows, strict=True):
-            row = {name: value for piece in pieces for name, value in piece.items()}
-            for value in row.values():
-                hasher.update(np.ascontiguousarray(value).tobytes())
-            writer.append(record.name, record.heldout, row)
-        pending.clear()
-
-    for number, record in enumerate(source.records(), 1):
-        pending.append(record)
-        if len(pending) == _TOGETHER:
-            flush()
-            progress("reading the records", size * number // count, size)
-    flush()
-    writer.close({"sha256": hasher.hexdigest()})
+def _without_answer(name: str, store: RecordStore, length: int) -> list[str]:
+    """What to tell of conversations none of whose answers is in their row. Raises ConfigError where that is all."""
+    notes = []
+    for split, what in ((TRAIN, "of the training"), (HELDOUT, "of the held-out")):
+        first = store.numbers("first_answer", split)
+        cut = first > length
+        if len(cut) and cut.all():
+            raise ConfigError(
+                f"data.seq_len={length}: no answer {what} conversations of {name!r} lies in a row; the first ones "
+                f"begin after {first.min()} to {first.max()} tokens: set data.seq_len={first.max()} or more"
+            )
+        if cut.any():
+            notes.append(
+                f"data {name!r}: {cut.mean():.1%} {what} conversations have no answer in data.seq_len={length} tokens, "
+                f"and teach nothing"
+            )
+    return notes
 
 
 def _class_weights(data: DataConfig, stores: dict[str, RecordStore], labels: list[str]) -> np.ndarray | None:
@@ -218,14 +216,16 @@ def _class_weights(data: DataConfig, stores: dict[str, RecordStore], labels: lis
     if unknown:
         raise ConfigError(f"data.class_weights: no class {unknown[0]!r}; there are {', '.join(labels)}")
     weights = np.array([data.class_weights.get(name, 1.0) for name in labels])
+    if (weights < 0).any() or not weights.any():
+        raise ConfigError(f"data.class_weights={data.class_weights}: none may be negative, and one must be above 0")
     counts = np.zeros(len(labels), np.int64)
     for store in stores.values():
-        numbers = np.array(store.read("label", TRAIN, np.arange(len(store.rows[TRAIN]))), np.int64)
-        counts += np.bincount(numbers, minlength=len(labels))
+        counts += np.bincount(store.numbers("label", TRAIN), minlength=len(labels))
     if (counts == 0).any():
         name = labels[int(np.argmin(counts))]
         raise ConfigError(
-            f"data: no training record has the class {name!r}: all of it is held out; set data.fold, or data.labels"
+            f"data: no training record has the class {name!r}: all of it is held out, or cannot be used; set "
+            f"data.fold, or data.labels"
         )
     if data.balance_classes:
         weights = weights * counts.sum() / (len(labels) * counts)

@@ -15,6 +15,8 @@ from lmkit.config.sections.families import EncDecConfig, GPTConfig
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.config.sections.model import Position
 from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.sources.files import File, read_bytes
+from lmkit.data.sources.formats import Bad, decoded, has_rows, read_rows, text_under
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
 from lmkit.generate.show import Screen
@@ -93,16 +95,29 @@ def read_prompts(settings: GenerateConfig) -> list[str]:
     """The prompts asked for; one that is empty where none is. Raises ConfigError for a file that has none."""
     if not settings.prompts_file:
         return [settings.prompt]
-    path = Path(settings.prompts_file).expanduser()
+    path = str(Path(settings.prompts_file).expanduser())
     try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-        prompts = [json.loads(line)["prompt"] for line in lines] if path.suffix == ".jsonl" else lines
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-        problem = f"no {error} in a line" if isinstance(error, KeyError) else error
-        raise ConfigError(f"generate.prompts_file={path}: {problem}") from error
+        prompts = list(_prompts_of(path))
+    except ConfigError as error:
+        raise ConfigError(f"generate.prompts_file={path}: {str(error).removeprefix('data: ')}") from error
     if not prompts:
         raise ConfigError(f"generate.prompts_file={path}: it is empty")
     return prompts
+
+
+def _prompts_of(path: str) -> Iterator[str]:
+    """The field `prompt` of each row, or each line of a text that is not blank."""
+    if not has_rows(path):
+        text = decoded(read_bytes(path))
+        if isinstance(text, Bad):
+            raise ConfigError(text.reason)
+        yield from (line.removesuffix("\r") for line in text.split("\n") if line.strip())
+        return
+    for row in read_rows(File(path, path, 0, ""), {"prompt": ""}):
+        found = row if isinstance(row, Bad) else text_under(row.fields, "prompt", "")
+        if isinstance(found, Bad):
+            raise ConfigError(f"{row.place} {found.reason}")
+        yield found
 
 
 def read_sounds(config: Any, settings: GenerateConfig) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerKind
 from lmkit.core.task import prepare_task
 from lmkit.data.batches.windows import Batches
+from lmkit.data.store.frame import Frame
 from lmkit.data.tokens.tokenizer import Tokenizer
 from lmkit.show.row import describe, told
 
@@ -92,8 +93,7 @@ def _of_run(path: Path, words: list[str]) -> Source:
 
 
 def _of_store(path: Path, words: list[str]) -> Source:
-    meta = json.loads((path / "meta.json").read_text())
-    if "splits" not in meta:
+    if "splits" not in Frame(path, 0).meta:
         raise ConfigError(
             f"store={path} holds records: give the directory of a run, or +experiment=NAME without store="
         )

@@ -1,9 +1,11 @@
 """`lmkit.train`: the main job, top to bottom."""
 
 import dataclasses
+import json
 import math
 import shlex
 import time
+from collections import Counter
 from typing import Any
 
 import jax
@@ -16,6 +18,7 @@ from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import write_model
+from lmkit.config.sections.data import OnCorrupt
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.console import Bar, PrepareProgress, console, duration
 from lmkit.core.evaluation import evaluate, headline, write_confusion
@@ -206,7 +209,7 @@ class Loop:
             values["train/data_wait_share"] = self.meter.wait_share
             if self.peak:
                 values["train/mfu"] = rate * self.flops_per_token / self.peak
-        if lost := self.task.batches.lost():
+        if lost := self._lost():
             values["train/lost_rows"] = sum(lost.values())
             for what in sorted(set(lost) - self.said):
                 bar.say(f"rows are left out: {what}")
@@ -216,6 +219,13 @@ class Loop:
         mfu = f"  MFU {values['train/mfu']:.0%}" if "train/mfu" in values else ""
         wait = f"  waits for data {self.meter.wait_share:.0%}" if self.meter.wait_share > WAIT_SHARE else ""
         bar.figures(step, f"loss {loss:.3f}  {rate:,.0f} tok/s{mfu}{wait}")
+
+    def _lost(self) -> dict[str, int]:
+        """Rows that damaged files have cost all processes together, by what is wrong. All must call it."""
+        if self.experiment.data.on_corrupt is not OnCorrupt.skip:
+            return {}
+        found = hosts.gather("lost rows", json.dumps(self.task.batches.lost()))
+        return dict(sum((Counter(json.loads(one)) for one in found), Counter()))
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
         """Held-out figures and a sample; returns the value that says which is best. The last is over all rows."""

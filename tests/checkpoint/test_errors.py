@@ -31,6 +31,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 FITTING = {"norm": {"scale": shape(4)}, "table": shape(2, 3)}
 WRONG: list[tuple[Callable[[Path], Any], str]] = [
     (lambda run: find_checkpoint(run / "checkpoints" / "1" / "params"), "no checkpoint there"),
+    (
+        lambda run: Checkpoints(Path("gs://bucket/run"), CheckpointConfig()),
+        "go to a local path .a mounted bucket",
+    ),
     (lambda run: find_checkpoint(str(run.parent / "nowhere")), "nowhere: no checkpoint there"),
     (lambda run: load_params(run, FITTING | {"table": shape(2, 4)}), r"table \[2, 3\] instead of \[2, 4\]"),
     (lambda run: load_params(run, FITTING | {"head": shape(2)}), r"missing: head \[2\]; give the configuration"),

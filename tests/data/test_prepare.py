@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from helpers import tiny_experiment
 from lmkit.config import ConfigError
 from lmkit.config.sections.data import DataConfig, Source, SourceConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.core.task import prepare_task
 from lmkit.data.prepare import prepare
 from lmkit.data.sources.text import build_sources
 from lmkit.data.store.frame import CorruptError
@@ -80,6 +82,26 @@ def test_few_records_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     assert store.meta["unusable"] == 2
     listed = (Path(store.place) / "parts" / "00000" / "quarantine.jsonl").read_text().splitlines()
     assert [json.loads(line)["place"].rpartition(" ")[2] for line in listed] == ["61", "62"]
+
+
+def test_text_that_weighs_nothing_is_refused(tmp_path: Path) -> None:
+    rows = [{"text": f"number {n}", "w": int(n > 90)} for n in range(99)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = [f"data.paths=[{tmp_path / 'a.jsonl'}]", f"data.cache_dir={tmp_path / 'cache'}", "data.holdout_every=4"]
+    experiment = tiny_experiment("data=text_files", *words, "data.weight_key=w", "data.seq_len=8")
+    assert prepare_task(experiment, lambda *_: None)
+    experiment.data.weight_key = "v"
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row | {"v": 0}) + "\n" for row in rows))
+    with pytest.raises(ConfigError, match="data.weight_key='v': all training text of 'text' weighs 0"):
+        prepare_task(experiment, lambda *_: None)
+
+
+def test_files_that_are_not_read_are_told(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name in ("a.txt", "b.txt", "c.pdf", "d.PDF", ".e.txt"):
+        (tmp_path / "corpus" / name).write_text("some words\n" * 50)
+    data = prepare(text_data(tmp_path / "corpus", tmp_path / "cache"), BYTES)
+    assert data.notes == ("data 'text': 3 files are not read: 1 hidden, 1 .pdf, 1 .PDF",)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

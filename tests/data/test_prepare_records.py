@@ -15,9 +15,12 @@ from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig,
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.core.task import unusable_notes
 from lmkit.data.batches.fields import fit
 from lmkit.data.batches.records import Records
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records
+from lmkit.data.sources import records
+from lmkit.data.sources.files import UnreachableError
 from lmkit.data.store.build import build_frame, one_by_one
 from lmkit.data.store.frame import CorruptError
 from lmkit.data.store.records import RECORD_FORMAT, Column, RecordStore, RecordWriter
@@ -293,7 +296,7 @@ def test_a_mixture_of_records(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("records", "kind", "changes", "words"), [
-    ([{"body": "x", "label": "a"}], ObjectiveKind.classify, {}, "record 1 has no 'text', it has: body, label; set"),
+    ([{"body": "x", "label": "a"}], ObjectiveKind.classify, {}, "line 1 has no 'text', it has: body, label; set"),
     ([{"text": "x"}], ObjectiveKind.classify, {}, "has no 'label', it has: text; set data.label_key="),
     ([{"text": 3, "label": "a"}], ObjectiveKind.classify, {}, "has a int under 'text', not a text"),
     (SPAM, ObjectiveKind.classify, {"labels": ["ham", "spamm"]}, "no training .* class 'spamm'; .* ham, spam"),
@@ -317,6 +320,88 @@ def test_a_bad_record_is_named(tmp_path: Path, records: list, kind: ObjectiveKin
         read(write(tmp_path / "a.jsonl", records), kind, models.get(kind, BERT), **changes)
     left = list((tmp_path / "cache" / "records").iterdir()) if (tmp_path / "cache" / "records").is_dir() else []
     assert not [path for path in left if path.name.startswith(".")], "nothing half-built"
+
+
+def test_few_bad_records_are_listed_and_left_out(tmp_path: Path) -> None:
+    """As of text: one of a hundred does not refuse the set, and its number is told."""
+    lines = [json.dumps(record) for record in SPAM * 10]
+    lines[7] = json.dumps({"text": "half \ud83d", "label": "ham"})
+    lines[300] = '{"text": "cut'
+    lines[301] = json.dumps({"text": "x", "label": " "})
+    lines[599] = json.dumps({"text": 7, "label": "ham"})
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(lines))
+    data, _ = read(path, ObjectiveKind.classify, BERT)
+    store = data.stores["records"]
+    assert data.labels == ["ham", "spam"]
+    assert (store.meta["count"], store.meta["unusable"]) == (596, 4)
+    listed = (Path(store.place) / "parts" / "00000" / "quarantine.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["place"].rpartition(" ")[2] for line in listed) == ["301", "302", "600", "8"]
+    assert {word for line in listed for word in ("half a character", "not JSON", "empty 'label'", "not a text")
+            if word in line} == {"half a character", "not JSON", "empty 'label'", "not a text"}  # fmt: skip
+    (note,) = unusable_notes(data.stores, {"records": {}})
+    assert note.startswith("data 'records': 4 records could not be used; see quarantine.jsonl in the parts of ")
+    with pytest.raises(ConfigError, match=r"4 of 600 records \(0\.67%\).*the first: .*line \d+ .*share=0\.01"):
+        read(path, ObjectiveKind.classify, BERT, max_bad_share=0.001, cache_dir=str(tmp_path / "other"))
+    assert not list((tmp_path / "other" / "records").iterdir()), "nothing half-built"
+
+
+def test_a_set_that_is_bad_from_the_start_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"image": f"{n}.png", "label": "a"} for n in range(2000)])
+    asked: list[str] = []
+    monkeypatch.setattr(records, "read_bytes", lambda path: asked.append(path) or b"no image")
+    with pytest.raises(ConfigError, match=r"line 1 cannot be used: .*0\.png cannot be read.*; so it is with all"):
+        read(path, ObjectiveKind.classify, VIT)
+    assert len(set(asked)) == 256
+
+
+def test_a_store_that_does_not_answer_is_no_bad_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(path: str) -> bytes:
+        raise UnreachableError(f"data: cannot read {path}: the line is down")
+
+    path = write(tmp_path / "a.jsonl", [{"image": f"{n}.png", "label": "a"} for n in range(20)])
+    monkeypatch.setattr(records, "read_bytes", down)
+    with pytest.raises(UnreachableError, match="the line is down"):
+        read(path, ObjectiveKind.classify, VIT, max_bad_share=1.0)
+
+
+def test_labels_that_yaml_made_booleans(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"text": f"{n}", "label": "yes" if n % 2 else "no"} for n in range(40)])
+    with pytest.raises(ConfigError, match=r"class 'False', 'True'; the records have no, yes; .*put them in quotes"):
+        read(path, ObjectiveKind.classify, BERT, labels=["False", "True"])
+
+
+def _talk(words: int) -> dict:
+    return {"messages": [{"role": "user", "content": "w " * words}, {"role": "assistant", "content": "ok"}]}
+
+
+def test_answers_that_are_cut_off_are_told(tmp_path: Path) -> None:
+    model = GPTConfig(vocab_size=300, num_layers=1, num_heads=1, embed_dim=8)
+    path = write(tmp_path / "a.jsonl", [_talk(60) for _ in range(40)])
+    with pytest.raises(
+        ConfigError, match=r"data.seq_len=24: no answer of the training .* set data.seq_len=(\d+) or more"
+    ) as caught:
+        read(path, ObjectiveKind.chat, model)
+    enough = int(str(caught.value).rpartition("=")[2].split()[0])
+    for length, learned in ((enough, 1), (enough + 3, 3)):
+        _, batches = read(path, ObjectiveKind.chat, model, seq_len=length)
+        assert batches.train(0, 4, np.arange(4))["weights"].sum() == 4 * learned
+    with pytest.raises(ConfigError, match=f"data.seq_len={enough - 1}: no answer"):
+        read(path, ObjectiveKind.chat, model, seq_len=enough - 1)
+    half = write(tmp_path / "b.jsonl", [_talk(60 * (n % 2)) for n in range(40)])
+    data, _ = read(half, ObjectiveKind.chat, model, seq_len=60)
+    (note, *_) = data.notes
+    assert "of the training conversations have no answer in data.seq_len=60 tokens, and teach nothing" in note
+    assert not read(half, ObjectiveKind.chat, model, seq_len=400)[0].notes
+
+
+def test_weights_that_teach_nothing_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", SPAM)
+    for weights in ({"spam": 0.0, "ham": 0.0}, {"spam": -1.0}):
+        with pytest.raises(ConfigError, match="data.class_weights=.*none may be negative, and one must be above 0"):
+            read(path, ObjectiveKind.classify, BERT, class_weights=weights)
 
 
 def test_a_class_without_training_records_is_named(tmp_path: Path) -> None:

@@ -17,10 +17,12 @@ from interop.test_gguf import write as write_gguf
 
 from helpers import params_of
 from lmkit.checkpoint import Checkpoints
+from lmkit.config.base import ConfigError
 from lmkit.config.entry import run_verb
 from lmkit.config.saved import write_model
 from lmkit.config.sections.checkpoint import CheckpointConfig
 from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig
+from lmkit.config.sections.generate import GenerateConfig
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.config.sections.optim import OptimConfig
@@ -31,6 +33,7 @@ from lmkit.data.tokens.tokenizer import ByteTokenizer
 from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.generate.__main__ import ABOUT, READS
+from lmkit.generate.main import read_prompts
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.parallel.mesh import build_mesh
@@ -123,6 +126,30 @@ def test_prompts_samples_and_a_file(run: Path, tmp_path: Path, capsys: pytest.Ca
     first = [row["text"] for row in rows]
     assert generate(*words, "generate.max_new_tokens=6", "generate.batch_size=4") == 0
     assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == first
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), [
+    ("p.jsonl", '{"prompt": "a\u2028b"}\n\n{"prompt": ""}'.encode(), ["a\u2028b", ""]),
+    ("p.JSONL", b'\xef\xbb\xbf{"prompt": "a"}\r\n', ["a"]),
+    ("p.txt", b"\xef\xbb\xbfa\x0cb\xe2\x80\xa8c\r\n \nd", ["a\x0cb\u2028c", "d"]),
+    ("p.csv", b"prompt,other\n\"a,\nb\",1\n", ["a,\nb"]),
+    ("p.json", b'[{"prompt": "a"}]', ["a"]),
+    ("p.jsonl", b'{"prompt": "a"}\n{"prompt": null}', "p.jsonl line 2 has no text under 'prompt', it has: prompt$"),
+    ("p.jsonl", b'{"prompt": "\\ud800"}', "line 1 has half a character"),
+    ("p.jsonl", b'["a"]', "line 1 is a list, not an object"),
+    ("p.jsonl", b'{"text": "a"}', "line 1 has no text under 'prompt', it has: text$"),
+    ("p.txt", b"a\nb\xe9", "p.txt: is not UTF-8: byte 0xe9 at 3"),
+    ("p.csv", b"text\na\n", "p.csv has no column 'prompt', it has: text$"),
+    ("p.txt", b"\n", "it is empty"),
+])  # fmt: skip
+def test_a_file_of_prompts(tmp_path: Path, name: str, content: bytes, expected: list[str] | str) -> None:
+    (tmp_path / name).write_bytes(content)
+    settings = GenerateConfig(prompts_file=str(tmp_path / name))
+    if isinstance(expected, list):
+        assert read_prompts(settings) == expected
+        return
+    with pytest.raises(ConfigError, match=f"^generate.prompts_file=.*{expected}"):
+        read_prompts(settings)
 
 
 def test_stop_strings(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -25,6 +25,7 @@ from lmkit.config.sections.families import BERTConfig, GPTConfig
 from lmkit.config.sections.model import Activation, Norm, Position
 from lmkit.interop import load_params, read_config, save_folder
 from lmkit.interop.families import FAMILIES, family_for, family_of
+from lmkit.interop.source import SafetensorsSource
 from lmkit.interop.table import unlike
 from lmkit.models import build_model
 from lmkit.nn.param import param_specs
@@ -237,6 +238,17 @@ def test_places_that_are_taken_empty_or_damaged(tmp_path: Path) -> None:
     weights.unlink()
     with pytest.raises(ConfigError, match=r"no \.safetensors"):
         load_params(tmp_path / "out", LLAMA, shapes)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.safetensors", "/etc/x.safetensors", "a/../../x.safetensors", "..", "", "a\0b", 7]
+)
+def test_an_index_names_files_beside_it(name: Any, tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"secret")
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(ConfigError, match=r"index.json: .* is in .*, which is no file of this folder"):
+        SafetensorsSource(tmp_path / "m")
 
 
 def test_a_lost_file_of_several_is_named(tmp_path: Path) -> None:

@@ -85,6 +85,9 @@ class DataConfig(Section):
     source: Source = key(Source.text_files, "kind of source")
     paths: list[str] = key([], "files, folders or globs, local or fsspec URLs; with source=hf names of data sets")
     split: str = key("train", "with source=hf: which split of a data set")
+    allow_roots: list[str] = key(
+        [], "folders and URL prefixes that records and links may name, besides the folder that holds them"
+    )
     heldout_paths: list[str] = key([], "of records and images: what is held out, instead of a share of `paths`")
     mixture: dict[str, SourceConfig] = key(
         {}, "named parts, each with source, paths, weight, final_weight and max_epochs, instead of `source` and `paths`"

@@ -14,7 +14,9 @@ class GenerateConfig(Section):
     changes_results: ClassVar[bool] = False
 
     prompt: str = key("", "text to continue; for an encoder-decoder, the source. Taken as it stands, commas and all")
-    prompts_file: str = key("", "several prompts: a .jsonl with the field `prompt`, or else one a line")
+    prompts_file: str = key(
+        "", "several prompts: the field `prompt` of a .jsonl, .json, .csv, .tsv or .parquet, the lines of another file"
+    )
     audio: list[str] = key([], "sound files, for a model that listens; in place of prompts")
     max_new_tokens: int = key(128, "tokens made for each prompt at most", at_least=1)
     temperature: float = key(0.7, "what logits are divided by before a token is drawn; 0 = the likeliest", at_least=0.0)

@@ -31,9 +31,13 @@ class RecordRows(NamedTuple):
 
 
 class Field(Protocol):
-    """One field of a record, such as an image or a text."""
+    """One field of a record, such as an image or a text.
+
+    limits: columns, and so many values that their rows may have together; longer ones are cut.
+    """
 
     shapes: Shapes
+    limits: dict[tuple[str, ...], int]
 
     @property
     def columns(self) -> dict[str, Column]: ...
@@ -52,7 +56,9 @@ class Field(Protocol):
 
 
 class _Silent:
-    """A field without text."""
+    """A field without text, and of one size."""
+
+    limits: dict[tuple[str, ...], int] = {}  # noqa: RUF012
 
     def texts(self, record: Record) -> list[str]:
         return []
@@ -79,6 +85,7 @@ class Texts:
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
         self.keys = {"text": "text_key"} | ({"pair": "pair_key"} if config.pair_key else {})
         self.columns = {name: Column("int32", None) for name in self.keys}
+        self.limits = {tuple(self.keys): length - 1 - len(self.keys)}
         self.shapes: Shapes = {"inputs": ((length,), np.int32), "segment_ids": ((length,), np.int32)}
         if config.pair_key:
             self.shapes["types"] = ((length,), np.int32)
@@ -148,7 +155,7 @@ class Images(_Silent):
         config, shape = self.config, self.columns["image"].shape
         value = record.field(config.image_key, "image_key")
         if not isinstance(value, np.ndarray):
-            path, content = record.media(config.image_key, "image_key")
+            path, content = record.media(config.image_key, "image_key", config.allow_roots)
             size, channels = self.model.image_size, self.model.num_channels
             return read_image(path, size, channels, resize=config.resize, content=content)
         if value.shape != shape:
@@ -191,8 +198,10 @@ class Labels(_Silent):
 def label_of(record: Record, config: DataConfig) -> str:
     """The name of a record's class."""
     value = record.field(config.label_key, "label_key")
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bytes):
         raise ConfigError(f"data: {record.place} has a {type(value).__name__} under {config.label_key!r}, not a class")
+    if not str(value).strip():
+        raise ConfigError(f"data: {record.place} has an empty {config.label_key!r}: give its class, or leave it out")
     return str(value)
 
 
@@ -220,9 +229,9 @@ class Numbers(_Silent):
             value = record.field(self.config.target_key, "target_key")
             try:
                 number = float(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 number = float("nan")
-            if not np.isfinite(number):
+            if not abs(number) <= np.finfo(np.float32).max:  # NaN, too
                 raise ConfigError(f"data: {record.place} has {value!r:.40} as {self.config.target_key!r}, not a number")
             rows.append({"number": np.float32(number)})
         return rows
@@ -238,6 +247,7 @@ class Words:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, labels: list[str]):
         self.config, self.tokenizer, self.names, length = config, tokenizer, labels, config.seq_len
         self.columns = {"tokens": Column("int32", None), "tags": Column("int32", None)}
+        self.limits = {("tokens",): length}
         self.shapes: Shapes = dict.fromkeys(("inputs", "segment_ids", "labels"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
@@ -275,5 +285,11 @@ def words_of(record: Record, config: DataConfig) -> tuple[list[str], list[str]]:
         raise ConfigError(
             f"data: {record.place}: {config.text_key!r} and {config.label_key!r} must be two lists of one length: "
             f"the words and the class of each"
+        )
+    plain = all(isinstance(one, str | int | float) for one in (*words, *tags))
+    if not words or not plain or not all(str(tag).strip() for tag in tags):
+        raise ConfigError(
+            f"data: {record.place}: {config.text_key!r} and {config.label_key!r} hold no words, or something that is "
+            f"neither a word nor a class"
         )
     return [str(word) for word in words], [str(tag) for tag in tags]

@@ -43,6 +43,7 @@ class SourceTexts(_OneText):
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
         self.shapes: Shapes = dict.fromkeys(("source", "source_segment_ids"), ((length,), np.int32))
+        self.limits = {("source",): length - 1}
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
@@ -56,6 +57,7 @@ class Sounds:
     def __init__(self, config: DataConfig, model: EncDecConfig):
         self.config, self.num_mels, length = config, model.num_mels, config.seq_len
         self.columns = {"frames": Column("float16", None)}
+        self.limits = {("frames",): 2 * length * model.num_mels}
         self.shapes: Shapes = {
             "source": ((2 * length, model.num_mels), np.float32),
             "source_segment_ids": ((length,), np.int32),
@@ -65,9 +67,9 @@ class Sounds:
         return []
 
     def encode(self, records: Sequence[Record]) -> list[Batch]:
-        key = self.config.audio_key
-        files = [record.media(key, "audio_key") for record in records]
-        samples = [read_audio(path, content=content) for path, content in files]
+        key, roots = self.config.audio_key, self.config.allow_roots
+        files = (record.media(key, "audio_key", roots) for record in records)
+        samples = (read_audio(path, content=content) for path, content in files)
         return [{"frames": log_mel(one, self.num_mels).astype(np.float16).reshape(-1)} for one in samples]
 
     def collate(self, rows: RecordRows) -> Batch:
@@ -86,6 +88,7 @@ class Targets(_OneText):
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer, length = config, tokenizer, config.target_size
+        self.limits = {("target",): length - 1}
         self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
@@ -105,6 +108,7 @@ class Captions(_OneText):
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer):
         self.config, self.tokenizer = config, tokenizer
+        self.limits = {("caption",): config.seq_len - 1}
         self.shapes: Shapes = {"inputs": ((config.seq_len,), np.int32), "last": ((), np.int32)}
 
     def collate(self, rows: RecordRows) -> Batch:
@@ -123,7 +127,11 @@ class Conversations:
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, template: ChatTemplate | None = None):
         self.config, self.tokenizer, self.template, length = config, tokenizer, template, config.seq_len
         self.before, self.after = config.message_format.split("{content}", 1)
-        self.columns = {"tokens": Column("int32", None), "answers": Column("uint8", None)}
+        # first_answer: the place of the first token that weighs something
+        self.columns = {
+            "tokens": Column("int32", None), "answers": Column("uint8", None), "first_answer": Column("int32", ()),
+        }  # fmt: skip
+        self.limits = {("tokens",): length + 1}
         self.shapes: Shapes = dict.fromkeys(("inputs", "targets", "segment_ids"), ((length,), np.int32))
         self.shapes["weights"] = ((length,), np.float32)
 
@@ -169,7 +177,10 @@ class Conversations:
             lead = 0 if self.template else 1
             tokens = [np.full(lead, self.tokenizer.end_id), *ids]
             answers = [np.zeros(lead), *(np.full(len(one), p.answer) for p, one in zip(pieces, ids, strict=True))]
-            rows.append({"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)})
+            row = {"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)}
+            if not row["answers"][1:].any():
+                raise ConfigError(f"data: {record.place}: its answers have no tokens")
+            rows.append(row | {"first_answer": np.int32(1 + np.argmax(row["answers"][1:]))})  # type: ignore[dict-item]
         return rows
 
     def collate(self, rows: RecordRows) -> Batch:

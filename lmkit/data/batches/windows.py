@@ -21,11 +21,12 @@ from lmkit.data.tokens.tokenizer import Tokenizer
 
 
 class TextData(NamedTuple):
-    """Everything read by a run on text: the tokenizer, and the stores of the mixture with their weights."""
+    """Everything read by a run on text: the tokenizer, the stores of the mixture with their weights, what to tell."""
 
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     weights: dict[str, float]
+    notes: tuple[str, ...] = ()
 
 
 class Origin(NamedTuple):

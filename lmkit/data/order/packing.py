@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lmkit.config.base import ConfigError
 from lmkit.data.cache import make_atomically, place_of
 
 PACKING_FORMAT = 1
@@ -38,11 +39,16 @@ class Layout:
     """The rows of a store's training split at one length. Reads only what is asked for."""
 
     def __init__(self, path: Path):
-        meta = json.loads((path / "meta.json").read_text())
-        self.seq_len, self.num_places, self.num_pieces = meta["seq_len"], meta["places"], meta["pieces"]
-        self._rows, self._starts, self._lengths, self._long = (
-            np.load(path / f"{name}.npy", mmap_mode="r") for name in ("rows", "starts", "lengths", "long")
-        )
+        try:
+            meta = json.loads((path / "meta.json").read_text())
+            self.seq_len, self.num_places, self.num_pieces = (
+                int(meta[name]) for name in ("seq_len", "places", "pieces")
+            )
+            self._rows, self._starts, self._lengths, self._long = (
+                np.load(path / f"{name}.npy", mmap_mode="r") for name in ("rows", "starts", "lengths", "long")
+            )
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise ConfigError(f"{path} is damaged: {error}; remove it, and it is made again") from error
         self.num_whole = int(self._long[1, -1])  # rows cut from long documents; they come first
         self.num_rows = self.num_whole + len(self._rows) - 1
 

@@ -8,7 +8,7 @@ from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.data.cache import open_cache, place_of
-from lmkit.data.sources.files import expand
+from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource, build_sources
 
 FORMAT = 1
@@ -56,7 +56,8 @@ def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]
                 f"words"
             )
         files = expand(str(folder / "docs"), (".jsonl",))
-        found[name] = TextSource(files, "text", data.holdout_every, data.fold, id_key="id")
+        left_out = sources[name].left_out
+        found[name] = TextSource(files, "text", data.holdout_every, data.fold, id_key="id", left_out=left_out)
     return found
 
 
@@ -66,7 +67,7 @@ def evaluation_texts(settings: CleanConfig) -> TextSource | None:
         return None
     files = []
     for path in settings.decontaminate:
-        found = expand(path, TEXT_SUFFIXES)
+        found = expand(path, TEXT_SUFFIXES, allow_roots=("/",))  # of these texts hashes of words are kept, no more
         if not found:
             raise ConfigError(
                 f"data.clean.decontaminate: {path!r} matches no file with one of {', '.join(TEXT_SUFFIXES)}"

@@ -2,15 +2,16 @@
 
 import gzip
 import io
+import re
 import time
 import zlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 import fsspec
 
 from lmkit.config.base import ConfigError, UserError
+from lmkit.data.sources.roots import is_local, local_path
 
 PACKED = (".gz", ".zst")
 TRIES, PAUSE_SEC = 6, 0.5  # the pauses double: 15 seconds in all
@@ -20,24 +21,40 @@ _FINAL = (  # no use to ask again
 _BLOCK = 1 << 20
 T = TypeVar("T")
 
-_NEEDS = {
-    "hdfs": "hdfs:// needs pyarrow, lmkit[parquet], and Hadoop's libhdfs: set HADOOP_HOME, JAVA_HOME and CLASSPATH",
-    "s3": "s3:// needs s3fs: pip install 'lmkit[remote]'",
-    "gs": "gs:// needs gcsfs: pip install 'lmkit[remote]'",
-}
-
 
 class File(NamedTuple):
-    """A file to read, with what tells that it changed."""
+    """A file to read, with what tells that it changed; with `span` the lines of it that begin between two bytes."""
 
     url: str
     name: str
     size: int
     stamp: str
+    span: tuple[int, int] | None = None
 
 
 class DamagedError(Exception):
     """A file whose bytes are not of its format: the message says what is wrong."""
+
+
+class UnreachableError(ConfigError):
+    """A store that does not answer. It says nothing about the files in it."""
+
+
+def located(url: str) -> tuple[Any, str]:
+    """The file system of a path or URL, and the path in it. A local path stands as it is, whatever its name holds."""
+    return (fsspec.filesystem("file"), local_path(url)) if is_local(url) else fsspec.core.url_to_fs(url)
+
+
+def ending(url: str) -> str:
+    """The name of a file in lower case, by whose end its format is told; without the query of a web address."""
+    if url.startswith(("http://", "https://")):
+        url = re.split("[?#]", url, maxsplit=1)[0]
+    return url.rpartition("/")[2].lower()
+
+
+def unpacked_ending(url: str) -> str:
+    """The same without .gz or .zst."""
+    return ending(url).removesuffix(".gz").removesuffix(".zst")
 
 
 def patiently(what: str, act: Callable[[], T]) -> T:
@@ -52,7 +69,7 @@ def patiently(what: str, act: Callable[[], T]) -> T:
         except Exception as error:  # every store has errors of its own
             if number + 1 == TRIES:
                 reason = str(error) or type(error).__name__
-                raise ConfigError(
+                raise UnreachableError(
                     f"data: cannot {what}: {reason} ({TRIES} tries in {PAUSE_SEC * (2**number - 1):g} seconds and more)"
                 ) from error
             time.sleep(PAUSE_SEC * 2**number)
@@ -72,7 +89,7 @@ class _Steady(io.RawIOBase):
 
     def _open(self) -> None:
         if self.inner is None:
-            system, path = fsspec.core.url_to_fs(self.url)
+            system, path = located(self.url)
             self.inner = system.open(path, "rb")
             if self.place:
                 self.inner.seek(self.place)
@@ -154,9 +171,9 @@ def opened(url: str, packed: bool = True) -> BinaryIO:
     read says that it is damaged: see `damage`.
     """
     raw = cast(BinaryIO, io.BufferedReader(_Steady(url), _BLOCK))
-    if packed and url.endswith(".gz"):
+    if packed and ending(url).endswith(".gz"):
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw))  # a buffer around it would lose what comes before a damage
-    if packed and url.endswith(".zst"):
+    if packed and ending(url).endswith(".zst"):
         return cast(BinaryIO, io.BufferedReader(_Zstd(raw, url), _BLOCK))
     return raw
 
@@ -165,7 +182,8 @@ def damage(error: Exception) -> str:
     """What is wrong with a file, by what was raised while it was unpacked. Raises what says something else."""
     if isinstance(error, UserError):
         raise error
-    known = isinstance(error, EOFError | OSError | zlib.error | DamagedError)  # a store's OSError is a UserError by now
+    # a store's OSError is a UserError by now; pyarrow decodes a table's texts late
+    known = isinstance(error, EOFError | OSError | zlib.error | DamagedError | UnicodeDecodeError)
     if not known and type(error).__module__.partition(".")[0] not in ("zstandard", "pyarrow"):
         raise error
     return f"is damaged or cut short: {error}"
@@ -175,37 +193,3 @@ def read_bytes(url: str) -> bytes:
     """All of a file, as it is."""
     with opened(url, packed=False) as file:
         return file.read()
-
-
-def expand(path: str, suffixes: tuple[str, ...]) -> list[File]:
-    """The files of a path, folder or glob; names are relative to the folder or the glob's fixed part.
-
-    A path that names one file may end otherwise; ("",) is every file but links, which would give a text twice. Raises
-    ConfigError for what cannot be read.
-    """
-    try:
-        system, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in path else path)
-    except (ImportError, ValueError, OSError) as error:
-        hint = _NEEDS.get(path.partition("://")[0], "the extra lmkit[remote] has gs:// and s3://")
-        reason = str(error).partition("\n")[0]  # libhdfs has a line for each place where it looked for Java
-        raise ConfigError(f"data.paths: cannot open {path!r}: {reason} ({hint})") from error
-    found, base = patiently(f"list data.paths={path!r}", lambda: _found(system, root, path))
-    files = []
-    for name, info in sorted(found.items()):
-        link = info.get("islink") and suffixes != ("",) and Path(name).is_file()
-        if (info.get("type") == "file" or link) and (name.endswith(suffixes) or name == root):
-            stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-            files.append(
-                File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp))
-            )
-    return files
-
-
-def _found(system: Any, root: str, path: str) -> tuple[dict[str, Any], str]:
-    """What is there by name, and what their names are relative to."""
-    if system.isdir(root):
-        return system.find(root, detail=True), root
-    if any(c in path for c in "*?["):
-        fixed = root[: min(root.find(c) for c in "*?[" if c in root)]
-        return system.glob(root, detail=True), fixed.rpartition("/")[0]
-    return ({root: system.info(root)} if system.exists(root) else {}), root.rpartition("/")[0]

@@ -1,28 +1,22 @@
-"""What files hold: documents, and records that cannot be used. The one place that decides what is malformed."""
+"""What files hold: rows with fields, and what cannot be used. The one place that decides what is malformed."""
 
 import codecs
+import csv
+import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sources.files import File, damage, opened
+from lmkit.data.sources.files import PACKED, File, damage, opened, unpacked_ending
 
+LINES, TABLES, JSON = (".jsonl",), (".csv", ".tsv"), (".json",)
 _SAMPLE_CHARS = 200
+_COUNTED = 1 << 23  # bytes whose line ends are counted at a time
+_FIELD_CHARS = 1 << 30  # of a field of a .csv; the csv module's own limit is 131,072
 _HALVES = re.compile("[\ud800-\udfff]")  # JSON may spell them, UTF-8 cannot hold them
-
-
-class Document(NamedTuple):
-    """A text and the name it keeps on every machine: the hold-out split hashes it.
-
-    weights: None, a weight of the loss for all of it, or [first char, end char, weight] of spans.
-    """
-
-    name: str
-    text: str
-    weights: Any = None
 
 
 class Bad(NamedTuple):
@@ -33,24 +27,143 @@ class Bad(NamedTuple):
     sample: str
 
 
-class Keys(NamedTuple):
-    """The fields of a record that are read."""
+class Row(NamedTuple):
+    """One record of a file: its number from 1 (of .jsonl the number of its line), its fields, where it stands."""
 
-    text: str
-    id: str = ""
-    weight: str = ""
-
-
-Reader = Callable[[File, Keys], Iterator[Document | Bad]]
+    number: int
+    fields: dict[str, Any]
+    place: str
 
 
-def read_text_file(file: File, keys: Keys) -> Iterator[Document | Bad]:
-    """A file of text, of JSON lines or a parquet table, by how its name ends."""
-    if file.url.endswith(".parquet"):
-        return read_parquet(file, keys)
-    if file.url.removesuffix(".gz").removesuffix(".zst").endswith(".jsonl"):
-        return read_jsonl(file, keys)
-    return read_plain(file, keys)
+def with_packed(*suffixes: str) -> tuple[str, ...]:
+    """Suffixes, and the same with those of compressed files."""
+    return (*suffixes, *(f"{one}{packed}" for one in suffixes for packed in PACKED))
+
+
+def has_rows(url: str) -> bool:
+    """Whether a file is read as rows, by how its name ends."""
+    return unpacked_ending(url).endswith((*_READERS, ".parquet"))
+
+
+def read_rows(file: File, columns: Mapping[str, str] | None = None) -> Iterator[Row | Bad]:
+    """The rows of a .jsonl, .json, .csv, .tsv or .parquet file, and in their places what cannot be used.
+
+    Args:
+        columns: the fields that a table must have, each with the configuration key that chooses another; of .parquet
+            only these are read. None: all fields, none of which a table must have.
+
+    Raises ConfigError for a file that cannot be reached, or where a package is missing.
+    """
+    name = unpacked_ending(file.url)
+    read = next((reader for suffix, reader in _READERS.items() if name.endswith(suffix)), _parquet)
+    word, last = "line" if read is _jsonl else "record", 0
+    try:
+        with opened(file.url, packed=read is not _parquet) as handle:
+            for number, found in read(handle, file, columns or {}):
+                place, last = f"{file.url} {word} {number}" if number else file.url, number
+                yield found._replace(place=place) if isinstance(found, Bad) else Row(number, found, place)
+    except Exception as error:
+        yield Bad(f"{file.url} after {word} {last}", damage(error), "")
+
+
+Found = Iterator[tuple[int, dict[str, Any] | Bad]]  # the number of a record, 0 for the file as a whole
+
+
+def _jsonl(handle: BinaryIO, file: File, _: Mapping[str, str]) -> Found:
+    for number, line in lines_of(handle, file.span):
+        yield number, parse_object(line)
+
+
+def _json(handle: BinaryIO, file: File, _: Mapping[str, str]) -> Found:
+    """An array of objects, one object, or (as many such files are) an object a line."""
+    data = handle.read()
+    text = decoded(data)
+    if isinstance(text, Bad):
+        yield 0, text
+        return
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":
+            yield from _jsonl(io.BytesIO(data), file, {})
+        else:
+            yield 0, Bad("", f"is not JSON: {error}", sample_of(text.strip()))
+        return
+    for number, one in enumerate(found if isinstance(found, list) else [found], 1):
+        yield number, one if isinstance(one, dict) else _no_object(one, one)
+
+
+def _csv(handle: BinaryIO, file: File, columns: Mapping[str, str]) -> Found:
+    """Rows under a header. Bytes that are not UTF-8 and quotes that do not close spoil their own row alone."""
+    csv.field_size_limit(_FIELD_CHARS)
+    text = io.TextIOWrapper(handle, "utf-8-sig", errors="surrogateescape", newline="")
+    delimiter = "\t" if unpacked_ending(file.url).endswith(".tsv") else ","
+    rows = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        header, number = next(rows, []), 0
+    except csv.Error as error:
+        yield 0, Bad("", f"has no header that can be read: {error}", "")
+        return
+    if problem := _bad_bytes(header, ["header"] * len(header)) or missing_columns(header, columns):
+        yield 0, problem
+        return
+    if twice := [name for name in header if name and header.count(name) > 1]:
+        yield 0, Bad("", f"has two columns named {twice[0]!r}: rename one", sample_of(header))
+        return
+    while True:
+        try:
+            values = next(rows, None)
+        except csv.Error as error:
+            number += 1
+            yield number, Bad("", f"is no row of a .csv: {error}; quote its fields, and double quotes in them", "")
+            continue
+        if values is None:
+            return
+        if not values:
+            continue
+        number += 1
+        if len(values) > len(header) and any(values[len(header) :]):
+            reason = f"has {len(values)} fields, the header {len(header)}: put quotes around a field that holds a comma"
+            yield number, Bad("", reason, sample_of(values))
+        else:
+            values += [None] * (len(header) - len(values))  # type: ignore[list-item]
+            yield number, _bad_bytes(values, header) or dict(zip(header, values, strict=False))
+
+
+def _bad_bytes(values: Sequence[str | None], names: Sequence[str]) -> Bad | None:
+    for value, name in zip(values, names, strict=False):
+        if value and (found := _HALVES.search(value)):
+            reason = f"is not UTF-8: byte {ord(found[0]) & 0xFF:#04x} in {name!r} (iconv -t utf-8 converts a file)"
+            return Bad("", reason, sample_of(value.encode(errors="surrogateescape")))
+    return None
+
+
+def _parquet(handle: BinaryIO, file: File, columns: Mapping[str, str]) -> Found:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ConfigError(f"data: reading {file.url} needs pyarrow: pip install 'lmkit[parquet]'") from error
+    table, number = parquet.ParquetFile(handle), 0
+    if problem := missing_columns(table.schema_arrow.names, columns):
+        yield 0, problem
+        return
+    for batch in table.iter_batches(columns=list(columns) or None, batch_size=1024):
+        for fields in batch.to_pylist():
+            number += 1
+            yield number, fields
+
+
+_READERS: dict[str, Callable[[BinaryIO, File, Mapping[str, str]], Found]] = {
+    ".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".tsv": _csv,
+}  # fmt: skip
+
+
+def missing_columns(has: list[str], columns: Mapping[str, str]) -> Bad | None:
+    """What is wrong with a table that lacks a column."""
+    if gone := [name for name in columns if name not in has]:
+        hint = f"; set {columns[gone[0]]}=" if columns[gone[0]] else ""
+        return Bad("", f"has no column {gone[0]!r}, it has: {', '.join(has)}{hint}", "")
+    return None
 
 
 def sample_of(value: Any) -> str:
@@ -62,38 +175,25 @@ def sample_of(value: Any) -> str:
 
 
 def decoded(data: bytes) -> str | Bad:
-    """Bytes as text; a Bad without a place where they are not UTF-8."""
+    """Bytes as text, without a byte order mark; a Bad without a place where they are not UTF-8."""
     try:
-        return data.decode()
+        return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
-        return Bad("", f"is not UTF-8: byte {data[error.start]:#04x} at {error.start}", sample_of(data))
+        at = error.start + (len(codecs.BOM_UTF8) if data.startswith(codecs.BOM_UTF8) else 0)
+        return Bad("", f"is not UTF-8: byte {data[at]:#04x} at {at} (iconv -t utf-8 converts a file)", sample_of(data))
 
 
-def read_plain(file: File, keys: Keys) -> Iterator[Document | Bad]:
-    """One document: all of the file."""
-    try:
-        with opened(file.url) as handle:
-            data = handle.read()
-    except Exception as error:
-        yield Bad(file.url, damage(error), "")
-        return
-    text = decoded(data)
-    yield text._replace(place=file.url) if isinstance(text, Bad) else Document(file.name, text)
-
-
-def read_tree_file(file: File, keys: Keys) -> Iterator[Document | Bad]:
-    """A file of a tree, whatever it is called: text, or not."""
-    for one in read_plain(file, keys):
-        if isinstance(one, Document) and "\0" in one.text:
-            yield Bad(file.url, f"is not text: a zero byte at {one.text.index(chr(0))}", sample_of(one.text))
-        else:
-            yield one
-
-
-def lines_of(handle: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """(number from 1, line) of the lines that are not blank, the first without a byte order mark."""
-    for number, line in enumerate(handle, 1):
-        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+def lines_of(handle: BinaryIO, span: tuple[int, int] | None = None) -> Iterator[tuple[int, bytes]]:
+    """(number from 1, line) of the lines that are not blank; with `span` those that begin between two bytes."""
+    number, place = 0, 0
+    if span and span[0]:
+        while block := handle.read(min(_COUNTED, span[0] - 1 - place)):
+            number, place = number + block.count(b"\n"), place + len(block)
+        number, place = number + 1, place + len(handle.readline())  # it began before
+    for number, line in enumerate(handle, number + 1):  # noqa: B020
+        if span and place >= span[1]:
+            return
+        place += len(line)
         if line.strip():
             yield number, line
 
@@ -107,99 +207,37 @@ def parse_object(line: bytes) -> dict[str, Any] | Bad:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Bad("", f"is not JSON: {error}", sample_of(line.strip()))
-    if not isinstance(record, dict):
-        return Bad("", f"is a {type(record).__name__}, not an object with fields", sample_of(line.strip()))
-    return record
+    return record if isinstance(record, dict) else _no_object(record, line.strip())
 
 
-def read_jsonl(file: File, keys: Keys) -> Iterator[Document | Bad]:
-    """A document a line."""
-    number = 0
-    try:
-        with opened(file.url) as handle:
-            for number, line in lines_of(handle):
-                place, record = f"{file.url} line {number}", parse_object(line)
-                if isinstance(record, Bad):
-                    yield record._replace(place=place)
-                else:
-                    yield document_of(record, keys, f"{file.name}:{number}", place)
-    except Exception as error:
-        yield Bad(f"{file.url} after line {number}", damage(error), "")
+def _no_object(value: Any, shown: Any) -> Bad:
+    return Bad("", f"is a {type(value).__name__}, not an object with fields", sample_of(shown))
 
 
-def read_parquet(file: File, keys: Keys) -> Iterator[Document | Bad]:
-    """A document a row."""
-    number = 0
-    try:
-        with opened(file.url, packed=False) as handle:
-            table = open_parquet(handle, file.url)
-            has = table.schema_arrow.names
-            if missing := [name for name in keys if name and name not in has]:
-                field = f"data.{keys._fields[keys.index(missing[0])]}_key"
-                yield Bad(file.url, f"has no column {missing[0]!r}, it has: {', '.join(has)}; set {field}=", "")
-                return
-            for batch in table.iter_batches(columns=[name for name in keys if name], batch_size=1024):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield document_of(record, keys, f"{file.name}:{number}", f"{file.url} record {number}")
-    except Exception as error:
-        yield Bad(f"{file.url} after record {number}" if number else file.url, damage(error), "")
+def text_under(fields: Mapping[str, Any], key: str, hint: str) -> str | Bad:
+    """The text of a field; a Bad without a place where there is none, or UTF-8 cannot hold it."""
+    text = fields.get(key)
+    if not isinstance(text, str):
+        has = ", ".join(map(str, fields))
+        return Bad("", f"has no text under {key!r}, it has: {has}{hint}", sample_of(fields))
+    return half_in(text, key) or text
 
 
-def open_parquet(handle: BinaryIO, url: str) -> Any:
-    """A pyarrow ParquetFile. Raises ConfigError where pyarrow is missing."""
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ConfigError(f"data: reading {url} needs pyarrow: pip install 'lmkit[parquet]'") from error
-    return parquet.ParquetFile(handle)
+def half_in(value: Any, key: str) -> Bad | None:
+    """What is wrong with a field whose texts hold half a character."""
+    if isinstance(value, str):
+        if not _HALVES.search(value):
+            return None
+        return Bad("", f"has half a character (a lone surrogate) under {key!r}", sample_of(value))
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((bad for one in parts if (bad := half_in(one, key))), None)
 
 
-def document_of(record: Any, keys: Keys, name: str, place: str) -> Document | Bad:
-    """The document of a record with fields."""
-    text = record.get(keys.text)
-    try:
-        if not isinstance(text, str):
-            raise _MalformedError(f"has no text under {keys.text!r}, it has: {', '.join(record)}; set data.text_key=")
-        if _HALVES.search(text):
-            raise _MalformedError(f"has half a character (a lone surrogate) under {keys.text!r}")
-        name = _id_of(record, keys.id) if keys.id else name
-        return Document(name, text, _weights_of(record, keys.weight, len(text)) if keys.weight else None)
-    except _MalformedError as error:
-        return Bad(place, str(error), sample_of(text if isinstance(text, str) else record))
-
-
-class _MalformedError(Exception):
-    pass
-
-
-def _id_of(record: Any, key: str) -> str:
-    value = record.get(key)
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _MalformedError(f"has no name under {key!r} (data.id_key): {sample_of(value)}")
-    return str(value)
-
-
-def _weights_of(record: Any, key: str, chars: int) -> Any:
-    """None, a number, or a list of [first, end, weight]."""
-    value = record.get(key)
-    if value is None or _is_weight(value):
-        return value
-    spans = []
-    for span in value if isinstance(value, list) else [None]:
-        if not isinstance(span, list) or len(span) != 3 or not all(map(_is_weight, span)):
-            raise _MalformedError(
-                f"has {sample_of(value)} under {key!r} (data.weight_key), not a number of at least 0 or a list of "
-                f"[first char, end char, weight]"
-            )
-        first, end, weight = int(span[0]), int(span[1]), span[2]
-        if (first, end) != (span[0], span[1]) or not first <= end <= chars:
-            raise _MalformedError(
-                f"has the span {span} under {key!r} (data.weight_key), with {chars} characters of text"
-            )
-        spans.append([first, end, weight])
-    return spans
-
-
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+def check_share(bad: int, records: int, most: float, where: str) -> None:
+    """Raises ConfigError where more than the share `most` of the records cannot be used."""
+    if bad > most * records:
+        share = min(1.0, math.ceil(round(bad / records * 100, 6)) / 100)
+        raise ConfigError(
+            f"data: {bad} of {records} records ({bad / records:.2%}) cannot be used, more than data.max_bad_share="
+            f"{most}; {where}: mend them, or set data.max_bad_share={share}"
+        )

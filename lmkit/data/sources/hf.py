@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import fsspec
-
 from lmkit.config.base import ConfigError
-from lmkit.data.sources.files import File
-from lmkit.data.sources.formats import Bad, Document, Keys, document_of
+from lmkit.data.sources.documents import Document, Keys, document_of
+from lmkit.data.sources.files import File, located
+from lmkit.data.sources.formats import Bad, missing_columns
 
 _BLOCK_ROWS = 1 << 16  # of a File: what one of many readers takes
 
@@ -33,12 +32,10 @@ def read_hf(file: File, keys: Keys) -> Iterator[Document | Bad]:
     split, _, span = where.rpartition(":")
     first, end = map(int, span.split("-"))
     table = _table(path, split)
-    if missing := [name for name in keys if name and name not in table.column_names]:
-        field = f"data.{keys._fields[keys.index(missing[0])]}_key"
-        has = ", ".join(table.column_names)
-        yield Bad(file.url, f"has no column {missing[0]!r}, it has: {has}; set {field}=", "")
+    if problem := missing_columns(table.column_names, keys.columns):
+        yield problem._replace(place=file.url)
         return
-    rows = table.select_columns([name for name in keys if name]).select(range(first, end)).with_format("arrow")
+    rows = table.select_columns(list(keys.columns)).select(range(first, end)).with_format("arrow")
     number = first
     for batch in rows.iter(1024):
         for record in batch.to_pylist():  # type: ignore[union-attr]
@@ -71,5 +68,5 @@ def _table(path: str, split: str) -> Any:
 
 
 def _was_saved(path: str) -> bool:
-    system, root = fsspec.core.url_to_fs(path)
+    system, root = located(path)
     return any(system.exists(f"{root}/{name}") for name in ("state.json", "dataset_dict.json"))

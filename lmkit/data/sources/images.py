@@ -25,6 +25,7 @@ def read_image(
 
     With `content` these are the file's bytes, and `path` only says where they come from.
     With `resize` any image is brought to that size (bilinear, antialiased, a rectangle is squeezed into the square).
+    What is transparent shows white: the colours that a file holds there are not meant to be seen.
     Raises ConfigError for a file that cannot be read, and without `resize` for another size.
     """
     try:
@@ -38,6 +39,9 @@ def read_image(
             image = ImageOps.exif_transpose(file)  # a camera stores how it was held
             if image.mode[0] in "IF":
                 raise ConfigError(f"{path} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
+            if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+                seen = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
             image = image.convert(_MODES[channels])
     except ConfigError:
         raise

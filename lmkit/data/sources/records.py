@@ -1,10 +1,9 @@
 """Where labelled records come from: fields with stable names, readable as often as needed."""
 
-import csv
 import hashlib
-import io
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
@@ -12,12 +11,13 @@ import numpy as np
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig, Source
-from lmkit.data.sources.files import PACKED, File, damage, expand, opened, read_bytes
-from lmkit.data.sources.formats import Bad, decoded, lines_of, open_parquet, parse_object
+from lmkit.data.sources.files import File, ending, read_bytes
+from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, decoded, half_in, read_rows, with_packed
 from lmkit.data.sources.images import read_idx
+from lmkit.data.sources.listing import expand, left_out_note
+from lmkit.data.sources.roots import resolve
 
-_LINES = (".jsonl", ".csv", ".tsv")
-RECORD_SUFFIXES = (*_LINES, *(f"{one}{packed}" for one in _LINES for packed in PACKED), ".parquet")
+RECORD_SUFFIXES = (*with_packed(*LINES, *TABLES), ".parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 SOUND_SUFFIXES = (".wav", ".flac", ".ogg")
 _TABLE = ".trans.txt"  # LibriSpeech's: a line for each sound of a folder, its name and what is said
@@ -27,6 +27,9 @@ _SUFFIXES = {
     Source.image_folder: IMAGE_SUFFIXES, Source.idx: (_IMAGES, f"{_IMAGES}.gz"),
     Source.audio_folder: (*SOUND_SUFFIXES, ".txt"),
 }  # fmt: skip
+_ASKED = {Source.records: with_packed(*JSON)}  # a folder has .json files that are no records
+
+Take = Callable[[Bad], None]
 
 
 class Record(NamedTuple):
@@ -44,21 +47,32 @@ class Record(NamedTuple):
         if value is None or (isinstance(value, float) and np.isnan(value)):
             has = ", ".join(str(field) for field in self.fields)
             raise ConfigError(f"data: {self.place} has no {name!r}, it has: {has}; set data.{key}=")
+        if bad := half_in(value, name):
+            raise ConfigError(f"data: {self.place} {bad.reason}")
         return value
 
-    def media(self, name: str, key: str) -> tuple[str, bytes | None]:
-        """An image or a sound: (path or place, its bytes, or None of a local file).
+    def media(self, name: str, key: str, allow_roots: Sequence[str]) -> tuple[str, bytes]:
+        """The bytes of an image or a sound, and where they come from.
 
-        The field is a path from the record's folder, a URL, bytes, or {bytes, path} as Hugging Face's tables have it.
+        The field is a path or a URL below the record's folder or one of `allow_roots`, bytes, {bytes, path} as Hugging
+        Face's tables have it, or a File that was found in a folder. Raises ConfigError for a path that leads elsewhere
+        and for what cannot be read.
         """
         value = self.field(name, key)
+        if isinstance(value, File):
+            return value.url.removeprefix("file://"), read_bytes(value.url)
         if isinstance(value, dict) and ("bytes" in value or "path" in value):
             value = value.get("bytes") or value.get("path") or ""
         if isinstance(value, bytes):
             return self.place, value
-        value = str(value)
-        path = value if "://" in value or value.startswith("/") else f"{self.folder}/{value}"
-        return path, read_bytes(path) if "://" in path else None
+        if not isinstance(value, str):
+            what = type(value).__name__
+            raise ConfigError(f"data: {self.place} has a {what} under {name!r}, not a path or bytes: {value!r:.60}")
+        try:
+            path = resolve(value, self.folder, allow_roots)
+        except ConfigError as error:
+            raise ConfigError(f"data: {self.place}: {name!r}: {error}") from error
+        return path, read_bytes(path)
 
 
 class RecordSource:
@@ -66,20 +80,55 @@ class RecordSource:
 
     def __init__(self, kind: Source, paths: list[str], heldout_paths: list[str], config: DataConfig):
         self.kind, self.config = kind, config
+        self.left_out: Counter[str] = Counter()
         side = False if heldout_paths else None
-        self.files: list[tuple[File, bool | None]] = [(file, side) for file in _files(kind, paths, "data.paths")]
-        self.files += [(file, True) for file in _files(kind, heldout_paths, "data.heldout_paths")]
+        self.files: list[tuple[File, bool | None]] = [(file, side) for file in self._files(paths, "data.paths")]
+        self.files += [(file, True) for file in self._files(heldout_paths, "data.heldout_paths")]
         if kind is Source.idx and not heldout_paths and any(_is_test(file) for file, _ in self.files):
             self.files = [(file, _is_test(file)) for file, _ in self.files]
         self.num_bytes = sum(file.size for file, _ in self.files)
+
+    def _files(self, paths: list[str], key: str) -> list[File]:
+        """The files of the paths, sorted. Raises ConfigError where a path has none of the kind's."""
+        kind = self.kind
+        suffixes, asked = _SUFFIXES.get(kind, RECORD_SUFFIXES), _ASKED.get(kind, ())
+        if kind is Source.digits:
+            return []
+        files: dict[str, File] = {}
+        for path in paths:
+            left_out: Counter[str] = Counter()
+            found = expand(path, suffixes, asked=asked, allow_roots=self.config.allow_roots, left_out=left_out)
+            found = [file for file in found if ending(file.url).endswith((*suffixes, *asked))]
+            if not found:
+                there = f" (there are {left_out_note(left_out)})" if left_out else ""
+                raise ConfigError(f"{key}: {path!r} matches no file that ends in one of {', '.join(suffixes)}{there}")
+            if kind is Source.image_folder:
+                _check_depth(path, found)
+            files |= {file.url: file for file in found}
+            self.left_out += left_out
+        if not files and key == "data.paths":
+            raise ConfigError(f"data.source={kind.name}: no paths: set data.paths=[FILE, FOLDER or GLOB, ...]")
+        return [files[url] for url in sorted(files)]
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed or modified; reads no contents."""
         rows = [(file.name, file.size, file.stamp, side) for file, side in self.files]
         return hashlib.sha256(json.dumps([self.kind.name, rows]).encode()).hexdigest()
 
-    def records(self) -> Iterator[Record]:
-        """Every record. Raises ConfigError for what cannot be read, naming the place."""
+    def records(self, bad: Take | None = None) -> Iterator[Record]:
+        """Every record. What cannot be used goes to `bad`, and reading goes on.
+
+        Raises ConfigError for a file that cannot be reached; without `bad` for the first such record, too.
+        """
+        for one in self._records():
+            if isinstance(one, Record):
+                yield one
+            elif bad is None:
+                raise ConfigError(f"data: {one.place} {one.reason}")
+            else:
+                bad(one)
+
+    def _records(self) -> Iterator[Record | Bad]:
         config = self.config
         if self.kind is Source.digits:
             yield from _digits(config)
@@ -87,37 +136,39 @@ class RecordSource:
             yield from _sounds(self.files, config)
             return
         for file, side in self.files:
-            name, folder = file.name, file.url.rpartition("/")[0].removeprefix("file://")
+            name, folder = file.name, _folder(file)
             if self.kind is Source.image_folder:
-                label = PurePosixPath(file.url).parent.name
-                fields = {config.image_key: PurePosixPath(file.url).name, config.label_key: label}
+                fields = {config.image_key: file, config.label_key: PurePosixPath(file.url).parent.name}
                 yield Record(name, fields, name, folder, side)
             elif self.kind is Source.idx:
                 yield from _idx(file, config, side)
             else:
-                for number, fields in _rows(file):
-                    yield Record(f"{name}:{number}", fields, f"{file.url} record {number}", folder, side)
+                for row in read_rows(file):
+                    good = not isinstance(row, Bad)
+                    yield Record(f"{name}:{row.number}", row.fields, row.place, folder, side) if good else row
 
 
-def _files(kind: Source, paths: list[str], key: str) -> list[File]:
-    """The files of the paths, sorted. Raises ConfigError where a path has none of the kind's."""
-    suffixes = _SUFFIXES.get(kind, RECORD_SUFFIXES)
-    if kind is Source.digits:
-        return []
-    files: dict[str, File] = {}
-    for path in paths:
-        found = [file for file in expand(path, suffixes) if file.url.endswith(suffixes)]
-        if not found:
-            raise ConfigError(f"{key}: {path!r} matches no file that ends in one of {', '.join(suffixes)}")
-        files |= {file.url: file for file in found}
-    if not files and key == "data.paths":
-        raise ConfigError(f"data.source={kind.name}: no paths: set data.paths=[FILE, FOLDER or GLOB, ...]")
-    return [files[url] for url in sorted(files)]
+def _folder(file: File) -> str:
+    return file.url.rpartition("/")[0].removeprefix("file://") or "/"
+
+
+def _check_depth(path: str, found: list[File]) -> None:
+    """Raises ConfigError where images do not lie in one folder a class: what the classes are would be a guess."""
+    depths = {file.name.count("/"): file.name for file in found}
+    if deep := [name for depth, name in depths.items() if depth > 1]:
+        raise ConfigError(
+            f"data.paths: {deep[0]!r} lies more than one folder below {path!r}, and a class is one folder: give the "
+            f"folder that holds the classes, or list the images with data=records"
+        )
+    if len(depths) > 1:
+        raise ConfigError(
+            f"data.paths: {depths[0]!r} lies in {path!r} beside the folders of classes: move it into one of them"
+        )
 
 
 def _is_test(file: File) -> bool:
     """Whether a file is of MNIST's own test set."""
-    return file.url.rpartition("/")[2].startswith("t10k")
+    return ending(file.url).startswith("t10k")
 
 
 def _digits(config: DataConfig) -> Iterator[Record]:
@@ -135,61 +186,37 @@ def _digits(config: DataConfig) -> Iterator[Record]:
 def _idx(file: File, config: DataConfig, side: bool | None) -> Iterator[Record]:
     """A pair of files."""
     place = file.url.removeprefix("file://")
-    images, labels = read_idx(place), read_idx(place.replace(_IMAGES, _LABELS))
-    if len(images) != len(labels):
-        raise ConfigError(f"data: {file.url} has {len(images)} images, its file of labels has {len(labels)}")
+    labels_at = place.replace(_IMAGES, _LABELS).replace(_IMAGES.upper(), _LABELS.upper())
+    images, labels = read_idx(place), read_idx(labels_at)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        shapes = " and ".join(" x ".join(map(str, one.shape)) for one in (images, labels))
+        raise ConfigError(f"data: {file.url} and its file of labels are {shapes}: they must be images and their labels")
     for number, (image, label) in enumerate(zip(images, labels, strict=True)):
         fields = {config.image_key: image[..., None], config.label_key: str(label)}
         yield Record(f"{file.name}:{number}", fields, f"{file.url} image {number}", "", side)
 
 
-def _sounds(files: list[tuple[File, bool | None]], config: DataConfig) -> Iterator[Record]:
+def _sounds(files: list[tuple[File, bool | None]], config: DataConfig) -> Iterator[Record | Bad]:
     """Each sound with what is said in it: NAME.txt beside it, or a line of its folder's *.trans.txt."""
     said: dict[str, str] = {}
     for file, _ in files:
-        folder, _, name = file.url.rpartition("/")
+        name = ending(file.url)
         if not name.endswith(".txt"):
             continue
         text = decoded(read_bytes(file.url))
         if isinstance(text, Bad):
-            raise ConfigError(f"data: {file.url} {text.reason}")
-        if name.endswith(_TABLE):
-            rows = (line.partition(" ") for line in text.splitlines() if line.strip())
-            said |= {f"{folder}/{one}": words.strip() for one, _, words in rows}
+            yield text._replace(place=file.url)
+        elif name.endswith(_TABLE):
+            rows = (line.partition(" ") for line in text.split("\n") if line.strip())
+            said |= {f"{file.url.rpartition('/')[0]}/{one}": words.strip() for one, _, words in rows}
         else:
-            said[file.url.removesuffix(".txt")] = text.strip()
+            said[file.url.rpartition(".")[0]] = text.strip()
     for file, side in files:
-        if file.url.endswith(".txt"):
+        if ending(file.url).endswith(".txt"):
             continue
-        text, folder = said.get(file.url.rpartition(".")[0]), file.url.rpartition("/")[0].removeprefix("file://")
+        text = said.get(file.url.rpartition(".")[0])
         if text is None:
-            raise ConfigError(
-                f"data: {file.url} has no transcript: neither a .txt of its name nor a line of a *{_TABLE} stands by it"
-            )
-        fields = {config.audio_key: PurePosixPath(file.url).name, config.target_key: text}
-        yield Record(file.name, fields, file.url, folder, side)
-
-
-def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(number from 1, fields) of a file of records."""
-    number, plain = 0, file.url.removesuffix(".gz").removesuffix(".zst")
-    try:
-        with opened(file.url, packed=not plain.endswith(".parquet")) as handle:
-            if plain.endswith(".parquet"):
-                for batch in open_parquet(handle, file.url).iter_batches(batch_size=1024):
-                    for fields in batch.to_pylist():
-                        number += 1
-                        yield number, fields
-            elif plain.endswith((".csv", ".tsv")):
-                text = io.TextIOWrapper(handle, "utf-8", errors="replace", newline="")
-                rows = csv.DictReader(text, delimiter="\t" if plain.endswith(".tsv") else ",")
-                for number, fields in enumerate(rows, 1):
-                    yield number, fields
-            else:
-                for number, line in lines_of(handle):
-                    fields = parse_object(line)
-                    if isinstance(fields, Bad):
-                        raise ConfigError(f"data: {file.url} line {number} {fields.reason}")
-                    yield number, fields
-    except Exception as error:
-        raise ConfigError(f"data: {file.url} {damage(error)} (after record {number})") from error
+            reason = f"has no transcript: neither a .txt of its name nor a line of a *{_TABLE} stands by it"
+            yield Bad(file.url, reason, "")
+        else:
+            yield Record(file.name, {config.audio_key: file, config.target_key: text}, file.url, _folder(file), side)

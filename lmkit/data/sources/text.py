@@ -1,24 +1,29 @@
 """Where text comes from: documents with stable names, readable as often as needed."""
 
 import hashlib
+import itertools
 import json
-import math
 import sysconfig
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig, Source
-from lmkit.data.sources.files import PACKED, File, expand
-from lmkit.data.sources.formats import Bad, Document, Keys, Reader, read_text_file, read_tree_file
+from lmkit.data.sources.documents import Document, Keys, Reader, read_text_file, read_tree_file
+from lmkit.data.sources.files import File, ending
+from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, with_packed
 from lmkit.data.sources.hf import hf_files, read_hf
+from lmkit.data.sources.listing import ANY, expand, left_out_note
+from lmkit.data.sources.roots import is_local
 from lmkit.data.sources.warc import WARC_SUFFIXES, read_warc
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
-_PLAIN = (".txt", ".text", ".md", ".py", ".jsonl")
-TEXT_SUFFIXES = (*_PLAIN, *(f"{one}{packed}" for one in _PLAIN for packed in PACKED), ".parquet")
+TEXT_SUFFIXES = (*with_packed(".txt", ".text", ".md", ".py", *LINES), ".parquet")
+_ASKED = {Source.text_files: with_packed(*JSON, *TABLES)}  # a folder has such files that are no documents
+RANGE_BYTES, MOST_RANGES = 1 << 28, 32  # each range counts the lines before its own, so they must not be many
 _READERS: dict[Source, Reader] = {Source.tree: read_tree_file, Source.warc: read_warc, Source.hf: read_hf}
-_SUFFIXES = {Source.tree: ("",), Source.warc: WARC_SUFFIXES}
+_SUFFIXES = {Source.tree: ANY, Source.warc: WARC_SUFFIXES}
 
 
 class TextSource:
@@ -27,9 +32,11 @@ class TextSource:
     def __init__(
         self, files: list[File], text_key: str, holdout_every: int, fold: int = 0, id_key: str = "",
         weight_key: str = "", kind: Source = Source.text_files, max_bad_share: float = 0.0,
+        left_out: Counter[str] | None = None,
     ):  # fmt: skip
         self.files, self.text_key, self.holdout_every, self.fold = files, text_key, holdout_every, fold
         self.keys, self.kind, self.max_bad_share = Keys(text_key, id_key, weight_key), kind, max_bad_share
+        self.left_out = left_out or Counter()  # files that are there and are not read, by kind
 
     @property
     def num_bytes(self) -> int:
@@ -58,15 +65,6 @@ class TextSource:
                 else:
                     bad(one)
 
-    def check_share(self, bad: int, records: int, where: str) -> None:
-        """Raises ConfigError where more of the records cannot be used than may be."""
-        if bad > self.max_bad_share * records:
-            share = min(1.0, math.ceil(round(bad / records * 100, 6)) / 100)
-            raise ConfigError(
-                f"data: {bad} of {records} records ({bad / records:.2%}) cannot be used, more than data.max_bad_share="
-                f"{self.max_bad_share}; {where}: mend them, or set data.max_bad_share={share}"
-            )
-
     def held_out(self, name: str) -> bool:
         """Whether a document is kept for evaluation: a hash of its name, so the same on every machine."""
         return int(hashlib.md5(name.encode()).hexdigest(), 16) % self.holdout_every == self.fold
@@ -87,10 +85,11 @@ def build_sources(config: DataConfig) -> dict[str, TextSource]:
             if len(paths) != 1:
                 raise ConfigError(f"data: the store {name!r} has {len(paths)} paths; give one, its folder or URL")
             continue
-        files = _files(kind, name, paths, config.split)
+        left_out: Counter[str] = Counter()
+        files = _files(kind, name, paths, config, left_out)
         source = TextSource(
             files, config.text_key, config.holdout_every, config.fold, config.id_key, config.weight_key, kind,
-            config.max_bad_share,
+            config.max_bad_share, left_out,
         )  # fmt: skip
         if not source.num_bytes:
             raise ConfigError(f"data: {_where(paths)} holds no text: {len(files)} files, 0 bytes; check data.paths")
@@ -116,19 +115,32 @@ def _stdlib_files() -> list[File]:
     return files
 
 
-def _files(kind: Source, part: str, paths: list[str], split: str) -> list[File]:
-    """The files of a part of the mixture, in order."""
+def _files(kind: Source, part: str, paths: list[str], config: DataConfig, left_out: Counter[str]) -> list[File]:
+    """The files of a part of the mixture, in order; what is not read is counted."""
     if kind is Source.python_stdlib:
         return _stdlib_files()
     if not paths:
         raise ConfigError(f"data: no paths for {part!r}: set data.paths=[FILE, FOLDER or GLOB, ...]")
     if kind is Source.hf:
-        return hf_files(paths, split)
-    suffixes = _SUFFIXES.get(kind, TEXT_SUFFIXES)
+        return hf_files(paths, config.split)
+    suffixes, asked = _SUFFIXES.get(kind, TEXT_SUFFIXES), _ASKED.get(kind, ())
     files: dict[str, File] = {}
     for path in paths:
-        found = expand(path, suffixes)
+        here: Counter[str] = Counter()
+        found = expand(path, suffixes, asked=asked, allow_roots=config.allow_roots, left_out=here)
         if not found:
-            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(suffixes)}")
+            there = f" (there are {left_out_note(here)})" if here else ""
+            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(suffixes)}{there}")
         files |= {f.url: f for f in found}
-    return [files[url] for url in sorted(files)]
+        left_out += here
+    whole = [files[url] for url in sorted(files)]
+    return [one for file in whole for one in _ranges(file)] if kind is Source.text_files else whole
+
+
+def _ranges(file: File) -> list[File]:
+    """A large local .jsonl as ranges of its lines, as if they were files, so that several workers can read it."""
+    number = min(file.size // RANGE_BYTES, MOST_RANGES)
+    if number < 2 or not is_local(file.url) or not ending(file.url).endswith(LINES):
+        return [file]
+    edges = itertools.pairwise(file.size * n // number for n in range(number + 1))
+    return [file._replace(size=end - start, span=(start, end)) for start, end in edges]

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sources.files import PACKED, DamagedError, File, damage, opened
-from lmkit.data.sources.formats import Bad, Document, Keys, decoded, sample_of
+from lmkit.data.sources.documents import Document, Keys
+from lmkit.data.sources.files import DamagedError, File, damage, opened
+from lmkit.data.sources.formats import Bad, decoded, sample_of, with_packed
 
-WARC_SUFFIXES = tuple(f"{one}{packed}" for one in (".warc", ".wet") for packed in ("", *PACKED))
+WARC_SUFFIXES = with_packed(".warc", ".wet")
 _PAGES = ("text/html", "application/xhtml+xml")
 
 

@@ -1,6 +1,5 @@
 """Whether a store is what was written, by the CRC-32 of each of its files."""
 
-import json
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ def check_store(place: str, progress: Callable[[str, int, int], None] = lambda *
     Raises ConfigError where there is no finished store.
     """
     frame = Frame(place, 0)
-    sums: dict[str, list[int]] = json.loads(frame.read_file(FILES))
+    sums = frame.files()
     whole, done = sum(size for size, _ in sums.values()), 0
 
     def seen(size: int) -> None:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 import tensorstore as ts
@@ -27,6 +26,10 @@ _DRIVERS = {"s3": "s3", "gs": "gcs"}
 # An object store that fails is asked again, later and later: about two minutes in all, then it is named.
 RETRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "30s"}
 _CORRUPT = ("DATA_LOSS", "does not exist", "OUT_OF_RANGE")
+
+
+_REBUILD = "build the store again, or fetch it again"
+_PLACE = re.compile(r"[\w.-]+(/[\w.-]+)*")
 
 
 class CorruptError(UserError):
@@ -53,7 +56,7 @@ class Frame:
     def __init__(self, place: str | Path, cache_bytes: int, lead: Mapping[str, int] | None = None):
         self.place, self._cache_bytes, self._lead = str(place).rstrip("/"), cache_bytes, dict(lead or {})
         self._connect()
-        self.meta: dict[str, Any] = json.loads(self.read_file(META))
+        self.meta = self._read_meta()
         self._gone: set[str] = set()  # files that `missing` found missing
 
     def _connect(self) -> None:
@@ -67,6 +70,45 @@ class Frame:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state
         self._connect()
+
+    def _read_meta(self) -> dict[str, Any]:
+        """What the store says of itself. Raises ConfigError where that is damaged, or a part lies elsewhere."""
+        meta = self.read_json(META)
+        parts: list[Any] = meta["parts"] if isinstance(meta.get("parts"), list) else [None]
+        good = all(map(_is_part, parts)) and len({part["name"] for part in parts}) == len(parts)
+        if meta.get("format") != 1 and not good:
+            raise ConfigError(f"{self.place}/{META} is damaged: its parts are not as they were written; {_REBUILD}")
+        return meta
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The object in a file of the store. Raises ConfigError where it cannot be read, or is none."""
+        try:
+            found = json.loads(self.read_file(name))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{self.place}/{name} is damaged: {error}; {_REBUILD}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.place}/{name} is damaged: it holds no object; {_REBUILD}")
+        return found
+
+    def check_meta(self, values: Mapping[str, type | tuple[type, ...]]) -> None:
+        """Raises ConfigError where meta.json lacks a value, by its path in dots, or has another kind of value there."""
+        for name, kind in values.items():
+            found: Any = self.meta
+            for step in name.split("."):
+                found = found.get(step) if isinstance(found, dict) else None
+            if not isinstance(found, kind) or isinstance(found, bool):
+                raise ConfigError(f"{self.place}/{META} is damaged: {name} is {found!r:.40}; {_REBUILD}")
+
+    def files(self) -> dict[str, list[int]]:
+        """Size and CRC-32 of every file but this list and meta.json. Raises ConfigError where it is damaged."""
+        found = self.read_json(FILES)
+        for name, one in found.items():
+            numbers = isinstance(one, list) and len(one) == 2 and all(isinstance(number, int) for number in one)
+            if not numbers or not _PLACE.fullmatch(name) or ".." in name.split("/"):
+                raise ConfigError(f"{self.place}/{FILES} is damaged at {name!r:.60}; {_REBUILD}")
+        return found
 
     def read_file(self, name: str) -> bytes:
         """The bytes of a file of the store. Raises ConfigError where it cannot be read."""
@@ -84,14 +126,15 @@ class Frame:
             return []
         store = ts.KvStore.open(kvstore_of(self.place), context=self._context).result()
         there = {name.decode() for name in store.list().result()}
-        self._gone = set(json.loads(self.read_file(FILES))) - there
+        self._gone = set(self.files()) - there
         return sorted(self._gone)
 
     def require(self, version: int, skip_corrupt: bool) -> None:
         """Raises ConfigError where the store is of another format, CorruptError where a file of it is gone."""
-        if self.meta["format"] != version:
+        if self.meta.get("format") != version:
             raise ConfigError(
-                f"{self.place}: store format {self.meta['format']}, this version reads {version}; delete it to rebuild"
+                f"{self.place}: store format {self.meta.get('format')!r:.40}, this version reads {version}; delete it "
+                f"to rebuild"
             )
         if (gone := self.missing()) and not skip_corrupt:
             raise CorruptError(f"{self.place}/{gone[0]} is missing ({len(gone)} files are); build the store again")
@@ -143,7 +186,9 @@ class Frame:
 
     def try_read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray | CorruptError]:
         """The same, with the error in the place of what cannot be read."""
-        pieces = self.pieces(name)
+        pieces, length = self.pieces(name), self.length(name)
+        if len(stops) and (most := int(np.max(stops))) > length:
+            raise CorruptError(f"{self.place}: {name} has {length} values, and {most} are asked for; {_REBUILD}")
         firsts = np.array([piece.first for piece in pieces])
         plan: list[list[tuple[int, int, int]]] = []
         for start, stop in zip(starts, stops, strict=True):
@@ -152,7 +197,7 @@ class Frame:
                 if at >= stop and ranges:
                     break
                 piece = pieces[number]
-                last = pieces[number + 1].first if number + 1 < len(pieces) else self.length(name)
+                last = pieces[number + 1].first if number + 1 < len(pieces) else length
                 shift, end = piece.skip - piece.first, min(int(stop), last)
                 ranges.append((piece.part, at + shift, end + shift))
                 at = end
@@ -205,6 +250,18 @@ class Frame:
         return self._open[part, name]
 
 
+def _is_part(part: Any) -> bool:
+    """Whether this is what meta.json says of a part: a plain name, lengths of arrays, lengths of their shards."""
+    if not isinstance(part, dict) or not isinstance(part.get("name"), str):
+        return False
+    lengths, shards = part.get("arrays"), part.get("shards")
+    if not isinstance(lengths, dict) or not isinstance(shards, dict) or "/" in part["name"] or part["name"] == "..":
+        return False
+    sized = all(type(one) is int and one >= 0 for one in lengths.values())
+    sharded = all(type(shards.get(name)) is int and shards[name] > 0 for name in lengths)
+    return sized and sharded and bool(_PLACE.fullmatch(part["name"]))
+
+
 def context(cache_bytes: int = 0) -> ts.Context:
     """A cache of decoded chunks, and how often what fails is asked again."""
     retries = {f"{name}_request_retries": RETRIES for name in ("s3", "gcs", "http")}
@@ -217,10 +274,11 @@ def kvstore_of(place: str) -> dict[str, Any]:
     An S3 of one's own is named as for Amazon's tools: AWS_ENDPOINT_URL, AWS_REGION. Raises ConfigError for another
     scheme.
     """
-    scheme, host, path, *_ = urlsplit(place)
+    scheme, rest = place.split("://", 1) if "://" in place else ("", place)  # a path may hold any of ":?#"
+    host, _, path = rest.partition("/")
     path = path.strip("/") + "/"
     if not scheme or scheme == "file":
-        return {"driver": "file", "path": (path and f"/{path}") if scheme else place.rstrip("/") + "/"}
+        return {"driver": "file", "path": f"/{path}" if scheme else place.rstrip("/") + "/"}
     if scheme in ("http", "https"):
         return {"driver": "http", "base_url": f"{scheme}://{host}", "path": f"/{path}"}
     if scheme not in _DRIVERS:

@@ -1,15 +1,17 @@
 """Writes the arrays of one part of a store: see frame.py."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 
-from lmkit.files import write_json
+from lmkit.data.sources.formats import Bad
+from lmkit.files import write_json, write_text
 
-PART = "part.json"
+PART, QUARANTINE = "part.json", "quarantine.jsonl"
 SHARD, CHUNK = 1 << 24, 4096
 
 
@@ -80,8 +82,13 @@ class PartWriter:
                 self._arrays[name] = ArrayWriter(self.folder / name, self.how[name])
             self._arrays[name].append(values)
 
-    def close(self, facts: Mapping[str, Any]) -> None:
-        """Writes what is queued, and part.json: with it the part is finished."""
+    def close(self, facts: Mapping[str, Any], bad: Sequence[Bad] = ()) -> None:
+        """Writes what is queued, the records that cannot be used, and part.json: with it the part is finished."""
+        if bad:
+            lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in bad)
+            write_text(self.folder / QUARANTINE, "".join(lines))
+        first = f"{bad[0].place} {bad[0].reason}" if bad else ""
         lengths = {name: array.close() for name, array in self._arrays.items()}
         shards = {name: how.shard for name, how in self.how.items() if name in lengths}
+        facts = dict(facts) | {"bad": len(bad), "first_bad": first}
         write_json(self.folder / PART, {"arrays": lengths, "shards": shards, "facts": facts})

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lmkit.config.base import ConfigError
+from lmkit.data.sources.formats import Bad
 from lmkit.data.store.frame import CorruptError, Frame
 from lmkit.data.store.part_writer import Array, PartWriter
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 _HASHED = 2  # hashes begin here
 
 
@@ -52,9 +54,9 @@ class RecordWriter:
                 self._part.append(f"columns/{column}.ends", np.array([self._lengths[column]]))
         self.count += 1
 
-    def close(self, facts: Mapping[str, Any]) -> None:
-        """Writes what is queued; the part is finished then."""
-        self._part.close({"count": self.count, **facts})
+    def close(self, facts: Mapping[str, Any], bad: Sequence[Bad] = ()) -> None:
+        """Writes what is queued, and the records that cannot be used; the part is finished then."""
+        self._part.close({"count": self.count, **facts}, bad)
 
 
 def _hash(name: str) -> int:
@@ -73,10 +75,8 @@ class RecordStore:
         self.frame = Frame(place, cache_bytes)
         self.place, self.meta = self.frame.place, self.frame.meta
         self.frame.require(RECORD_FORMAT, skip_corrupt)
-        self.columns = {
-            name: Column(dtype, None if shape is None else tuple(shape))
-            for name, (dtype, shape) in self.meta["columns"].items()
-        }
+        self.frame.check_meta({"columns": dict})
+        self.columns = {name: self._column(name, one) for name, one in self.meta["columns"].items()}
         self._ends = {
             name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")])
             for name, column in self.columns.items()
@@ -87,6 +87,13 @@ class RecordStore:
         held = np.where(side < _HASHED, side == 1, side % np.uint64(holdout_every) == fold)
         self.rows = {TRAIN: np.flatnonzero(~held), HELDOUT: np.flatnonzero(held)}
 
+    def _column(self, name: str, described: Any) -> Column:
+        try:
+            dtype, shape = described
+            return Column(str(dtype), None if shape is None else tuple(map(int, shape)))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.place}: meta.json is damaged at the column {name!r}; build it again") from error
+
     @staticmethod
     def held_out(name: str, holdout_every: int, fold: int) -> bool:
         """Whether the hash of a record's name holds it out."""
@@ -96,6 +103,10 @@ class RecordStore:
     def labels(self) -> list[str]:
         """The names of the classes, in the order of their numbers."""
         return self.meta.get("labels", [])
+
+    def numbers(self, name: str, split: str) -> np.ndarray:
+        """int64: all rows of a split, of a column of single numbers. Raises CorruptError, naming the file."""
+        return self.frame.whole(f"columns/{name}").astype(np.int64)[self.rows[split]]
 
     def lengths(self, name: str, split: str) -> np.ndarray:
         """int64: the length of each row of a split, of a column whose rows differ."""

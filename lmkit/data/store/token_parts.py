@@ -1,7 +1,6 @@
 """Text into parts of a token store."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,16 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.data.sources.formats import Bad, Document
+from lmkit.data.sources.documents import Document
+from lmkit.data.sources.formats import Bad, check_share
 from lmkit.data.sources.text import TextSource
 from lmkit.data.store.build import Progress, Runner, build_frame, one_by_one
 from lmkit.data.store.part_writer import PartWriter
 from lmkit.data.store.tokens import FORMAT, HELDOUT, SPLITS, TRAIN, arrays_of
 from lmkit.data.tokens.bulk import Bulk
 from lmkit.data.tokens.tokenizer import ByteTokenizer, FastTokenizer, Tokenizer
-from lmkit.files import write_text
 
-QUARANTINE = "quarantine.jsonl"
 PART_BYTES = 1 << 28  # of a source's files that a part takes
 _PIECE_CHARS, _BATCH_CHARS = 1 << 20, 1 << 23
 
@@ -80,6 +78,7 @@ class _Split:
     def __init__(self, writer: PartWriter, split: str, tokenizer: Tokenizer, weighed: bool):
         self.writer, self.split, self.tokenizer, self.weighed = writer, split, tokenizer, weighed
         self.position = self.bytes = self.documents = self.name_end = 0
+        self.weight = 0.0  # of all tokens that are predicted
         self.hasher = hashlib.sha256()
 
     def _write(self, name: str, values: np.ndarray) -> None:
@@ -94,6 +93,7 @@ class _Split:
         if self.weighed:
             weights = [token_weights(self.tokenizer, text, len(one)) for text, one in zip(texts, ids, strict=True)]
             self._write("weights", np.concatenate([np.ones(int(lead)), *weights]))
+            self.weight += sum(float(one.sum()) for one in weights)
         names = [text.name.encode() for text in texts]
         self._write("names", np.frombuffer(b"".join(names), np.uint8))
         self._write("name_ends", self.name_end + np.cumsum([len(name) for name in names]))
@@ -108,7 +108,7 @@ class _Split:
     def facts(self) -> dict[str, Any]:
         return {
             "tokens": self.position, "documents": self.documents, "bytes": self.bytes,
-            "text_sha256": self.hasher.hexdigest(),
+            "text_sha256": self.hasher.hexdigest(), **({"weight": self.weight} if self.weighed else {}),
         }  # fmt: skip
 
 
@@ -185,11 +185,7 @@ class WritePart:
                 flush()
                 held = 0
         flush()
-        if bad:
-            lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in bad)
-            write_text(folder / QUARANTINE, "".join(lines))
-        first = f"{bad[0].place} {bad[0].reason}" if bad else ""
-        writer.close({split: into.facts() for split, into in splits.items()} | {"bad": len(bad), "first_bad": first})
+        writer.close({split: into.facts() for split, into in splits.items()}, bad)
 
 
 def _joined(ids: list[np.ndarray]) -> np.ndarray:
@@ -214,9 +210,12 @@ def build_store(path: Path, source: TextSource, codec: Tokenizer, progress: Prog
 
     def finish(folder: Path, facts: list[dict]) -> dict[str, Any]:
         codec.save(folder / "tokenizer.json")
-        totals = {s: {k: sum(one[s][k] for one in facts) for k in ("tokens", "documents", "bytes")} for s in SPLITS}
+        summed = ("tokens", "documents", "bytes", *(["weight"] if write.weighed else []))
+        totals = {s: {k: sum(one[s][k] for one in facts) for k in summed} for s in SPLITS}
         bad, first = sum(one["bad"] for one in facts), next((one["first_bad"] for one in facts if one["bad"]), "")
-        source.check_share(bad, bad + sum(totals[split]["documents"] for split in SPLITS), f"the first: {first}")
+        check_share(
+            bad, bad + sum(totals[split]["documents"] for split in SPLITS), source.max_bad_share, f"the first: {first}"
+        )
         for split in SPLITS:  # the end token before a part counts in the first one alone
             totals[split]["tokens"] -= max(sum(one[split]["tokens"] > 0 for one in facts) - 1, 0)
         texts = "".join(one[split]["text_sha256"] for one in facts for split in SPLITS)

@@ -52,6 +52,9 @@ class TokenStore:
         self.frame = Frame(place, cache_bytes, lead)
         self.place, self.meta, self.skip_corrupt = self.frame.place, self.frame.meta, skip_corrupt
         self.frame.require(FORMAT, skip_corrupt)
+        counts = {f"splits.{split}.{what}": int for split in SPLITS for what in ("tokens", "documents", "bytes")}
+        words = dict.fromkeys(("tokenizer_sha256", "text_sha256"), str)
+        self.frame.check_meta({"vocab_size": int, "end_id": int, "holdout_every": int} | counts | words)
         self.lost: dict[str, int] = {}  # what is wrong -> rows that it cost
         # whether its tokens have weights of their own
         self.weighed = any(f"{TRAIN}/weights" in part["arrays"] for part in self.meta["parts"])

@@ -97,7 +97,7 @@ class ChatTemplate:
 def load_chat_template(config: TokenizerConfig) -> ChatTemplate | None:
     """That of tokenizer.chat_template; None where it is empty."""
     source = config.chat_template
-    if source.endswith(_SUFFIXES) and "\n" not in source:
+    if source.lower().endswith(_SUFFIXES) and "\n" not in source:
         source = read_bytes(source).decode(errors="replace")
     return ChatTemplate(source, config.end_token, config.start_token) if source else None
 

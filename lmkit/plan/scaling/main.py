@@ -31,14 +31,14 @@ def scaling(chosen: argparse.Namespace) -> int:
     if chosen.json not in (None, "-"):
         write(Path(chosen.json), text + "\n")
     for name in chosen.draw:
-        write(Path(name), draw_svg(result) if name.endswith(".svg") else draw_page(result))
+        write(Path(name), draw_svg(result) if name.lower().endswith(".svg") else draw_page(result))
     return 0
 
 
 def check(chosen: argparse.Namespace) -> None:
     """Raises ConfigError for options that cannot be."""
     for name in chosen.draw:
-        if not name.endswith((".svg", ".html")):
+        if not name.lower().endswith((".svg", ".html")):
             raise ConfigError(f"--draw {name}: a picture is a .svg, or a .html with the tables")
     if chosen.draws < 20:
         raise ConfigError(f"--draws {chosen.draws}: 90 % intervals need 20 or more; 400 are the default")

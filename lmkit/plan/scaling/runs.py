@@ -42,7 +42,7 @@ def read_runs(places: Sequence[str]) -> list[FinishedRun]:
     for place in places:
         paths = [Path(one) for one in sorted(glob.glob(str(Path(place).expanduser())))]
         if glob.has_magic(place):  # a folder of runs has other things in it, too
-            paths = [path for path in paths if path.suffix == ".json" or (path / "config.yaml").is_file()]
+            paths = [path for path in paths if path.suffix.lower() == ".json" or (path / "config.yaml").is_file()]
         if not paths:
             raise ConfigError(f"{place}: there is no such run; name run directories, such as runs/ladder/*")
         for path in paths:

@@ -29,6 +29,7 @@ from lmkit.config.experiment import to_plain
 from lmkit.config.sections.clean import CleanConfig, Rule
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.data.sources.corpus import FORMAT, evaluation_texts, num_tasks
+from lmkit.data.sources.formats import check_share
 from lmkit.data.sources.text import TextSource
 from lmkit.files import write_text
 from lmkit.prepare.clean.card import Counts, write_card
@@ -179,4 +180,4 @@ class _Cleaning:
         bad, records = read.get("bad", 0), read.get("bad", 0) + read.get("total", 0)
         if not read.get("total"):
             raise ConfigError(f"data.clean: of {records} records none can be read; see {self.out / 'quarantine.jsonl'}")
-        self.source.check_share(bad, records, f"{self.out / 'quarantine.jsonl'} names them")
+        check_share(bad, records, self.source.max_bad_share, f"{self.out / 'quarantine.jsonl'} names them")

@@ -10,7 +10,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from lmkit.config import ConfigError
 from lmkit.data.sources import files
-from lmkit.data.sources.files import damage, expand, opened, patiently, read_bytes
+from lmkit.data.sources.files import damage, opened, patiently, read_bytes
+from lmkit.data.sources.listing import expand
 
 CONTENT = b"".join(b"line %d\n" % n for n in range(300_000))  # several blocks
 

@@ -9,8 +9,11 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.config.sections.data import DataConfig, Source
+from lmkit.data.sources.documents import Document
 from lmkit.data.sources.files import File
-from lmkit.data.sources.text import Bad, Document, TextSource, build_sources
+from lmkit.data.sources.formats import Bad, Row, read_rows
+from lmkit.data.sources.records import RecordSource
+from lmkit.data.sources.text import TextSource, build_sources
 
 GOOD = [{"text": f"text number {n}", "id": f"doc-{n}"} for n in range(3)]
 
@@ -151,7 +154,7 @@ def test_a_tree_of_documents(tmp_path: Path) -> None:
         "pkg/copyright": "Licence: naïve", "pkg/changelog.Debian.gz": "pkg (1.0)", "pkg/README": "read me",
     }  # fmt: skip
     assert [(one.place, one.reason) for one in bad] == [
-        (f"file://{package}/logo.png", "is not UTF-8: byte 0x89 at 0"),
+        (f"file://{package}/logo.png", "is not UTF-8: byte 0x89 at 0 (iconv -t utf-8 converts a file)"),
         (f"file://{package}/utf16", "is not text: a zero byte at 1"),
     ]
 
@@ -168,3 +171,60 @@ def test_every_second_file(tmp_path: Path) -> None:
     source = source_of(tmp_path)
     assert [one.text for one in source.documents(1, 2)] == ["b", "d"]
     assert sorted(one.text for n in range(3) for one in source.documents(n, 3)) == list("abcde")
+
+
+@pytest.mark.parametrize(("name", "content", "good", "bad"), [
+    ("a.csv", b"\xef\xbb\xbftext,label\r\nx,a\r\n\r\ny,b\r\n", [(1, "x"), (2, "y")], []),
+    ("a.csv", b"text,label\n" + b"x" * 200_000 + b",a\n", [(1, "x" * 200_000)], []),
+    ("a.csv", b"text,label\ncaf\xe9,a\nx,b\n", [(2, "x")], ["record 1 is not UTF-8: byte 0xe9 in 'text'"]),
+    ("a.csv", b"t\xe9xt,label\nx,a\n", [], ["a.csv is not UTF-8: byte 0xe9 in 'header'"]),
+    ("a.csv", b"text,label\nx, y,a\nz,b\nw\nv,c,,\n", [(2, "z"), (3, "w"), (4, "v")], ["record 1 has 3 fields, the h"]),
+    ("a.csv", b'text,label\n"x"y,a\nz,b\n"never closed,c\nq,d\n', [(2, "z")],
+     ["record 1 is no row of a .csv", "record 3 is no row of a .csv: unexpected end of data"]),
+    ("a.csv", b"text,text\nx,y\n", [], ["a.csv has two columns named 'text'"]),
+    ("a.csv", b"", [], []),
+    ("a.TSV", b'text\tlabel\n"x\ny"\ta,b\n', [(1, "x\ny")], []),
+    ("a.json", b' [{"text": "x"}, 7, {"text": "y"}]', [(1, "x"), (3, "y")], ["record 2 is a int, not an object"]),
+    ("a.json", b'\xef\xbb\xbf{"text": "x"}', [(1, "x")], []),
+    ("a.json", b'{"text": "x"}\n{"text": "y"}\n', [(1, "x"), (2, "y")], []),
+    ("a.json", b'[{"text": "x"}, {"te', [], ["a.json is not JSON"]),
+    ("a.json.gz", gzip.compress(b'[{"text": "x"}]'), [(1, "x")], []),
+    ("a.jsonl", b'{"text": "a\xe2\x80\xa8b"}\r\n', [(1, "a\u2028b")], []),
+])  # fmt: skip
+def test_one_reader_a_format(tmp_path: Path, name: str, content: bytes, good: list, bad: list[str]) -> None:
+    """The same rows, and the same words for what is wrong, as records and as documents."""
+    (tmp_path / name).write_bytes(content)
+    found = list(read_rows(File(str(tmp_path / name), name, len(content), "")))
+    rows = [(one.number, one.fields["text"]) for one in found if isinstance(one, Row)]
+    wrong = [f"{one.place} {one.reason}" for one in found if isinstance(one, Bad)]
+    assert rows == good
+    assert len(wrong) == len(bad)
+    assert all(word in one for word, one in zip(bad, wrong, strict=True)), wrong
+    left: list[Bad] = []
+    records = list(RecordSource(Source.records, [str(tmp_path / name)], [], DataConfig()).records(left.append))
+    assert [(one.name, one.fields["text"]) for one in records] == [(f"{name}:{n}", text) for n, text in good]
+    assert [f"{one.place} {one.reason}".removeprefix("file://") for one in left] == wrong
+    if content:
+        documents, left = read(tmp_path / name)
+        assert [(one.name, one.text) for one in documents] == [(f"{name}:{n}", text) for n, text in good]
+        assert [f"{one.place} {one.reason}".removeprefix("file://") for one in left] == wrong
+
+
+def test_a_json_or_csv_file_counts_where_it_is_asked_for(tmp_path: Path) -> None:
+    for name in ("a.json", "info.JSON"):
+        (tmp_path / name).write_text('[{"text": "x"}]')
+    (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbfplain")
+    assert read(tmp_path)[0] == [Document("b.txt", "plain")]
+    assert [one.name for one in read(tmp_path / "*.json")[0]] == ["a.json:1"]
+    assert [one.name for one in read(tmp_path / "info.JSON")[0]] == ["info.JSON:1"]
+
+
+def test_half_a_character_in_a_name_and_a_weight_beyond_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(
+        lines({"text": "x", "id": "\ud800"}, {"text": "x", "id": "a", "w": 10**400}, {"text": "x", "id": "b"})
+    )
+    documents, bad = read(path, id_key="id", weight_key="w")
+    assert [one.name for one in documents] == ["b"]
+    assert "half a character" in bad[0].reason
+    assert "(data.weight_key)" in bad[1].reason

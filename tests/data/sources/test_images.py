@@ -45,6 +45,27 @@ def test_another_size(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path, 16, 3, resize=True), np.full((16, 16, 3), [10, 20, 30]))
 
 
+def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    hidden = np.concatenate([PIXELS[0], np.full((9, 9, 1), 255, np.uint8)], axis=-1)
+    hidden[:3, :, 3] = 0
+    hidden[3, :, 3] = 128
+    Image.fromarray(hidden).save(path)
+    read = read_image(path, 9, 3)
+    assert (read[:3] == 255).all()
+    np.testing.assert_allclose(read[3], PIXELS[0, 3] * (128 / 255) + 127, atol=1)
+    np.testing.assert_array_equal(read[4:], PIXELS[0, 4:])
+    Image.fromarray(hidden[..., [0, 3]]).save(path)
+    grey = read_image(path, 9, 1)
+    assert (grey[:3] == 255).all()
+    np.testing.assert_array_equal(grey[4:, :, 0], hidden[4:, :, 0])
+    indexed = Image.fromarray(np.arange(81, dtype=np.uint8).reshape(9, 9)).convert("P")
+    indexed.save(path, transparency=7)
+    assert read_image(path, 9, 3)[0, 7].tolist() == [255] * 3
+    Image.fromarray(PIXELS[0]).save(path, transparency=tuple(PIXELS[0, 0, 0].tolist()))
+    assert read_image(path, 9, 3)[0, 0].tolist() == [255] * 3
+
+
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
     whole, cut, text, deep = (tmp_path / name for name in ("whole.png", "cut.png", "text.jpg", "deep.png"))
     Image.fromarray(PIXELS[0]).save(whole)

@@ -151,6 +151,8 @@ def test_two_that_want_a_store_build_it_once(tmp_path: Path) -> None:
 def test_places() -> None:
     assert kvstore_of("/a/b") == {"driver": "file", "path": "/a/b/"}
     assert kvstore_of("file:///a/b/") == {"driver": "file", "path": "/a/b/"}
+    assert kvstore_of("a:b/c?d#e") == {"driver": "file", "path": "a:b/c?d#e/"}
+    assert kvstore_of("file:///a/b#c") == {"driver": "file", "path": "/a/b#c/"}
     assert kvstore_of("gs://bucket/a/b") == {"driver": "gcs", "bucket": "bucket", "path": "a/b/"}
     assert kvstore_of("s3://bucket/a")["path"] == "a/"
     with pytest.raises(ConfigError, match=r"hdfs://.*s3://, gs://"):

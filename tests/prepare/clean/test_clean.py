@@ -23,7 +23,7 @@ from prepare_trial import digest, killed, run
 from lmkit.config import ConfigError
 from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.prepare import PrepareConfig
-from lmkit.data.sources.files import expand
+from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
 from lmkit.prepare.clean.card import add_tokens

@@ -13,7 +13,7 @@ from lmkit.config import ConfigError
 from lmkit.config.base import UserError
 from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.prepare import Executor, PrepareConfig
-from lmkit.data.sources.files import expand
+from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
 from lmkit.prepare.clean.work import claimed

@@ -14,7 +14,7 @@ from datatrove.pipeline.dedup import MinhashDedupSignature
 
 from lmkit.config import ConfigError
 from lmkit.config.sections.clean import CleanConfig, Pii
-from lmkit.data.sources.files import expand
+from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean.decontaminate import Decontaminate, write_index
 from lmkit.prepare.clean.exact import DropCopies, FindCopies, Hash
