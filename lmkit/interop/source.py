@@ -116,6 +116,6 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found:
         raise ConfigError(f"{path} has no weight_map of tensors to files; {FETCH}")
     for name, file in found.items():
-        if not isinstance(file, str) or Path(file).name != file:
+        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file or "\0" in file:
             raise ConfigError(f"{path}: {name!r} is in {file!r}, which is no file of this folder; {FETCH}")
     return found
