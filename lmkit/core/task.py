@@ -12,13 +12,14 @@ from lmkit.config.sections.families import MODELS_FOR, BERTConfig, CLIPConfig, V
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.console import size
 from lmkit.data.batches.masking import span_lengths
 from lmkit.data.batches.packed import Packed, build_windows
 from lmkit.data.batches.records import Records
 from lmkit.data.batches.windows import Batches
 from lmkit.data.order.mixing import check_lasts
 from lmkit.data.prepare import TextData, prepare
-from lmkit.data.prepare_records import RecordData, check_records, prepare_records
+from lmkit.data.prepare_records import RecordData, check_records, prepare_records, vocab_size_of
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.token_parts import QUARANTINE
 from lmkit.data.store.tokens import HELDOUT, TRAIN
@@ -97,7 +98,10 @@ def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_b
     """
     if experiment.objective.kind in ON_TEXT:
         tokenizer = _with_special_tokens(experiment)
-        data = prepare(experiment.data, tokenizer, progress, how=experiment.prepare, run=run)
+        data = prepare(
+            experiment.data, tokenizer, progress, how=experiment.prepare, run=run,
+            vocab_size=vocab_size_of(experiment.model),
+        )  # fmt: skip
         return _text_task(experiment, data)
     kind, model = experiment.objective.kind, experiment.model
     data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
@@ -144,7 +148,8 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
         }
         for name, store in data.stores.items()
     }
-    said = [
+    _add_trained_on(facts, data.tokenizer)
+    said = [*data.tokenizer.notes] + [
         f"data {name!r}: {store.meta['unusable']} records could not be used; see {QUARANTINE} in the parts of "
         f"{store.place}"
         for name, store in data.stores.items()
@@ -178,6 +183,9 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
         for split in (TRAIN, HELDOUT):
             facts[name][split] = {"records": len(store.rows[split])}
         notes += _cut(name, store, config.seq_len, config.target_size, data.fields)
+    if data.tokenizer is not None:
+        _add_trained_on(facts, data.tokenizer)
+        notes += data.tokenizer.notes
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
     model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
     notes += idle
@@ -187,6 +195,22 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
     elif isinstance(model, CLIPConfig):
         source += model.vision.num_patches
     return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
+
+
+def _add_trained_on(facts: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """To the facts of each part, what of it the tokenizer was trained on, where that was done here."""
+    for name, used in tokenizer.trained_on.items():
+        facts[name]["tokenizer_text"] = used
+
+
+def trained_on(facts: dict[str, Any]) -> str:
+    """What a tokenizer was trained on, by part, for people to read; "" where it was not trained here."""
+    used = {name: part["tokenizer_text"] for name, part in facts.items() if "tokenizer_text" in part}
+    return ", ".join(
+        f"{name}: {size(one['bytes'])} of {size(one['of_bytes'])} in {one['documents']:,} of {one['of_documents']:,} "
+        f"documents"
+        for name, one in used.items()
+    )
 
 
 def _cut(name: str, store: Any, source: int, target: int, fields: list[Any]) -> list[str]:

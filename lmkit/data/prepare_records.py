@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,13 +19,14 @@ from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, Words, label_of, words_of
 from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets
 from lmkit.data.cache import open_cache, place_of
-from lmkit.data.prepare import build_tokenizer
+from lmkit.data.prepare import build_tokenizer, counted, mean_weights
 from lmkit.data.sources.records import RecordSource
 from lmkit.data.store.build import Progress, build_frame, one_by_one
 from lmkit.data.store.frame import META
 from lmkit.data.store.records import RECORD_FORMAT, Column, RecordStore, RecordWriter
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import ChatTemplate, load_chat_template
+from lmkit.data.tokens.sample import Part, Sample
 from lmkit.data.tokens.tokenizer import Tokenizer
 
 _TOGETHER = 256  # records encoded at a time
@@ -59,8 +61,12 @@ def prepare_records(
     if needs_text(kind, model):
         blank: Any = None  # fields name their texts before there is a tokenizer
         fields = build_fields(data, kind, model, blank, labels, chat)
-        split = [files, kind.name, *settings, data.holdout_every, data.fold]
-        codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, fields, limit, progress))
+        weights = mean_weights(data.sources("records"))
+        split = [files, kind.name, *settings, data.holdout_every, data.fold, list(weights.values())]
+        codec = build_tokenizer(
+            tokenizer, cache, split, lambda limit: _texts(data, sources, weights, fields, limit, progress),
+            vocab_size_of(model),
+        )  # fmt: skip
     fields = build_fields(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
     stores = {}
@@ -85,6 +91,11 @@ def _keys(data: DataConfig) -> list[Any]:
     of_text = ("id_key", "weight_key")
     names = [f.name for f in dataclasses.fields(data) if f.name.endswith("_key") and f.name not in of_text]
     return [getattr(data, name) for name in [*names, "message_format", "resize"]]
+
+
+def vocab_size_of(model: ModelConfig) -> int:
+    """Tokens of a model's embedding; 0 where it follows the tokenizer, or has none."""
+    return getattr(model.text if isinstance(model, CLIPConfig) else model, "vocab_size", 0)
 
 
 def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:
@@ -154,23 +165,23 @@ def _labels(data: DataConfig, kind: ObjectiveKind, sources: list[RecordSource]) 
 def _texts(
     data: DataConfig,
     sources: dict[str, tuple[RecordSource, float]],
+    weights: dict[str, float],
     fields: list[Field],
     limit: int,
     progress: Progress,
-) -> Iterator[str]:
+) -> Sample:
     """Texts of training records up to `limit` bytes in all."""
-    done = 0
-    for source, _ in sources.values():
+
+    def read(source: RecordSource) -> Iterator[tuple[str, str]]:
         for record in source.records():
             side = record.heldout
             if side or (side is None and RecordStore.held_out(record.name, data.holdout_every, data.fold)):
                 continue
-            for text in (text for field in fields for text in field.texts(record)):
-                if done >= limit:
-                    return
-                done += len(text)
-                progress("training the tokenizer", min(done, limit), limit)
-                yield text
+            for field in fields:
+                yield from ((record.name, text) for text in field.texts(record))
+
+    parts = {name: Part(weights[name], partial(read, source)) for name, (source, _) in sources.items()}
+    return Sample(parts, limit, counted(progress, sum(source.num_bytes for source, _ in sources.values())))
 
 
 def _build(

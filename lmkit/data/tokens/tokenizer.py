@@ -15,7 +15,15 @@ from lmkit.data.sources.files import read_bytes
 
 
 class Tokenizer(Protocol):
-    """What the rest of lmkit needs of a tokenizer."""
+    """What the rest of lmkit needs of a tokenizer.
+
+    Attributes:
+        notes: what the user should know of it, a line each.
+        trained_on: by source, the bytes and documents of text that it was trained on, and all that there were.
+    """
+
+    notes: list[str]
+    trained_on: dict[str, dict[str, int]]
 
     @property
     def vocab_size(self) -> int: ...
@@ -54,6 +62,7 @@ class ByteTokenizer:
     end_id = start_id = 256
 
     def __init__(self, mask: bool = False, sentinels: int = 0):
+        self.notes, self.trained_on = [], {}
         self.mask_id = 257 if mask else None
         first = 257 + mask
         self.sentinel_ids = list(range(first, first + sentinels))
@@ -85,6 +94,8 @@ class FastTokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, config: TokenizerConfig):
         self.inner, self.config = inner, config
+        self.notes: list[str] = []
+        self.trained_on: dict[str, dict[str, int]] = {}
         self.end_id = self._id_of("end_token", config.end_token)
         self.start_id = self._id_of("start_token", config.start_token or config.end_token)
         self.mask_id = self._id_of("mask_token", config.mask_token) if config.mask_token else None
