@@ -23,6 +23,7 @@ from lmkit.data.prepare_records import RecordData, check_records, prepare_record
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.token_parts import QUARANTINE
 from lmkit.data.store.tokens import HELDOUT, TRAIN
+from lmkit.data.tokens.chat import template_source
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
@@ -129,6 +130,13 @@ def _with_special_tokens(experiment: Experiment) -> TokenizerConfig:
     if not found:
         raise ConfigError(f"objective.kind=masked_lm: {path} has none of {', '.join(MASKS)}; set tokenizer.mask_token")
     return dataclasses.replace(config, mask_token=found[0])
+
+
+def settled(config: TokenizerConfig, task: Task) -> TokenizerConfig:
+    """How a task's tokenizer is used, with all that was found out: special tokens, and a template's text."""
+    found = getattr(task.tokenizer, "config", config)
+    template = template_source(config) if task.kind is ObjectiveKind.chat else config.chat_template
+    return dataclasses.replace(found, chat_template=template)
 
 
 def _text_task(experiment: Experiment, data: TextData) -> Task:

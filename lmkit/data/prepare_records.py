@@ -118,7 +118,11 @@ def build_fields(
         return [Conversations(data, codec, chat)]
     if kind is ObjectiveKind.classify_tokens:
         return [Words(data, codec, labels)]
-    what = Images(data, model) if isinstance(model, ViTConfig) else Texts(data, codec)
+    what = (
+        Images(data, model)
+        if isinstance(model, ViTConfig)
+        else Texts(data, codec, getattr(model, "type_vocab_size", 2))
+    )
     return [what, Numbers(data) if kind is ObjectiveKind.regress else Labels(data, labels)]
 
 

@@ -73,14 +73,18 @@ def filled(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
 
 
 class Texts:
-    """start text end, or start text end pair end, as `inputs` [B, T], with `types` 1 on the pair."""
+    """start text end, or start text end pair end, as `inputs` [B, T], with `types` 1 on the pair.
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+    Between the two stand as many ends as the tokenizer says. A model of fewer than two `kinds` gets no `types`.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, kinds: int = 2):
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
+        self.typed = bool(config.pair_key) and kinds > 1
         self.keys = {"text": "text_key"} | ({"pair": "pair_key"} if config.pair_key else {})
         self.columns = {name: Column("int32", None) for name in self.keys}
         self.shapes: Shapes = {"inputs": ((length,), np.int32), "segment_ids": ((length,), np.int32)}
-        if config.pair_key:
+        if self.typed:
             self.shapes["types"] = ((length,), np.int32)
 
     def texts(self, record: Record) -> list[str]:
@@ -91,14 +95,16 @@ class Texts:
 
     def collate(self, rows: RecordRows) -> Batch:
         length, start, end = self.config.seq_len, [self.tokenizer.start_id], [self.tokenizer.end_id]
+        between = end * self.tokenizer.pair_ends
         firsts, wholes = [], []
         for pieces in zip(*(rows.columns[name] for name in self.keys), strict=True):
-            pieces = fit(list(pieces), length - 1 - len(pieces))
-            wholes.append(np.concatenate([start, *(x for piece in pieces for x in (piece, end))]))
-            firsts.append(len(pieces[0]) + 2)
+            pieces = fit(list(pieces), length - 1 - (len(pieces) - 1) * len(between) - len(end))
+            whole = [start, *(x for piece in pieces[:-1] for x in (piece, between)), pieces[-1], end]
+            wholes.append(np.concatenate(whole))
+            firsts.append(len(pieces[0]) + 1 + len(between))
         inside = filled(wholes, length)
         batch = {"inputs": pad_rows(wholes, length, self.tokenizer.end_id), "segment_ids": inside}
-        if self.config.pair_key:
+        if self.typed:
             batch["types"] = ((np.arange(length) >= np.array(firsts)[:, None]) & (inside == 1)).astype(np.int32)
         return batch
 

@@ -36,7 +36,7 @@ class _OneText:
 
 
 class SourceTexts(_OneText):
-    """text end, as `source` and `source_segment_ids` [B, S]."""
+    """[start] text end, as `source` and `source_segment_ids` [B, S]; the start where the tokenizer has source_start."""
 
     column, key = "source", "text_key"
 
@@ -46,7 +46,7 @@ class SourceTexts(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
-        source = [np.append(row[: length - 1], end) for row in rows.columns["source"]]
+        source = [_around(self.tokenizer.source_start_ids, row, end, length) for row in rows.columns["source"]]
         return {"source": pad_rows(source, length, end), "source_segment_ids": filled(source, length)}
 
 
@@ -79,8 +79,16 @@ class Sounds:
         return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
 
 
+def _around(start: list[int], row: np.ndarray, end: int, length: int) -> np.ndarray:
+    """start row end, the row cut so that it is of `length` at most."""
+    return np.concatenate([start, row[: max(length - 1 - len(start), 0)], [end]]).astype(np.int64)
+
+
 class Targets(_OneText):
-    """start text as `inputs`, text end as `targets`, `segment_ids` and `weights`, each [B, T]."""
+    """start text as `inputs`, the same a token on, and end, as `targets`, `segment_ids`, `weights`, each [B, T].
+
+    A start may be several tokens, of which those after the first are predicted, too.
+    """
 
     column, key = "target", "target_key"
 
@@ -91,15 +99,15 @@ class Targets(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.target_size, self.tokenizer.end_id
-        inputs = [np.insert(row, 0, self.tokenizer.start_id) for row in rows.columns["target"]]
+        inputs = [np.concatenate([self.tokenizer.target_start_ids, row]) for row in rows.columns["target"]]
         inside = filled(inputs, length)
-        targets = pad_rows([np.append(row, end) for row in rows.columns["target"]], length, end)
+        targets = pad_rows([np.append(row[1:], end) for row in inputs], length, end)
         weights = inside.astype(np.float32)
         return {"inputs": pad_rows(inputs, length, end), "targets": targets, "segment_ids": inside, "weights": weights}
 
 
 class Captions(_OneText):
-    """text end as `inputs` [B, T], with `last` [B], the place of its end."""
+    """[start] text end as `inputs` [B, T], with `last` [B], the place of its end."""
 
     column, key = "caption", "text_key"
 
@@ -109,7 +117,7 @@ class Captions(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
-        inputs = [np.append(row[: length - 1], end) for row in rows.columns["caption"]]
+        inputs = [_around(self.tokenizer.source_start_ids, row, end, length) for row in rows.columns["caption"]]
         return {"inputs": pad_rows(inputs, length, end), "last": np.array([len(row) - 1 for row in inputs], np.int32)}
 
 

@@ -25,15 +25,18 @@ _LONG = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
-    """What `config.kind` says, trained on the texts; words of over LONGEST_WORD characters in pieces of so many."""
+    """What `config.kind` says, trained on the texts; words of over LONGEST_WORD characters in pieces of so many.
+
+    Raises ConfigError where there is no text.
+    """
     check_texts(texts)
     kinds = {TokenizerKind.wordpiece: train_wordpiece, TokenizerKind.unigram: train_unigram}
-    cut = 0
+    cut = read = 0
 
     def short() -> Iterator[str]:
-        nonlocal cut
+        nonlocal cut, read
         for text in texts:
-            start = 0
+            start, read = 0, read + len(text)
             for found in _LONG.finditer(text):
                 if found.end() < len(text) and text[found.end()].isspace() == found[0].isspace():
                     yield text[start : found.end()]
@@ -41,6 +44,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> FastTokeni
             yield text[start:]
 
     codec = kinds.get(config.kind, train_bpe)(short(), config)
+    if not read:
+        raise ConfigError(
+            f"tokenizer.vocab_size={config.vocab_size}: there is no text to train it on: give more, or a source of the "
+            f"mixture a weight above 0, or set tokenizer=bytes"
+        )
     if cut:
         codec.notes.append(
             f"the tokenizer was trained on words of at most {LONGEST_WORD} characters: longer ones were cut at {cut:,} "
