@@ -57,7 +57,8 @@ def prepare_records(
     files = [source.fingerprint() for source, _ in sources.values()]
     labels = _labels(data, kind, [source for source, _ in sources.values()])
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
-    settings = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
+    whole = [2] if kind in (ObjectiveKind.chat, ObjectiveKind.classify_tokens) else []  # encoded as whole texts
+    settings = [_keys(data), *([chat.source, chat.tokens] if chat else []), *whole]
     if needs_text(kind, model):
         blank: Any = None  # fields name their texts before there is a tokenizer
         fields = build_fields(data, kind, model, blank, labels, chat)

@@ -253,14 +253,15 @@ class Words:
     def encode(self, records: Sequence[Record]) -> list[Batch]:
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
         rows = []
-        for record in records:
-            words, tags = words_of(record, self.config)
-            ids = self.tokenizer.encode_batch([word if not n else f" {word}" for n, word in enumerate(words)])
-            numbers = [number_of(tag, self.names, record) for tag in tags]
-            marked = [[number] + [IGNORED] * (len(piece) - 1) for number, piece in zip(numbers, ids, strict=True)]
-            tokens = [start, *(i for piece in ids for i in piece), end]
-            flat = [IGNORED, *(n for number, piece in zip(marked, ids, strict=True) if len(piece) for n in number)]
-            rows.append({"tokens": np.array(tokens), "tags": np.array([*flat, IGNORED])})
+        found = [words_of(record, self.config) for record in records]
+        encoded = self.tokenizer.encode_chars([" ".join(words) for words, _ in found])
+        for record, (words, tags), (ids, lasts) in zip(records, found, encoded, strict=True):
+            numbers = np.array([number_of(tag, self.names, record) for tag in tags], np.int64)
+            ends = np.cumsum([len(word) + 1 for word in words]) - 1  # the space before a word is of the word
+            of, first = np.unique(np.searchsorted(ends, lasts, side="right"), return_index=True)
+            marked = np.full(len(ids), IGNORED)
+            marked[first] = numbers[of]
+            rows.append({"tokens": np.array([start, *ids, end]), "tags": np.array([IGNORED, *marked, IGNORED])})
         return rows
 
     def collate(self, rows: RecordRows) -> Batch:

@@ -168,15 +168,21 @@ class Conversations:
         return [head + body for head, body in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def encode(self, records: Sequence[Record]) -> list[Batch]:
+        """Texts are encoded whole, as a reader would: a token is of an answer where its last character is."""
         rows: list[Batch] = []
+        end = [self.tokenizer.end_id]
         for record in records:
             pieces = self._pieces(record)
-            ids = self.tokenizer.encode_batch([piece.text for piece in pieces])
-            if not self.template:
-                ids = [np.append(one, self.tokenizer.end_id) if n % 2 else one for n, one in enumerate(ids)]
-            lead = 0 if self.template else 1
-            tokens = [np.full(lead, self.tokenizer.end_id), *ids]
-            answers = [np.zeros(lead), *(np.full(len(one), p.answer) for p, one in zip(pieces, ids, strict=True))]
+            together = [pieces] if self.template else [pieces[n : n + 2] for n in range(0, len(pieces), 2)]
+            tokens, answers = ([], []) if self.template else ([end], [[False]])
+            encoded = self.tokenizer.encode_chars(["".join(piece.text for piece in some) for some in together])
+            for some, (ids, lasts) in zip(together, encoded, strict=True):
+                inside = np.repeat([piece.answer for piece in some], [len(piece.text) for piece in some])
+                tokens.append(ids)
+                answers.append(inside[lasts])
+                if not self.template:
+                    tokens.append(end)
+                    answers.append([some[-1].answer])
             rows.append({"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)})
         return rows
 

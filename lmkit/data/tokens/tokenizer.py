@@ -64,6 +64,10 @@ class Tokenizer(Protocol):
         """int64 ids of each text, without special tokens."""
         ...
 
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same ids, and int64: the last character of the text that each token stands for."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str: ...
     def save(self, path: Path) -> None: ...
     def sha256(self) -> str:
@@ -93,6 +97,11 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         check_texts(texts)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
+
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        sizes = [[len(char.encode()) for char in text] for text in texts]
+        lasts = [np.repeat(np.arange(len(text)), size) for text, size in zip(texts, sizes, strict=True)]
+        return list(zip(self.encode_batch(texts), lasts, strict=True))
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in _whole(ids) if i < 256).decode("utf-8", errors="replace")
@@ -145,6 +154,13 @@ class FastTokenizer:
         check_texts(texts)
         encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, np.int64) for e in encoded]
+
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        check_texts(texts)
+        return [
+            (np.array(one.ids, np.int64), np.array([max(start, stop - 1) for start, stop in one.offsets], np.int64))
+            for one in self.inner.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode(_whole(ids), skip_special_tokens=True)
