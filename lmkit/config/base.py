@@ -75,6 +75,11 @@ class Section:
             raise ConfigError(f"{self.section}.{name}={value!r}: give {way_out}")
 
 
+def unescaped(text: str) -> str:
+    r"""The text with \n, \r and \t as the characters that they stand for: a shell hands on a backslash and a letter."""
+    return text.replace("\\n", "\n").replace("\\r", "\r").replace("\\t", "\t")
+
+
 def nearest(word: str, valid: Iterable[str]) -> str:
     """' Did you mean X?' for the valid word closest to `word`, or '' where none is close."""
     close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)

@@ -1,4 +1,4 @@
-"""Configurations read back from files: a model's, `model.yaml` beside its parameters, and a run's, `config.yaml`."""
+"""Configurations read back from files: `model.yaml`, `tokenizer.yaml` and `config.yaml` of a run."""
 
 import dataclasses
 from enum import Enum
@@ -12,9 +12,11 @@ from lmkit.config.documents import read_document
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.sections.families import MODEL_SCHEMAS
 from lmkit.config.sections.model import ModelConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.files import write_text
 
 MODEL_FILE, RUN_FILE = "model.yaml", "config.yaml"
+TOKENIZER_FILE, TOKENIZER_SETTINGS = "tokenizer.json", "tokenizer.yaml"
 FAMILY_SCHEMAS = {name.removesuffix("_schema"): schema for name, schema in MODEL_SCHEMAS.items()}
 T = TypeVar("T")
 
@@ -33,6 +35,25 @@ def read_model(folder: Path) -> ModelConfig:
     if not isinstance(family, str) or family not in FAMILY_SCHEMAS:
         raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILY_SCHEMAS)}")
     return from_plain(FAMILY_SCHEMAS[family], saved.get("model"), f"{file}: model")
+
+
+def write_tokenizer(folder: Path, config: TokenizerConfig) -> None:
+    """Replaces the folder's tokenizer.yaml: how its tokenizer.json is used, every special token by its name."""
+    alone = dataclasses.replace(config, kind=TokenizerKind.file, path=TOKENIZER_FILE)
+    write_text(folder / TOKENIZER_SETTINGS, yaml.safe_dump(to_plain(alone), sort_keys=False, allow_unicode=True))
+
+
+def read_tokenizer(folder: Path) -> TokenizerConfig:
+    """The settings that a run's own tokenizer.json is used with; of older runs, those of its config.yaml.
+
+    Raises ConfigError where a file has a key or a value that is not valid.
+    """
+    own, run = folder / TOKENIZER_SETTINGS, folder / RUN_FILE
+    file = own if own.is_file() else run
+    plain = read_document(file) if file.is_file() else {}
+    plain = plain if file == own else plain.get("tokenizer", {})
+    found = from_plain(TokenizerConfig, plain, f"{file}: tokenizer")
+    return dataclasses.replace(found, kind=TokenizerKind.file, path=str(folder / TOKENIZER_FILE))
 
 
 def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experiment:

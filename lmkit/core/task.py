@@ -13,6 +13,7 @@ from lmkit.config.sections.families import BERTConfig, CLIPConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ON_TEXT, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.console import size
 from lmkit.data.batches.fields import Field
 from lmkit.data.batches.masking import span_lengths
 from lmkit.data.batches.packed import Packed, build_windows
@@ -20,11 +21,12 @@ from lmkit.data.batches.records import Records
 from lmkit.data.batches.windows import Batches
 from lmkit.data.order.mixing import FORMAT, asked_shares, check_lasts
 from lmkit.data.prepare import TextData, prepare
-from lmkit.data.prepare_records import RecordData, check_records, prepare_records
+from lmkit.data.prepare_records import RecordData, check_records, prepare_records, vocab_size_of
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.part_writer import QUARANTINE
 from lmkit.data.store.records import RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
+from lmkit.data.tokens.chat import template_source
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
 
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
@@ -58,7 +60,10 @@ def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_b
     """
     if experiment.objective.kind in ON_TEXT:
         tokenizer = _with_special_tokens(experiment)
-        data = prepare(experiment.data, tokenizer, progress, how=experiment.prepare, run=run)
+        data = prepare(
+            experiment.data, tokenizer, progress, how=experiment.prepare, run=run,
+            vocab_size=vocab_size_of(experiment.model),
+        )  # fmt: skip
         return _text_task(experiment, data)
     kind, model = experiment.objective.kind, experiment.model
     data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
@@ -88,6 +93,13 @@ def _with_special_tokens(experiment: Experiment) -> TokenizerConfig:
     return dataclasses.replace(config, mask_token=found[0])
 
 
+def settled(config: TokenizerConfig, task: Task) -> TokenizerConfig:
+    """How a task's tokenizer is used, with all that was found out: special tokens, and a template's text."""
+    found = getattr(task.tokenizer, "config", config)
+    template = template_source(config) if task.kind is ObjectiveKind.chat else config.chat_template
+    return dataclasses.replace(found, chat_template=template)
+
+
 def _text_task(experiment: Experiment, data: TextData) -> Task:
     objective, length = experiment.objective, experiment.data.seq_len
     for name, store in data.stores.items():
@@ -111,7 +123,8 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
         }
         for name, store in data.stores.items()
     }
-    said = [*data.notes, *unusable_notes(data.stores, facts)]
+    _add_trained_on(facts, data.tokenizer)
+    said = [*data.notes, *data.tokenizer.notes, *unusable_notes(data.stores, facts)]
     for name, layout in (batches.layouts if isinstance(batches, Packed) else {}).items():
         facts[name]["packing"] = {"rows": layout.num_rows, "pieces": layout.num_pieces, "filled": layout.filled}
         said.append(
@@ -143,6 +156,9 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
         notes += _cut(name, store, data.fields)
     notes = [*data.notes, *unusable_notes(data.stores, facts), *notes]
     _add_shares(facts, batches, experiment)
+    if data.tokenizer is not None:
+        _add_trained_on(facts, data.tokenizer)
+        notes += data.tokenizer.notes
     classes = 1 if kind is ObjectiveKind.regress else len(data.labels)
     model, idle = without_idle_heads(fit_model(experiment.model, data.tokenizer, classes), experiment)
     notes += idle
@@ -174,6 +190,22 @@ def unusable_notes(stores: Mapping[str, Any], facts: dict[str, Any]) -> list[str
         for name, (count, place) in counts.items()
         if count
     ]
+
+
+def _add_trained_on(facts: dict[str, Any], tokenizer: Tokenizer) -> None:
+    """To the facts of each part, what of it the tokenizer was trained on, where that was done here."""
+    for name, used in tokenizer.trained_on.items():
+        facts[name]["tokenizer_text"] = used
+
+
+def trained_on(facts: dict[str, Any]) -> str:
+    """What a tokenizer was trained on, by part, for people to read; "" where it was not trained here."""
+    used = {name: part["tokenizer_text"] for name, part in facts.items() if "tokenizer_text" in part}
+    return ", ".join(
+        f"{name}: {size(one['bytes'])} of {size(one['of_bytes'])} in {one['documents']:,} of {one['of_documents']:,} "
+        f"documents"
+        for name, one in used.items()
+    )
 
 
 def _cut(name: str, store: RecordStore, fields: list[Field]) -> list[str]:

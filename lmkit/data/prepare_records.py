@@ -4,6 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, Wor
 from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets
 from lmkit.data.build_records import build_record_store
 from lmkit.data.cache import open_cache, place_of
-from lmkit.data.prepare import build_tokenizer
+from lmkit.data.prepare import build_tokenizer, counted, mean_weights
 from lmkit.data.sources.formats import Bad
 from lmkit.data.sources.listing import left_out_notes
 from lmkit.data.sources.records import RecordSource
@@ -27,6 +28,7 @@ from lmkit.data.store.frame import META
 from lmkit.data.store.records import RECORD_FORMAT, RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import ChatTemplate, load_chat_template
+from lmkit.data.tokens.sample import Part, Sample
 from lmkit.data.tokens.tokenizer import Tokenizer
 
 _WITH_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
@@ -57,12 +59,17 @@ def prepare_records(
     files = [source.fingerprint() for source, _ in sources.values()]
     labels = _labels(data, kind, [source for source, _ in sources.values()])
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
-    settings = [_keys(data), *([chat.source, chat.tokens] if chat else [])]
+    whole = [2] if kind in (ObjectiveKind.chat, ObjectiveKind.classify_tokens) else []  # encoded as whole texts
+    settings = [_keys(data), *([chat.source, chat.tokens] if chat else []), *whole]
     if needs_text(kind, model):
         blank: Any = None  # fields name their texts before there is a tokenizer
         fields = build_fields(data, kind, model, blank, labels, chat)
-        split = [files, kind.name, *settings, data.holdout_every, data.fold]
-        codec = build_tokenizer(tokenizer, cache, split, lambda limit: _texts(data, sources, fields, limit, progress))
+        weights = mean_weights(data.sources("records"))
+        split = [files, kind.name, *settings, data.holdout_every, data.fold, list(weights.values())]
+        codec = build_tokenizer(
+            tokenizer, cache, split, lambda limit: _texts(data, sources, weights, fields, limit, progress),
+            vocab_size_of(model),
+        )  # fmt: skip
     fields = build_fields(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
     stores = {}
@@ -92,6 +99,11 @@ def _keys(data: DataConfig) -> list[Any]:
     return [getattr(data, name) for name in [*names, "message_format", "resize", "allow_roots"]]
 
 
+def vocab_size_of(model: ModelConfig) -> int:
+    """Tokens of a model's embedding; 0 where it follows the tokenizer, or has none."""
+    return getattr(model.text if isinstance(model, CLIPConfig) else model, "vocab_size", 0)
+
+
 def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:
     """Whether the records of an objective hold text."""
     return kind not in (ObjectiveKind.classify, ObjectiveKind.regress) or isinstance(model, BERTConfig)
@@ -112,7 +124,11 @@ def build_fields(
         return [Conversations(data, codec, chat)]
     if kind is ObjectiveKind.classify_tokens:
         return [Words(data, codec, labels)]
-    what = Images(data, model) if isinstance(model, ViTConfig) else Texts(data, codec)
+    what = (
+        Images(data, model)
+        if isinstance(model, ViTConfig)
+        else Texts(data, codec, getattr(model, "type_vocab_size", 2))
+    )
     return [what, Numbers(data) if kind is ObjectiveKind.regress else Labels(data, labels)]
 
 
@@ -170,25 +186,24 @@ def _unquoted(names: list[str]) -> str:
 def _texts(
     data: DataConfig,
     sources: dict[str, tuple[RecordSource, float]],
+    weights: dict[str, float],
     fields: list[Field],
     limit: int,
     progress: Progress,
-) -> Iterator[str]:
+) -> Sample:
     """Texts of training records up to `limit` bytes in all."""
-    done = 0
-    for source, _ in sources.values():
+
+    def read(source: RecordSource) -> Iterator[tuple[str, str]]:
         for record in source.records(bad=_count_later):
             side, texts = record.heldout, []
             if side or (side is None and RecordStore.held_out(record.name, data.holdout_every, data.fold)):
                 continue
             with suppress(ConfigError):
                 texts = [text for field in fields for text in field.texts(record)]
-            for text in texts:
-                if done >= limit:
-                    return
-                done += len(text)
-                progress("training the tokenizer", min(done, limit), limit)
-                yield text
+            yield from ((record.name, text) for text in texts)
+
+    parts = {name: Part(weights[name], partial(read, source)) for name, (source, _) in sources.items()}
+    return Sample(parts, limit, counted(progress, sum(source.num_bytes for source, _ in sources.values())))
 
 
 def _without_answer(name: str, store: RecordStore, length: int) -> list[str]:

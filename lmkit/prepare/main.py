@@ -10,7 +10,7 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.sections.objective import ON_TEXT
 from lmkit.config.sections.prepare import Executor
 from lmkit.console import PrepareProgress, console
-from lmkit.core.task import Task, prepare_task
+from lmkit.core.task import Task, prepare_task, trained_on
 from lmkit.data.sources.corpus import clean_sources, corpora
 from lmkit.data.sources.text import build_sources
 from lmkit.data.store.build import Runner, one_by_one
@@ -95,6 +95,8 @@ def _show(experiment: Experiment, task: Task) -> None:
             for split, rows in store.rows.items():
                 table.add_row(name, split, f"{len(rows):,}", "", "")
     console.print(table)
+    if told := trained_on(task.facts):
+        console.print(f"the tokenizer was trained on {told}", soft_wrap=True)
     for note in task.notes:
         console.print(note, soft_wrap=True)
     if fertilities:

@@ -1,6 +1,7 @@
 """`lmkit.show`: opens what is asked for and prints a row. Imports no jax."""
 
 import dataclasses
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.checks import check_experiment
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
-from lmkit.config.saved import RUN_FILE, read_experiment
+from lmkit.config.saved import RUN_FILE, read_experiment, read_tokenizer
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerKind
 from lmkit.core.task import prepare_task
@@ -63,6 +64,9 @@ def open_source(place: str, words: list[str]) -> Source:
 
 def _of_experiment(experiment: Experiment) -> Source:
     check_experiment(experiment)
+    if experiment.tokenizer.kind is TokenizerKind.init:  # what finds it imports jax
+        found = importlib.import_module("lmkit.weights").start_tokenizer(experiment.tokenizer, experiment.init_from)
+        experiment = dataclasses.replace(experiment, tokenizer=found)
     task = prepare_task(experiment, _Progress())
     return Source(experiment, task.batches, task.tokenizer, task.labels, True)
 
@@ -76,8 +80,7 @@ def _of_run(path: Path, words: list[str]) -> Source:
         changes[name] = yaml.safe_load(value)
     experiment = read_experiment(path, changes)
     if experiment.tokenizer.kind is TokenizerKind.init:
-        file = dataclasses.replace(experiment.tokenizer, kind=TokenizerKind.file, path=str(path / "tokenizer.json"))
-        experiment = dataclasses.replace(experiment, tokenizer=file)
+        experiment = dataclasses.replace(experiment, tokenizer=read_tokenizer(path))
     task = prepare_task(experiment, _Progress())
     receipt = path / "receipt.json"
     recorded = json.loads(receipt.read_text()).get("data", {}) if receipt.is_file() else {}

@@ -17,14 +17,14 @@ from lmkit.config.checks import check_experiment
 from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
-from lmkit.config.saved import write_model
+from lmkit.config.saved import TOKENIZER_FILE, write_model, write_tokenizer
 from lmkit.config.sections.data import OnCorrupt
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.console import Bar, PrepareProgress, console, duration
 from lmkit.core.evaluation import evaluate, headline, write_confusion
 from lmkit.core.setup import Programs, setup_mesh, start_compiling, starting_state
 from lmkit.core.state import Blueprint, State, make_blueprint
-from lmkit.core.task import Task, prepare_task
+from lmkit.core.task import Task, prepare_task, settled
 from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.metrics import format_confusion
@@ -86,7 +86,8 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     if hosts.is_first():
         write_model(run.path, blueprint.model_config)
         if task.tokenizer is not None:
-            task.tokenizer.save(run.path / "tokenizer.json")
+            task.tokenizer.save(run.path / TOKENIZER_FILE)
+            write_tokenizer(run.path, settled(tokenizer, task))
     shapes = batch_shapes(task.batches, experiment.train.batch_size, blueprint.mesh)
     programs = start_compiling(experiment, blueprint, shapes)
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)

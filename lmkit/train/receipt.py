@@ -13,7 +13,7 @@ from lmkit.config.sections.model import Position
 from lmkit.console import console, count, duration, header, size
 from lmkit.core.evaluation import headline
 from lmkit.core.state import Blueprint
-from lmkit.core.task import Task
+from lmkit.core.task import Task, trained_on
 from lmkit.cost.flops import flops_per_row
 from lmkit.cost.hardware import check_fits, known_hardware, matmul_flops, memory_now, peak_flops, peak_memory
 from lmkit.data.store.tokens import TRAIN
@@ -120,6 +120,7 @@ def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str
         **{f"stages of {prefix}": pipe["told"] for prefix, pipe in receipt["pipeline"].items()},
         "parameters": f"{model['params']:,}",
         "data": held,
+        **({"tokenizer": f"trained on {told}"} if (told := trained_on(receipt["data"])) else {}),
         "to see": f"{seen} ({epochs:.2f} epochs)",
         "memory": f"{size(expected['state_bytes'])} of parameters and optimiser state a device",
         "time": f"about {duration(expected['wall_sec'])} ({count(expected['tokens_per_sec'])} tokens/s expected)",

@@ -47,7 +47,7 @@ def make_writer(
 
     def write_batch(state: State, part: str, index: np.ndarray) -> list[str]:
         batch = batches.heldout(part, index)
-        prompts = Prompts([[tokenizer.start_id]] * len(index), batch["source"], batch["source_segment_ids"])
+        prompts = Prompts([tokenizer.target_start_ids] * len(index), batch["source"], batch["source_segment_ids"])
         params, new = evaluation_params(blueprint, state), task.target_len
         if search is not None:
             return [tokenizer.decode(best[0][0]) for best in search.search(params, prompts, max_new_tokens=new)]

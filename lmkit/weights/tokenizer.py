@@ -9,12 +9,12 @@ import tokenizers
 
 from lmkit import interop
 from lmkit.config.base import ConfigError
-from lmkit.config.documents import read_document
-from lmkit.config.saved import from_plain
+from lmkit.config.saved import RUN_FILE, TOKENIZER_SETTINGS, read_tokenizer
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
-from lmkit.data.tokens.tokenizer import has_token, load_tokenizer
+from lmkit.data.tokens.tokenizer import load_tokenizer, vocab_size_of, without_state
 from lmkit.weights.source import Form, ModelSource
+from lmkit.weights.specials import read_specials, special_ids
 
 
 class Codec(NamedTuple):
@@ -45,7 +45,8 @@ def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> 
         inner = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"{file} is not a tokenizer.json: {error}") from error
-    theirs = {} if source.form is Form.gguf else _special_ids(source.path)
+    without_state(inner)
+    theirs = {} if source.form is Form.gguf else special_ids(source.path)
     start = theirs.get("decoder_start_token_id", theirs.get("bos_token_id"))
     if isinstance(config, EncDecConfig) and start is None:
         raise ConfigError(f"{source.path}: neither generation_config.json nor config.json has decoder_start_token_id")
@@ -61,35 +62,21 @@ def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:
         return inner.decode(ids, skip_special_tokens=True)
 
     ends, start = ([token for token in some if token is not None] for some in (ends, start))
-    return Codec(encode, decode, inner.get_vocab_size(with_added_tokens=True), tuple(ends), tuple(start))
+    return Codec(encode, decode, vocab_size_of(inner), tuple(ends), tuple(start))
 
 
 def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
-    """A run's, as in training: texts begin after the end of another one, and a source has its end."""
-    settings = from_plain(TokenizerConfig, _run_config(source).get("tokenizer", {}), f"{source.home}: tokenizer")
-    codec = load_tokenizer(given or source.home / "tokenizer.json", settings)
+    """A run's, as in training: texts begin after the end of another one, a source has its start and its end."""
+    settings = read_tokenizer(source.home)
+    codec = load_tokenizer(given or settings.path, settings)
     sources = isinstance(config, EncDecConfig)
 
     def encode(text: str) -> list[int]:
         ids = codec.encode_batch([text])[0].tolist()
-        return [*ids, codec.end_id] if sources else [codec.end_id, *ids]
+        return [*codec.source_start_ids, *ids, codec.end_id] if sources else [codec.end_id, *ids]
 
-    start = codec.start_id if sources else codec.end_id
-    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), (start,))
-
-
-def _run_config(source: ModelSource) -> dict[str, Any]:
-    file = source.home / "config.yaml"
-    return read_document(file) if file.is_file() else {}
-
-
-def _special_ids(folder: Path) -> dict[str, Any]:
-    """Ids of special tokens: generation_config.json before config.json, as transformers reads them."""
-    found: dict[str, Any] = {}
-    for name in ("config.json", "generation_config.json"):
-        if (folder / name).is_file():
-            found |= {k: v for k, v in read_document(folder / name).items() if v is not None}
-    return found
+    start = codec.target_start_ids if sources else [codec.end_id]
+    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), tuple(start))
 
 
 def tokenizer_file(path: Path) -> Path | None:
@@ -100,24 +87,24 @@ def tokenizer_file(path: Path) -> Path | None:
 
 
 def start_tokenizer(config: TokenizerConfig, init_from: str) -> TokenizerConfig:
-    """With tokenizer=init the file of what `init_from` names, and its own end token where none is asked for."""
+    """With tokenizer=init the file of what `init_from` names, and its own special tokens where none are asked for.
+
+    Of a run all is as it was trained with; of a folder as transformers takes it from its files. Raises ConfigError
+    where there is no tokenizer.json.
+    """
     if config.kind is not TokenizerKind.init:
         return config
     path = interop.locate(init_from)
     if (file := tokenizer_file(path)) is None:
         raise ConfigError(f"tokenizer=init: init_from={init_from} has no tokenizer.json; set tokenizer=file or another")
-    end = config.end_token
-    if end == TokenizerConfig().end_token and not has_token(file, end):
-        end = next((one for one in _end_tokens(file.parent) if has_token(file, one)), end)
-    return dataclasses.replace(config, kind=TokenizerKind.file, path=str(file), end_token=end)
-
-
-def _end_tokens(folder: Path) -> list[str]:
-    """What ends a document, by a run's configuration or by a folder's of the Hugging Face layout, likeliest first."""
-    run, theirs = folder / "config.yaml", folder / "tokenizer_config.json"
-    section = read_document(run).get("tokenizer") if run.is_file() else None
-    tokens = [section.get("end_token")] if isinstance(section, dict) else []
-    values = read_document(theirs) if theirs.is_file() else {}
-    for token in (values.get("eos_token"), values.get("sep_token")):
-        tokens.append(token.get("content") if isinstance(token, dict) else token)
-    return [token for token in tokens if token]
+    if any((file.parent / name).is_file() for name in (TOKENIZER_SETTINGS, RUN_FILE)):
+        plain, theirs = TokenizerConfig(), read_tokenizer(file.parent)
+        names = [one.name for one in dataclasses.fields(config) if one.name not in ("kind", "path")]
+        found = {name: getattr(theirs, name) for name in names if getattr(config, name) == getattr(plain, name)}
+    else:
+        try:
+            inner = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises bare Exception
+            raise ConfigError(f"{file} is not a tokenizer.json: {error}; fetch it anew") from error
+        found = read_specials(file.parent, inner).into(config)
+    return dataclasses.replace(config, kind=TokenizerKind.file, path=str(file), **found)

@@ -266,8 +266,6 @@ def test_bytes_round_trip(tmp_path: Path) -> None:
 
 
 def test_tokenizer_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"tokenizer.vocab_size=5000.*tokenizer.vocab_size=\d+"):
-        train_bpe(["aaaa"], bpe(5000))
     with pytest.raises(ConfigError, match="no such file"):
         load_tokenizer(tmp_path / "none.json", bpe(300))
     (tmp_path / "bad.json").write_text("{}")
@@ -288,6 +286,37 @@ def test_held_out_text_does_not_train_the_tokenizer(tmp_path: Path) -> None:
         (corpus / name).write_text("zqzq " * 200 if source.held_out(name) else f"plain text number {number} " * 20)
     data = prepare(config, TokenizerConfig(kind=TokenizerKind.bpe, vocab_size=280))
     assert len(data.tokenizer.encode_batch(["zqzq"])[0]) == 4
+
+
+def test_a_small_corpus_gives_a_small_vocabulary(corpus: Path, tmp_path: Path) -> None:
+    """A note says so; a model whose size is set does not follow."""
+    data = text_data(corpus, tmp_path / "cache")
+    codec = prepare(data, bpe(5000)).tokenizer
+    assert 257 < codec.vocab_size < 5000
+    (note,) = codec.notes
+    assert note.startswith("tokenizer.vocab_size=5000: ")
+    assert note.endswith(f"the vocabulary has {codec.vocab_size}")
+    assert prepare(data, bpe(5000)).tokenizer.notes == [note], "from the cache, too"
+    with pytest.raises(ConfigError, match=r"=5000.*model.vocab_size=6000.*=0.*tokenizer") as caught:
+        prepare(data, bpe(5000), vocab_size=6000)
+    assert f"set tokenizer.vocab_size={codec.vocab_size}" in str(caught.value)
+
+
+def test_a_tokenizer_sees_all_parts_of_a_mixture(tmp_path: Path) -> None:
+    """Half of it is Japanese, and the weights are part of what the tokenizer is made from."""
+    for name, text in (("en", "english words "), ("ja", "\u65e5\u672c\u8a9e\u306e\u6587 ")):
+        (tmp_path / name).mkdir()
+        for number in range(30):
+            (tmp_path / name / f"{number:02}.txt").write_text(text * 4000)
+
+    def used(**weights: float) -> dict[str, int]:
+        parts = {name: SourceConfig(paths=[str(tmp_path / name)], weight=weight) for name, weight in weights.items()}
+        data = prepare(DataConfig(mixture=parts, cache_dir=str(tmp_path / "cache")), bpe(257, train_mb=1))
+        return {name: one["bytes"] for name, one in data.tokenizer.trained_on.items()}
+
+    assert used(en=0.5, ja=0.5) == {"en": 500_000, "ja": 500_000}
+    assert used(en=3.0, ja=1.0) == {"en": 750_000, "ja": 250_000}
+    assert used(en=3.0, ja=0.0) == {"en": 1_000_000}
 
 
 def test_mixture_builds_a_store_a_part(corpus: Path, tmp_path: Path) -> None:

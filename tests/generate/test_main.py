@@ -14,22 +14,23 @@ import yaml
 from flax import nnx
 from interop.test_gguf import CONFIG as GGUF_CONFIG
 from interop.test_gguf import write as write_gguf
+from weights.test_specials import make as make_tokenizer
 
 from helpers import params_of
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import ConfigError
 from lmkit.config.entry import run_verb
-from lmkit.config.saved import write_model
+from lmkit.config.saved import write_model, write_tokenizer
 from lmkit.config.sections.checkpoint import CheckpointConfig
 from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.model import Norm, NormOrder, Position
 from lmkit.config.sections.optim import OptimConfig
-from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.state import init_state, make_blueprint
 from lmkit.data.sources.audio import log_mel, read_audio
-from lmkit.data.tokens.tokenizer import ByteTokenizer
+from lmkit.data.tokens.tokenizer import ByteTokenizer, load_tokenizer
 from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.decode import Decoder, Prompts, Sampling
 from lmkit.generate.__main__ import ABOUT, READS
@@ -37,6 +38,7 @@ from lmkit.generate.main import read_prompts
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.parallel.mesh import build_mesh
+from lmkit.weights import open_model, start_tokenizer
 
 TEXT: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "embed_dim": 32, "init_std": 0.4}
 GREEDY = ["generate.temperature=0", "generate.max_new_tokens=12"]
@@ -94,6 +96,21 @@ def test_a_run_and_a_checkpoint_inside_one(run: Path, capsys: pytest.CaptureFixt
 def init_params(config: Any = GPT, **optim: Any) -> Any:
     blueprint = make_blueprint(config, OptimConfig(**optim), 10, build_mesh(MeshConfig(), jax.devices()[:1]))
     return init_state(blueprint, 0)["params"]
+
+
+def test_a_run_from_a_folder_with_other_special_tokens(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The run says by itself what ends its texts, though config.yaml says what was asked for."""
+    config = start_tokenizer(TokenizerConfig(kind=TokenizerKind.init), str(make_tokenizer("llama", tmp_path)))
+    codec, run = load_tokenizer(config.path, config), tmp_path / "run"
+    make_run(run, GPT)
+    codec.save(run / "tokenizer.json")
+    (run / "config.yaml").write_text("tokenizer: {kind: init}\ninit_from: gone")
+    write_tokenizer(run, config)
+    assert generate(f"init_from={run}", "generate.prompt=ab", *GREEDY) == 0
+    assert capsys.readouterr().out.startswith("ab")
+    found = open_model(str(run)).codec()
+    assert found.end_ids == (codec.end_id,) == (codec.inner.token_to_id("</s>"),)  # type: ignore[attr-defined]
+    assert found.encode("ab") == [codec.end_id, *codec.encode_batch(["ab"])[0].tolist()]
 
 
 def test_the_moving_average_is_what_speaks(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

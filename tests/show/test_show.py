@@ -1,6 +1,8 @@
 """A row told in words is the row that is learned from."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +11,18 @@ import numpy as np
 import pytest
 import yaml
 from data.streams import END, Stream
+from weights.test_specials import make as make_tokenizer
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment, to_plain
-from lmkit.config.saved import write_model
-from lmkit.core.task import Task, prepare_task
+from lmkit.config.saved import write_model, write_tokenizer
+from lmkit.core.task import Task, prepare_task, settled
 from lmkit.data.batches.records import Records
 from lmkit.data.store.tokens import TRAIN
 from lmkit.data.tokens.tokenizer import ByteTokenizer
 from lmkit.show.__main__ import main
 from lmkit.show.row import _documents, told
+from lmkit.weights import start_tokenizer
 
 TINY = ["+experiment=gpt_tiny", "data=text_files", "data.holdout_every=5", "train.steps=50"]
 
@@ -85,6 +89,22 @@ def run_of(path: Path, experiment: Experiment, task: Task) -> Path:
     (path / "receipt.json").write_text(json.dumps({"data": task.facts}))
     write_model(path, task.model)
     return path
+
+
+def test_a_tokenizer_of_a_folder(corpus: Path, capsys) -> None:
+    """Of an experiment, and of its run once the folder is gone."""
+    folder = make_tokenizer("llama", corpus.parent)
+    words = words_of(corpus, "tokenizer=init", f"init_from={folder}", "model.vocab_size=0")
+    found = shown(capsys, *words, "step=0", "row=0")
+    experiment = compose(words)
+    config = start_tokenizer(experiment.tokenizer, str(folder))
+    task = prepare_task(dataclasses.replace(experiment, tokenizer=config), lambda *_: None)
+    run = run_of(corpus.parent / "run", experiment, task)
+    assert task.tokenizer is not None
+    task.tokenizer.save(run / "tokenizer.json")
+    write_tokenizer(run, settled(config, task))
+    shutil.rmtree(folder)
+    assert shown(capsys, f"store={run}", "step=0", "row=0") == found
 
 
 def test_documents_of_any_stretch() -> None:

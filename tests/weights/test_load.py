@@ -16,7 +16,7 @@ from helpers import leaves_equal, params_of, tiny_config, tiny_experiment, train
 from lmkit.checkpoint import Checkpoints, load_params
 from lmkit.config import ConfigError
 from lmkit.config.entry import run_verb
-from lmkit.config.saved import read_model, write_model
+from lmkit.config.saved import read_model, read_tokenizer, write_model
 from lmkit.config.sections.checkpoint import CheckpointConfig
 from lmkit.config.sections.families import BERTConfig, Pooling, ViTConfig
 from lmkit.config.sections.model import Position
@@ -62,6 +62,8 @@ def test_a_run_leaves_its_model_and_tokenizer(base: Path) -> None:
     model = read_model(base)
     assert (model.vocab_size, model.embed_dim, model.gated) == (264, 64, True)
     assert "lmkit-bytes" in (base / "tokenizer.json").read_text()
+    assert read_tokenizer(base) == TokenizerConfig(kind=TokenizerKind.file, path=str(base / "tokenizer.json"))
+    assert (base / "tokenizer.yaml").is_file()
     assert not (base / "base.json").exists()
 
 

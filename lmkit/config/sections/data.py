@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from lmkit.config.base import ConfigError, Section, key
+from lmkit.config.base import ConfigError, Section, key, unescaped
 from lmkit.config.sections.clean import CleanConfig
 
 
@@ -133,7 +133,7 @@ class DataConfig(Section):
     image_key: str = key("image", "field with the path of an image, from the records' folder")
     audio_key: str = key("audio", "field with the path of a sound file, from the records' folder")
     messages_key: str = key("messages", "field with a conversation: a list of {role, content}")
-    message_format: str = key("<|{role}|>\n{content}", "how a message is written before it is tokenised")
+    message_format: str = key("<|{role}|>\n{content}", "how a message is written; \\n is a line end")
     labels: list[str] = key([], "the classes, in order; [] = those of the training records, sorted")
     class_weights: dict[str, float] = key({}, "weight of the loss of a class in training; 1 where none is given")
     balance_classes: bool = key(False, "weigh each class by the inverse of its share of the training records")
@@ -145,6 +145,7 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.message_format = unescaped(self.message_format)
         if self.fold >= self.holdout_every:
             raise ConfigError(
                 f"data.fold={self.fold}: with data.holdout_every={self.holdout_every} the shares are 0 to "

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from lmkit.config.base import ConfigError, Section, key
+from lmkit.config.base import ConfigError, Section, key, unescaped
 
 
 @dataclass
@@ -30,12 +30,13 @@ class GenerateConfig(Section):
     )
     early_stopping: bool = key(False, "with beams: stop at num_beams finished ones, without looking for better ones")
     batch_size: int = key(16, "texts made at a time", at_least=1)
-    stop: list[str] = key([], "strings that end the text; they are not shown")
+    stop: list[str] = key([], "strings that end the text, in which \\n is a line end; they are not shown")
     num_samples: int = key(1, "texts for each prompt; with beams, the so many best", at_least=1)
     out: str = key("", "a .jsonl file for the results: prompt, text, number of tokens, why it ended")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.stop = [unescaped(one) for one in self.stop]
         if self.num_beams > 1 and self.temperature:
             raise ConfigError(
                 f"generate.num_beams={self.num_beams} with generate.temperature={self.temperature}: beams are not "

@@ -33,8 +33,13 @@ class TokenizerConfig(Section):
     end_token: str = key("<|endoftext|>", "token that ends a document; with kind=file it must exist in the file")
     start_token: str = key("", "token that begins a row of an encoder ([CLS]); '' = end_token")
     mask_token: str = key("", "token in the place of a masked one; '' = <|mask|>, [MASK] or <mask> where one is needed")
+    source_start: list[str] = key([], "tokens before an encoder-decoder's source, or a caption; [] = none")
+    target_start: list[str] = key([], "tokens that a decoder's target begins with, in order; [] = start_token")
+    pair_ends: int = key(1, "end tokens between the two texts of a pair; RoBERTa has 2", at_least=1)
     special_tokens: list[str] = key([], "further tokens that a trained vocabulary gets whole, such as <|im_start|>")
     chat_template: str = key(
-        "", "conversations as Jinja text, or a .jinja file or URL with it; '' = as data.message_format says"
+        "",
+        "conversations as Jinja text, or a .jinja file or URL with it; none = as data.message_format says; '' = that, "
+        "or with kind=init the template of init_from",
     )
     sentinels: int = key(0, "tokens <extra_id_0> ... for the spans cut out; 0 = as many as are needed", at_least=0)

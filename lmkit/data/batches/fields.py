@@ -79,15 +79,19 @@ def filled(rows: Sequence[np.ndarray], length: int) -> np.ndarray:
 
 
 class Texts:
-    """start text end, or start text end pair end, as `inputs` [B, T], with `types` 1 on the pair."""
+    """start text end, or start text end pair end, as `inputs` [B, T], with `types` 1 on the pair.
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer):
+    Between the two stand as many ends as the tokenizer says. A model of fewer than two `kinds` gets no `types`.
+    """
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, kinds: int = 2):
         self.config, self.tokenizer, length = config, tokenizer, config.seq_len
+        self.typed = bool(config.pair_key) and kinds > 1
         self.keys = {"text": "text_key"} | ({"pair": "pair_key"} if config.pair_key else {})
         self.columns = {name: Column("int32", None) for name in self.keys}
         self.limits = {tuple(self.keys): length - 1 - len(self.keys)}
         self.shapes: Shapes = {"inputs": ((length,), np.int32), "segment_ids": ((length,), np.int32)}
-        if config.pair_key:
+        if self.typed:
             self.shapes["types"] = ((length,), np.int32)
 
     def texts(self, record: Record) -> list[str]:
@@ -98,14 +102,16 @@ class Texts:
 
     def collate(self, rows: RecordRows) -> Batch:
         length, start, end = self.config.seq_len, [self.tokenizer.start_id], [self.tokenizer.end_id]
+        between = end * self.tokenizer.pair_ends
         firsts, wholes = [], []
         for pieces in zip(*(rows.columns[name] for name in self.keys), strict=True):
-            pieces = fit(list(pieces), length - 1 - len(pieces))
-            wholes.append(np.concatenate([start, *(x for piece in pieces for x in (piece, end))]))
-            firsts.append(len(pieces[0]) + 2)
+            pieces = fit(list(pieces), length - 1 - (len(pieces) - 1) * len(between) - len(end))
+            whole = [start, *(x for piece in pieces[:-1] for x in (piece, between)), pieces[-1], end]
+            wholes.append(np.concatenate(whole))
+            firsts.append(len(pieces[0]) + 1 + len(between))
         inside = filled(wholes, length)
         batch = {"inputs": pad_rows(wholes, length, self.tokenizer.end_id), "segment_ids": inside}
-        if self.config.pair_key:
+        if self.typed:
             batch["types"] = ((np.arange(length) >= np.array(firsts)[:, None]) & (inside == 1)).astype(np.int32)
         return batch
 
@@ -257,14 +263,15 @@ class Words:
     def encode(self, records: Sequence[Record]) -> list[Batch]:
         start, end = self.tokenizer.start_id, self.tokenizer.end_id
         rows = []
-        for record in records:
-            words, tags = words_of(record, self.config)
-            ids = self.tokenizer.encode_batch([word if not n else f" {word}" for n, word in enumerate(words)])
-            numbers = [number_of(tag, self.names, record) for tag in tags]
-            marked = [[number] + [IGNORED] * (len(piece) - 1) for number, piece in zip(numbers, ids, strict=True)]
-            tokens = [start, *(i for piece in ids for i in piece), end]
-            flat = [IGNORED, *(n for number, piece in zip(marked, ids, strict=True) if len(piece) for n in number)]
-            rows.append({"tokens": np.array(tokens), "tags": np.array([*flat, IGNORED])})
+        found = [words_of(record, self.config) for record in records]
+        encoded = self.tokenizer.encode_chars([" ".join(words) for words, _ in found])
+        for record, (words, tags), (ids, lasts) in zip(records, found, encoded, strict=True):
+            numbers = np.array([number_of(tag, self.names, record) for tag in tags], np.int64)
+            ends = np.cumsum([len(word) + 1 for word in words]) - 1  # the space before a word is of the word
+            of, first = np.unique(np.searchsorted(ends, lasts, side="right"), return_index=True)
+            marked = np.full(len(ids), IGNORED)
+            marked[first] = numbers[of]
+            rows.append({"tokens": np.array([start, *ids, end]), "tags": np.array([IGNORED, *marked, IGNORED])})
         return rows
 
     def collate(self, rows: RecordRows) -> Batch:

@@ -131,7 +131,8 @@ class SpanCutter:
             flat = np.concatenate(kept)
             source[row, : len(flat)] = flat
             target[row, :-1] = np.concatenate(cut)
-        inputs = np.concatenate([np.full((len(tokens), 1), self.tokenizer.start_id, np.int32), target[:, :-1]], axis=1)
+        start = np.full((len(tokens), 1), self.tokenizer.target_start_ids[0], np.int32)
+        inputs = np.concatenate([start, target[:, :-1]], axis=1)
         return {"source": source, "inputs": inputs, "targets": target, "weights": np.ones(target.shape, np.float32)}
 
 

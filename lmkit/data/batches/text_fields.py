@@ -36,7 +36,7 @@ class _OneText:
 
 
 class SourceTexts(_OneText):
-    """text end, as `source` and `source_segment_ids` [B, S]."""
+    """[start] text end, as `source` and `source_segment_ids` [B, S]; the start where the tokenizer has source_start."""
 
     column, key = "source", "text_key"
 
@@ -47,7 +47,7 @@ class SourceTexts(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
-        source = [np.append(row[: length - 1], end) for row in rows.columns["source"]]
+        source = [_around(self.tokenizer.source_start_ids, row, end, length) for row in rows.columns["source"]]
         return {"source": pad_rows(source, length, end), "source_segment_ids": filled(source, length)}
 
 
@@ -81,8 +81,16 @@ class Sounds:
         return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
 
 
+def _around(start: list[int], row: np.ndarray, end: int, length: int) -> np.ndarray:
+    """start row end, the row cut so that it is of `length` at most."""
+    return np.concatenate([start, row[: max(length - 1 - len(start), 0)], [end]]).astype(np.int64)
+
+
 class Targets(_OneText):
-    """start text as `inputs`, text end as `targets`, `segment_ids` and `weights`, each [B, T]."""
+    """start text as `inputs`, the same a token on, and end, as `targets`, `segment_ids`, `weights`, each [B, T].
+
+    A start may be several tokens, of which those after the first are predicted, too.
+    """
 
     column, key = "target", "target_key"
 
@@ -94,15 +102,15 @@ class Targets(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.target_size, self.tokenizer.end_id
-        inputs = [np.insert(row, 0, self.tokenizer.start_id) for row in rows.columns["target"]]
+        inputs = [np.concatenate([self.tokenizer.target_start_ids, row]) for row in rows.columns["target"]]
         inside = filled(inputs, length)
-        targets = pad_rows([np.append(row, end) for row in rows.columns["target"]], length, end)
+        targets = pad_rows([np.append(row[1:], end) for row in inputs], length, end)
         weights = inside.astype(np.float32)
         return {"inputs": pad_rows(inputs, length, end), "targets": targets, "segment_ids": inside, "weights": weights}
 
 
 class Captions(_OneText):
-    """text end as `inputs` [B, T], with `last` [B], the place of its end."""
+    """[start] text end as `inputs` [B, T], with `last` [B], the place of its end."""
 
     column, key = "caption", "text_key"
 
@@ -113,7 +121,7 @@ class Captions(_OneText):
 
     def collate(self, rows: RecordRows) -> Batch:
         length, end = self.config.seq_len, self.tokenizer.end_id
-        inputs = [np.append(row[: length - 1], end) for row in rows.columns["caption"]]
+        inputs = [_around(self.tokenizer.source_start_ids, row, end, length) for row in rows.columns["caption"]]
         return {"inputs": pad_rows(inputs, length, end), "last": np.array([len(row) - 1 for row in inputs], np.int32)}
 
 
@@ -168,15 +176,22 @@ class Conversations:
         return [head + body for head, body in zip(pieces[::2], pieces[1::2], strict=True)]
 
     def encode(self, records: Sequence[Record]) -> list[Batch]:
+        """Texts are encoded whole, as a reader would: a token is of an answer where its last character is."""
         rows: list[Batch] = []
+        end = [self.tokenizer.end_id]
         for record in records:
             pieces = self._pieces(record)
-            ids = self.tokenizer.encode_batch([piece.text for piece in pieces])
-            if not self.template:
-                ids = [np.append(one, self.tokenizer.end_id) if n % 2 else one for n, one in enumerate(ids)]
-            lead = 0 if self.template else 1
-            tokens = [np.full(lead, self.tokenizer.end_id), *ids]
-            answers = [np.zeros(lead), *(np.full(len(one), p.answer) for p, one in zip(pieces, ids, strict=True))]
+            together = [pieces] if self.template else [pieces[n : n + 2] for n in range(0, len(pieces), 2)]
+            tokens: list[Any] = [] if self.template else [end]
+            answers: list[Any] = [] if self.template else [[False]]
+            encoded = self.tokenizer.encode_chars(["".join(piece.text for piece in some) for some in together])
+            for some, (ids, lasts) in zip(together, encoded, strict=True):
+                inside = np.repeat([piece.answer for piece in some], [len(piece.text) for piece in some])
+                tokens.append(ids)
+                answers.append(inside[lasts])
+                if not self.template:
+                    tokens.append(end)
+                    answers.append([some[-1].answer])
             row = {"tokens": np.concatenate(tokens), "answers": np.concatenate(answers).astype(np.uint8)}
             if not row["answers"][1:].any():
                 raise ConfigError(f"data: {record.place}: its answers have no tokens")

@@ -1,6 +1,7 @@
 """Text into parts of a token store."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,11 @@ from lmkit.data.store.build import Progress, Runner, build_frame, one_by_one
 from lmkit.data.store.part_writer import PartWriter
 from lmkit.data.store.tokens import FORMAT, HELDOUT, SPLITS, TRAIN, arrays_of
 from lmkit.data.tokens.bulk import Bulk
-from lmkit.data.tokens.tokenizer import ByteTokenizer, FastTokenizer, Tokenizer
+from lmkit.data.tokens.tokenizer import Tokenizer
 
 PART_BYTES = 1 << 28  # of a source's files that a part takes
 _PIECE_CHARS, _BATCH_CHARS = 1 << 20, 1 << 23
+_LINE_END = re.compile(r"\S\n(?=\S)")
 
 
 class Cut(NamedTuple):
@@ -125,20 +127,11 @@ def token_weights(tokenizer: Tokenizer, text: _Text, count: int) -> np.ndarray:
         chars[int(first) : int(last)] = weight
     lasts, before = [], 0
     for piece in text.pieces:
-        lasts.append(_last_chars(tokenizer, piece) + before)
+        lasts.append(tokenizer.encode_chars([piece])[0][1] + before)
         before += len(piece)
     weights = chars[np.concatenate(lasts)]
     assert len(weights) == count, (text.name, len(weights), count)
     return np.append(weights, weights[-1:])
-
-
-def _last_chars(tokenizer: Tokenizer, text: str) -> np.ndarray:
-    """int64: the last character of each token."""
-    if isinstance(tokenizer, FastTokenizer):
-        offsets = tokenizer.inner.encode(text, add_special_tokens=False).offsets
-        return np.array([max(start, stop - 1) for start, stop in offsets], np.int64)
-    assert isinstance(tokenizer, ByteTokenizer)
-    return np.repeat(np.arange(len(text)), [len(char.encode()) for char in text])
 
 
 class WritePart:
@@ -179,7 +172,7 @@ class WritePart:
         for document in self._documents(number, bad):
             for split, text in self.cut(document, self.source.held_out(document.name)):
                 if text:
-                    pending[split].append(_Text(document.name, list(_pieces(text)), document.weights))
+                    pending[split].append(_Text(document.name, list(_pieces(text, encode.additive)), document.weights))
                     held += len(text)
             if held >= _BATCH_CHARS:
                 flush()
@@ -192,12 +185,20 @@ def _joined(ids: list[np.ndarray]) -> np.ndarray:
     return ids[0] if len(ids) == 1 else np.concatenate(ids)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    """A long text in pieces that end at line ends, so that encoding runs in parallel and in bounded memory."""
+def _pieces(text: str, additive: bool) -> Iterator[str]:
+    """A long text in pieces, so that encoding runs in parallel and in bounded memory; whole where ids do not add up.
+
+    A piece ends at a line end between two characters that are no white space: there no token reaches across.
+    """
     start = 0
-    while len(text) - start > _PIECE_CHARS:
-        cut = text.rfind("\n", start, start + _PIECE_CHARS) + 1
-        cut = cut if cut > start else start + _PIECE_CHARS
+    while additive and len(text) - start > _PIECE_CHARS:
+        stop = start + _PIECE_CHARS
+        cut = text.rfind("\n", start + 1, stop) + 1
+        while cut and (text[cut - 2].isspace() or text[cut].isspace()):
+            cut = text.rfind("\n", start + 1, cut - 1) + 1
+        if not cut:
+            later = _LINE_END.search(text, stop - 1)
+            cut = later.end() if later else len(text)
         yield text[start:cut]
         start = cut
     if text[start:]:

@@ -27,11 +27,20 @@ _PROBE = (
 )
 
 
+_LINES = ("one two\n", "three.\n", "x = 1;\n", "\u6771\u4eac\n", "- A\n", "9\n", "end\n")
+
+
 class Bulk:
-    """Encodes lists of texts on all cores, as the tokenizer does."""
+    """Encodes lists of texts on all cores, as the tokenizer does.
+
+    Attributes:
+        additive: whether the ids of two lines are those of one and then those of the other. They are not where a text
+            gets something before it, as SentencePiece's does: there a long text is encoded in one piece.
+    """
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
+        self.additive = _additive(tokenizer)
         self.fast = fast_encoding(tokenizer.inner) if isinstance(tokenizer, FastTokenizer) else None
         self.special: list[str] = []
         if self.fast:
@@ -50,6 +59,16 @@ class Bulk:
             return self.tokenizer.encode_batch([text])[0]
         assert self.fast
         return self.fast.encode_to_numpy(text, disallowed_special=())
+
+
+def _additive(tokenizer: Tokenizer) -> bool:
+    pairs = [(one, two) for one in _LINES for two in _LINES]
+    apart = dict(zip(_LINES, tokenizer.encode_batch(_LINES), strict=True))
+    together = tokenizer.encode_batch([one + two for one, two in pairs])
+    return all(
+        np.array_equal(whole, np.concatenate([apart[one], apart[two]]))
+        for (one, two), whole in zip(pairs, together, strict=True)
+    )
 
 
 def fast_encoding(inner: tokenizers.Tokenizer) -> tiktoken.Encoding | None:

@@ -10,6 +10,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.data.sources.files import read_bytes
 
 ASSISTANT = "assistant"
+NO_TEMPLATE = "none"  # as data.message_format says, whatever init_from has
 _SUFFIXES = (".jinja", ".jinja2", ".j2")
 TODAY = datetime.datetime(2025, 1, 1)  # what templates are told: a store must not depend on the day it is built
 
@@ -94,11 +95,17 @@ class ChatTemplate:
         return next((text for text in found if upto.startswith(text)), upto + " ")
 
 
-def load_chat_template(config: TokenizerConfig) -> ChatTemplate | None:
-    """That of tokenizer.chat_template; None where it is empty."""
-    source = config.chat_template
+def template_source(config: TokenizerConfig) -> str:
+    """The text of tokenizer.chat_template, read where it names a file; "" where there is none."""
+    source = "" if config.chat_template == NO_TEMPLATE else config.chat_template
     if source.lower().endswith(_SUFFIXES) and "\n" not in source:
         source = read_bytes(source).decode(errors="replace")
+    return source
+
+
+def load_chat_template(config: TokenizerConfig) -> ChatTemplate | None:
+    """That of tokenizer.chat_template; None where there is none."""
+    source = template_source(config)
     return ChatTemplate(source, config.end_token, config.start_token) if source else None
 
 

@@ -15,7 +15,15 @@ from lmkit.data.sources.files import read_bytes
 
 
 class Tokenizer(Protocol):
-    """What the rest of lmkit needs of a tokenizer."""
+    """What the rest of lmkit needs of a tokenizer.
+
+    Attributes:
+        notes: what the user should know of it, a line each.
+        trained_on: by source, the bytes and documents of text that it was trained on, and all that there were.
+    """
+
+    notes: list[str]
+    trained_on: dict[str, dict[str, int]]
 
     @property
     def vocab_size(self) -> int: ...
@@ -30,6 +38,21 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def source_start_ids(self) -> list[int]:
+        """Tokens before an encoder-decoder's source, or a caption."""
+        ...
+
+    @property
+    def target_start_ids(self) -> list[int]:
+        """Tokens that a decoder's target begins with, one or more."""
+        ...
+
+    @property
+    def pair_ends(self) -> int:
+        """How many end tokens stand between two texts of a row."""
+        ...
+
+    @property
     def mask_id(self) -> int | None: ...
     @property
     def sentinel_ids(self) -> list[int]: ...
@@ -39,6 +62,10 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """int64 ids of each text, without special tokens."""
+        ...
+
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The same ids, and int64: the last character of the text that each token stands for."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str: ...
@@ -52,8 +79,11 @@ class ByteTokenizer:
     """UTF-8 bytes, 256 for the end of a document, then a mask and sentinels where they are asked for."""
 
     end_id = start_id = 256
+    pair_ends = 1
 
     def __init__(self, mask: bool = False, sentinels: int = 0):
+        self.notes, self.trained_on = [], {}
+        self.source_start_ids, self.target_start_ids = [], [self.start_id]
         self.mask_id = 257 if mask else None
         first = 257 + mask
         self.sentinel_ids = list(range(first, first + sentinels))
@@ -67,6 +97,11 @@ class ByteTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         check_texts(texts)
         return [np.frombuffer(text.encode(), np.uint8).astype(np.int64) for text in texts]
+
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        sizes = [[len(char.encode()) for char in text] for text in texts]
+        lasts = [np.repeat(np.arange(len(text)), size) for text, size in zip(texts, sizes, strict=True)]
+        return list(zip(self.encode_batch(texts), lasts, strict=True))
 
     def decode(self, ids: Iterable[int]) -> str:
         return bytes(i for i in _whole(ids) if i < 256).decode("utf-8", errors="replace")
@@ -85,8 +120,14 @@ class FastTokenizer:
 
     def __init__(self, inner: tokenizers.Tokenizer, config: TokenizerConfig):
         self.inner, self.config = inner, config
+        self.notes: list[str] = []
+        self.trained_on: dict[str, dict[str, int]] = {}
+        self.vocab_size = vocab_size_of(inner)
         self.end_id = self._id_of("end_token", config.end_token)
         self.start_id = self._id_of("start_token", config.start_token or config.end_token)
+        self.source_start_ids = [self._id_of("source_start", token) for token in config.source_start]
+        self.target_start_ids = [self._id_of("target_start", token) for token in config.target_start] or [self.start_id]
+        self.pair_ends = config.pair_ends
         self.mask_id = self._id_of("mask_token", config.mask_token) if config.mask_token else None
         self.sentinel_ids = [self._id_of("sentinels", sentinel(n)) for n in range(config.sentinels)]
         for token in config.special_tokens:
@@ -109,14 +150,17 @@ class FastTokenizer:
                 joins[i] = wordpiece or _letter(piece[-1])
         return goes_on, joins
 
-    @property
-    def vocab_size(self) -> int:
-        return self.inner.get_vocab_size(with_added_tokens=True)
-
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         check_texts(texts)
         encoded = self.inner.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(e.ids, np.int64) for e in encoded]
+
+    def encode_chars(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        check_texts(texts)
+        return [
+            (np.array(one.ids, np.int64), np.array([max(start, stop - 1) for start, stop in one.offsets], np.int64))
+            for one in self.inner.encode_batch(list(texts), add_special_tokens=False)
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         return self.inner.decode(_whole(ids), skip_special_tokens=True)
@@ -128,7 +172,29 @@ class FastTokenizer:
         special = [self.end_id]
         if self.start_id != self.end_id or self.mask_id is not None or self.sentinel_ids:
             special += [self.start_id, self.mask_id, *self.sentinel_ids]  # type: ignore[list-item]
+        if self.source_start_ids or self.target_start_ids != [self.start_id] or self.pair_ends != 1:
+            special += ["rows", *self.source_start_ids, "|", *self.target_start_ids, self.pair_ends]  # type: ignore
         return hashlib.sha256(f"{' '.join(map(str, special))} {self.inner.to_str()}".encode()).hexdigest()
+
+
+def vocab_size_of(inner: tokenizers.Tokenizer) -> int:
+    """One more than the largest id: a vocabulary may have holes, and arrays are indexed by ids."""
+    return max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+
+
+def without_state(inner: tokenizers.Tokenizer) -> list[str]:
+    """Switches off what a file may hold and a text must not be changed by; returns a name for each."""
+    found = []
+    if inner.truncation:
+        found.append(f"its truncation to {inner.truncation['max_length']} tokens")
+        inner.no_truncation()
+    if inner.padding:
+        found.append("its padding")
+        inner.no_padding()
+    if getattr(inner.model, "dropout", None):
+        found.append(f"its dropout of {inner.model.dropout:.3g} of the merges")  # type: ignore[attr-defined]
+        inner.model.dropout = None  # type: ignore[attr-defined]
+    return found
 
 
 def check_texts(texts: Iterable[str]) -> None:
@@ -171,11 +237,14 @@ def load_tokenizer(path: Path | str, config: TokenizerConfig) -> Tokenizer:
         except (ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"tokenizer.path={place!r} is damaged: {error}; write it anew") from error
     try:
-        return FastTokenizer(tokenizers.Tokenizer.from_str(text), config)
-    except ConfigError:
-        raise
+        inner = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"tokenizer.path={place!r} is not a tokenizer.json: {error}") from error
+    off = without_state(inner)
+    codec = FastTokenizer(inner, config)
+    if off:
+        codec.notes.append(f"tokenizer.path={place!r}: {' and '.join(off)} is switched off: texts are encoded whole")
+    return codec
 
 
 def token_of(path: Path | str, number: int) -> str:

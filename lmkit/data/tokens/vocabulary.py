@@ -1,7 +1,8 @@
 """Vocabularies trained on text: byte-level BPE, unigram pieces of bytes, WordPiece; the same from the same text."""
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -18,17 +19,48 @@ _STEP = 2.0**-10
 _AT_SPACES = r" ?\S+|\s+(?!\S)|\s+"
 
 
+# A merge reads all of each word that it occurs in: one of a million letters takes minutes. No language has such words.
+LONGEST_WORD = 200
+_LONG = re.compile(rf"\S{{{LONGEST_WORD}}}|\s{{{LONGEST_WORD}}}")
+
+
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
-    """What `config.kind` says, trained on the texts."""
+    """What `config.kind` says, trained on the texts; words of over LONGEST_WORD characters in pieces of so many.
+
+    Raises ConfigError where there is no text.
+    """
     check_texts(texts)
     kinds = {TokenizerKind.wordpiece: train_wordpiece, TokenizerKind.unigram: train_unigram}
-    return kinds.get(config.kind, train_bpe)(texts, config)
+    cut = read = 0
+
+    def short() -> Iterator[str]:
+        nonlocal cut, read
+        for text in texts:
+            start, read = 0, read + len(text)
+            for found in _LONG.finditer(text):
+                if found.end() < len(text) and text[found.end()].isspace() == found[0].isspace():
+                    yield text[start : found.end()]
+                    start, cut = found.end(), cut + 1
+            yield text[start:]
+
+    codec = kinds.get(config.kind, train_bpe)(short(), config)
+    if not read:
+        raise ConfigError(
+            f"tokenizer.vocab_size={config.vocab_size}: there is no text to train it on: give more, or a source of the "
+            f"mixture a weight above 0, or set tokenizer=bytes"
+        )
+    if cut:
+        codec.notes.append(
+            f"the tokenizer was trained on words of at most {LONGEST_WORD} characters: longer ones were cut at {cut:,} "
+            f"places"
+        )
+    return codec
 
 
 def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
     """A byte-level BPE (Radford et al. 2019, section 2.2) with its special tokens, 256 bytes and merges.
 
-    Raises ConfigError where the texts hold too few pairs for `vocab_size`.
+    Where the texts hold too few pairs for `vocab_size` it is smaller, and says so in its notes.
     """
     inner = _of_bytes(models.BPE(), [])
     trainer = trainers.BpeTrainer(
@@ -42,7 +74,8 @@ def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
 def train_unigram(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
     """A unigram language model of pieces (Kudo 2018) over bytes, in words that are cut at white space alone.
 
-    The 256 bytes are in the vocabulary, so nothing is unknown. Raises ConfigError where the texts hold too few pieces.
+    The 256 bytes are in the vocabulary, so nothing is unknown. Where the texts hold too few pieces it is smaller.
+    Raises ConfigError for a `vocab_size` that leaves no room for pieces.
     """
     special = _special(config)
     if config.vocab_size <= 256 + len(special):  # the trainer gives as many as it needs, whatever is asked
@@ -69,7 +102,8 @@ def train_unigram(texts: Iterable[str], config: TokenizerConfig) -> FastTokenize
 def train_wordpiece(texts: Iterable[str], config: TokenizerConfig) -> FastTokenizer:
     """WordPiece (Devlin et al. 2019, section 3), cased: words and punctuation, [UNK] for a word with a new character.
 
-    White space is not kept, nor are control characters. Raises ConfigError where the texts hold too few pairs.
+    White space is not kept, nor are control characters. Where the texts hold too few pairs it is smaller. Raises
+    ConfigError where their characters alone are more than `vocab_size`.
     """
     texts, special = list(texts), list(dict.fromkeys([*_special(config), UNKNOWN]))
     inner = _of_words(models.WordPiece(unk_token=UNKNOWN))
@@ -119,16 +153,16 @@ def _special(config: TokenizerConfig) -> list[str]:
 
 
 def _sized(inner: tokenizers.Tokenizer, config: TokenizerConfig) -> FastTokenizer:
-    """Raises ConfigError where a vocabulary is not of the size that was asked for."""
+    """The tokenizer, with a note where it is smaller than was asked for. Raises ConfigError where it is larger."""
     got, size = inner.get_vocab_size(), config.vocab_size
-    if got < size:
-        raise ConfigError(
-            f"tokenizer.vocab_size={size}: the training text has pairs for {got} tokens only; "
-            f"set tokenizer.vocab_size={got} or use tokenizer=bytes"
-        )
     if got > size:
         raise ConfigError(
             f"tokenizer.vocab_size={size}: the characters of the training text alone take {got} tokens of "
             f"{config.kind.name}; set tokenizer.vocab_size={2 * got} or use tokenizer=bpe"
         )
-    return FastTokenizer(inner, config)
+    codec = FastTokenizer(inner, config)
+    if got < size:
+        codec.notes.append(
+            f"tokenizer.vocab_size={size}: the training text has pairs for {got} tokens only; the vocabulary has {got}"
+        )
+    return codec
