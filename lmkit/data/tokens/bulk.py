@@ -63,7 +63,7 @@ class Bulk:
 
 def _additive(tokenizer: Tokenizer) -> bool:
     pairs = [(one, two) for one in _LINES for two in _LINES]
-    apart = dict(zip(_LINES, tokenizer.encode_batch(_LINES), strict=True))
+    apart: dict[str, np.ndarray] = dict(zip(_LINES, tokenizer.encode_batch(_LINES), strict=True))
     together = tokenizer.encode_batch([one + two for one, two in pairs])
     return all(
         np.array_equal(whole, np.concatenate([apart[one], apart[two]]))
