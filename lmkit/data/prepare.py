@@ -10,7 +10,7 @@ from lmkit.config.sections.data import DataConfig, OnCorrupt, Source
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.windows import TextData
-from lmkit.data.cache import make_atomically, open_cache, place_of
+from lmkit.data.cache import make_once, open_cache, place_of
 from lmkit.data.sources.corpus import clean_sources
 from lmkit.data.sources.text import TextSource
 from lmkit.data.store.build import Progress, Runner, one_by_one
@@ -61,7 +61,7 @@ def _tokenizer_of(given: dict[str, str], config: TokenizerConfig, cache: Path) -
     text = frame.read_file("tokenizer.json")
     file = place_of(cache, "tokenizers", ["store", hashlib.sha256(text).hexdigest()]) / "tokenizer.json"
     if not file.is_file():
-        make_atomically(file.parent, lambda tmp: write_text(tmp / file.name, text.decode()))
+        make_once(file.parent, lambda tmp: write_text(tmp / file.name, text.decode()))
     end = token_of(file, frame.meta["end_id"])
     return dataclasses.replace(config, kind=TokenizerKind.file, path=str(file), end_token=end)
 
@@ -80,9 +80,7 @@ def build_tokenizer(
     path = place_of(cache, "tokenizers", [settings(config), *made_from])
     file = path / "tokenizer.json"
     if not file.is_file():
-        make_atomically(
-            path, lambda tmp: train_tokenizer(texts(config.train_mb * 1_000_000), config).save(tmp / file.name)
-        )
+        make_once(path, lambda tmp: train_tokenizer(texts(config.train_mb * 1_000_000), config).save(tmp / file.name))
     return load_tokenizer(file, config)
 
 
