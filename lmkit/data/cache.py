@@ -30,14 +30,14 @@ def place_of(cache: Path, kind: str, made_from: Any) -> Path:
     return cache / kind / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
-def make_once(path: Path, build: Callable[[Path], None]) -> None:
+def make_once(path: Path, build: Callable[[Path], object]) -> None:
     """`make_atomically`, once: others that want the same folder wait, where the file system has locks."""
     with locked(path):
         if not path.is_dir():
             make_atomically(path, build)
 
 
-def make_atomically(path: Path, build: Callable[[Path], None]) -> None:
+def make_atomically(path: Path, build: Callable[[Path], object]) -> None:
     """Runs `build` on a folder of this process's own beside `path`, then moves it into place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = beside(path)
