@@ -109,8 +109,8 @@ class Hub(threading.Thread):
             return
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(member.sock)
-        member.sock.close()
         self.strangers += not member.proof
+        member.sock.close()
         if member.gone or self._members.get(member.id) is not member:
             return
         member.gone = True
