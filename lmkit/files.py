@@ -1,9 +1,11 @@
-"""Files that must be right: checksums of folders, files replaced in one step, a lock on a path."""
+"""Files that must be right: checksums of folders, files replaced in one step, a lock on a path, who may read them."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -48,10 +50,19 @@ def difference(name: str, found: int | None, size: int, crc_now: Callable[[], in
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader, or a crash, never meets half of it."""
-    tmp = path.with_name(f".{path.name}.tmp")
-    tmp.write_text(text, encoding="utf-8")
-    tmp.replace(path)
+    """Replaces a file in one step: a reader, or a crash, never meets half of it; of two writers the last one stays."""
+    tmp = beside(path)
+    try:
+        tmp.write_text(text, encoding="utf-8")
+        tmp.replace(path)
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def beside(path: Path) -> Path:
+    """A hidden name beside `path` that no other process has: for what is renamed to `path` once it is whole."""
+    return path.with_name(f".{path.name}-{secrets.token_hex(8)}.tmp")
 
 
 def write_json(path: Path, values: object, indent: int | None = 1) -> None:
@@ -60,27 +71,41 @@ def write_json(path: Path, values: object, indent: int | None = 1) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process on this machine is inside for the same path; the lock goes with the process.
+def locked(path: Path) -> Iterator[bool]:
+    """Waits until no other process is inside for the same path; the lock goes with the process.
 
-    Where a file system has no locks (some network ones), nothing is waited for.
+    Yields whether it holds a lock. Some network file systems have none: there nothing is waited for. On others a lock
+    counts on one machine alone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.parent / f".{path.name}.lock"
-    file = _locked(lock)
+    file, held = _locked(lock)
     try:
-        yield
+        yield held
     finally:
         lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is no longer this file
         file.close()
 
 
-def _locked(lock: Path) -> IO[str]:
+def _locked(lock: Path) -> tuple[IO[str], bool]:
     while True:
         file = lock.open("w")
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
+        held = lock_file(file, wait=True)
         with contextlib.suppress(FileNotFoundError):
             if lock.stat().st_ino == os.fstat(file.fileno()).st_ino:
-                return file
+                return file, held
         file.close()
+
+
+def lock_file(file: IO[str], *, wait: bool) -> bool:
+    """Locks an open file; False where its file system has no locks.
+
+    Raises BlockingIOError, without `wait`, where another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise BlockingIOError(error.errno, error.strerror) from error
+        return False
+    return True

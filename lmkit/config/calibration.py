@@ -3,9 +3,6 @@
 It is read by every plan, and may be read, mended or deleted by hand.
 """
 
-import contextlib
-import os
-import tempfile
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import yaml
 
 from lmkit.config.base import ConfigError
 from lmkit.config.paths import cache_dir
+from lmkit.files import locked, write_text
 
 _ABOUT = """# What runs taught lmkit about hardware: plans for it use the factors below.
 # Written by plan.calibrate=RUN_DIR, an entry for each device of the catalogue.
@@ -60,17 +58,10 @@ def read_calibration(hardware: str) -> Calibration | None:
 def write_calibration(found: Calibration) -> Path:
     """Replaces the entry of its hardware, the file in one step; returns its path. Raises ConfigError if it cannot."""
     file, entry = calibration_file(), asdict(found)
-    entries = _entries() | {entry.pop("hardware"): entry}
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, tmp = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "w") as out:
-                out.write(_ABOUT + yaml.safe_dump(entries, sort_keys=False))
-            Path(tmp).replace(file)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                Path(tmp).unlink()
+        with locked(file):  # two runs may have something to say at once
+            entries = _entries() | {entry.pop("hardware"): entry}
+            write_text(file, _ABOUT + yaml.safe_dump(entries, sort_keys=False))
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}; set LMKIT_CACHE to another folder") from error
     return file

@@ -4,13 +4,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lmkit.config.base import ConfigError
 from lmkit.config.paths import cache_dir
+from lmkit.files import beside, locked
 
 
 def open_cache(configured: str) -> Path:
@@ -30,10 +30,18 @@ def place_of(cache: Path, kind: str, made_from: Any) -> Path:
     return cache / kind / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:16]
 
 
-def make_atomically(path: Path, build: Callable[[Path], None]) -> None:
-    """Runs `build` on a temporary folder beside `path`, then moves it into place in one step."""
+def make_once(path: Path, build: Callable[[Path], object]) -> None:
+    """`make_atomically`, once: others that want the same folder wait, where the file system has locks."""
+    with locked(path):
+        if not path.is_dir():
+            make_atomically(path, build)
+
+
+def make_atomically(path: Path, build: Callable[[Path], object]) -> None:
+    """Runs `build` on a folder of this process's own beside `path`, then moves it into place in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    tmp = beside(path)
+    tmp.mkdir()  # not mkdtemp, whose folders nobody else may read: a cache may be shared
     try:
         build(tmp)
         publish(tmp, path)

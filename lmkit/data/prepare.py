@@ -11,7 +11,7 @@ from lmkit.config.sections.data import DataConfig, OnCorrupt, Source, SourceConf
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.windows import TextData
-from lmkit.data.cache import make_atomically, open_cache, place_of
+from lmkit.data.cache import make_once, open_cache, place_of
 from lmkit.data.sources.corpus import clean_sources
 from lmkit.data.sources.formats import Bad, decoded
 from lmkit.data.sources.listing import left_out_notes
@@ -80,7 +80,7 @@ def _tokenizer_of(given: dict[str, str], config: TokenizerConfig, cache: Path) -
         )
     file = place_of(cache, "tokenizers", ["store", hashlib.sha256(text).hexdigest()]) / "tokenizer.json"
     if not file.is_file():
-        make_atomically(file.parent, lambda tmp: write_text(tmp / file.name, text.decode()))
+        make_once(file.parent, lambda tmp: write_text(tmp / file.name, text.decode()))
     end = token_of(file, frame.meta["end_id"])
     return dataclasses.replace(config, kind=TokenizerKind.file, path=str(file), end_token=end)
 
@@ -101,7 +101,7 @@ def build_tokenizer(
         return load_tokenizer(config.path, config)
     path = place_of(cache, "tokenizers", [_TOKENIZER_FORMAT, settings(config), *made_from])
     if not (path / TRAINED_ON).is_file():
-        make_atomically(path, lambda folder: _train(folder, config, texts(config.train_mb * 1_000_000)))
+        make_once(path, lambda folder: _train(folder, config, texts(config.train_mb * 1_000_000)))
     codec, about = load_tokenizer(path / "tokenizer.json", config), json.loads((path / TRAINED_ON).read_text())
     assert isinstance(codec, FastTokenizer)
     codec.trained_on, codec.notes = about["sources"], about["notes"]

@@ -3,24 +3,28 @@
 JSON objects, a line each, from and to every process, this one included. It stands beside jax.distributed, which knows
 the dead by their silence, by number alone, and ends a process with abort(); a closed socket tells of a death at once.
 
-The port is the coordinator's: when all have come it is given back to JAX's service; the connections stay.
+The port is the coordinator's: when all have come it is given back to JAX's service; the connections stay. Who cannot
+answer the challenge with the job's token is dropped and counted.
 """
 
 import contextlib
+import hmac
 import json
+import math
+import secrets
 import selectors
 import socket
 import threading
 import time
 from typing import Any
 
-from lmkit.config.sections.hosts import GONE, LOST, STALLED, USER_ERROR, HostsConfig
-from lmkit.hosts.line import encode
+from lmkit.config.sections.hosts import GONE, LOST, STALLED, TOKEN, USER_ERROR, HostsConfig
+from lmkit.hosts.line import LONGEST, encode, proof
 
 _TICK_SEC = 0.1
 _WINDOW_SEC = 1.0  # from the first bad news to the verdict: the news of one death come from several sides
 _STACKS_SEC = 5.0
-_LONGEST = 1 << 24  # bytes of a line
+_HELLO_SEC, _HELLO_BYTES = 10.0, 1 << 14  # in which a process says who it is, after it was asked
 
 
 class Member:
@@ -28,7 +32,8 @@ class Member:
 
     def __init__(self, sock: socket.socket):
         self.sock, self.buffer, self.id, self.name = sock, b"", -1, "?"
-        self.heard = time.monotonic()
+        self.since = self.heard = time.monotonic()
+        self.challenge, self.proof = secrets.token_hex(16), ""  # ours to it; our answer to its own
         self.progress: dict[str, Any] = {"started": 0, "ended": 0}
         self.failure: tuple[int, str] | None = None
         self.location = ""  # where its main thread is, once asked
@@ -58,7 +63,7 @@ class Hub(threading.Thread):
         self._members: dict[int, Member] = {}
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ, None)
-        self._add(own)
+        self._add(own).since = math.inf  # it is no stranger, however long it takes
         self._rounds: dict[int, dict[int, tuple[str, str]]] = {}
         self._lost: dict[int, str] = {}
         self._failed: list[Member] = []  # in the order in which they said so
@@ -66,6 +71,7 @@ class Hub(threading.Thread):
         self._verdict_at = self._stalled_at = 0.0
         self._beat = self._looked = time.monotonic()
         self._over = self._leaving = False
+        self.strangers = 0  # connections that were not of this job
 
     def run(self) -> None:
         while True:
@@ -77,9 +83,11 @@ class Hub(threading.Thread):
                     self._read(key.data)
             self._check(time.monotonic())
 
-    def _add(self, sock: socket.socket) -> None:
+    def _add(self, sock: socket.socket) -> Member:
         sock.settimeout(5.0)  # of sending: words are few, a buffer that is full is that of a machine that is gone
-        self._selector.register(sock, selectors.EVENT_READ, Member(sock))
+        self._selector.register(sock, selectors.EVENT_READ, member := Member(sock))
+        member.send(challenge=member.challenge)
+        return member
 
     def _read(self, member: Member) -> None:
         try:
@@ -88,21 +96,20 @@ class Hub(threading.Thread):
             data = b""
         member.heard = time.monotonic()
         *lines, member.buffer = (member.buffer + data).split(b"\n")
-        for line in lines:
-            try:
-                message = json.loads(line)
-                assert isinstance(message, dict)
-                assert isinstance(message.get("here", 0), int)
-            except (ValueError, AssertionError):  # nobody of ours
-                data = b""
-                break
-            self._handle(member, message)
-        if not data or len(member.buffer) > _LONGEST:
+        try:
+            for line in lines:
+                self._handle(member, json.loads(line))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # no words of ours
+            data = b""
+        if not data or len(member.buffer) > (LONGEST if member.proof else _HELLO_BYTES):
             self._drop(member)
 
     def _drop(self, member: Member) -> None:
+        if member.sock.fileno() < 0:
+            return
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(member.sock)
+        self.strangers += not member.proof
         member.sock.close()
         if member.gone or self._members.get(member.id) is not member:
             return
@@ -117,7 +124,7 @@ class Hub(threading.Thread):
         self._verdict_at = self._verdict_at or time.monotonic() + _WINDOW_SEC
 
     def _handle(self, member: Member, message: dict[str, Any]) -> None:
-        if "here" in message:
+        if not member.proof:
             self._register(member, message)
         elif self._members.get(member.id) is not member:
             return
@@ -140,10 +147,13 @@ class Hub(threading.Thread):
             self._leaving = True
 
     def _register(self, member: Member, message: dict[str, Any]) -> None:
-        if self._listener is None:
-            return self._drop(member)
-        member.id, member.name, num = message["here"], str(message.get("name")), message.get("num")
-        if num != self._num:
+        number, num = message["here"], message["num"]
+        answer = proof(member.challenge, f"process {number}")
+        if self._listener is None or not hmac.compare_digest(message["proof"], answer):
+            raise ValueError("a stranger")
+        member.proof = proof(message["challenge"], "process 0 to all")
+        member.id, member.name = int(number), str(message["name"])
+        if num != self._num or not 0 <= member.id < num:
             return self._end(
                 USER_ERROR,
                 f"process {member.id} ({member.name}) was started as one of {num}, process 0 as one of {self._num}",
@@ -158,10 +168,11 @@ class Hub(threading.Thread):
             self._selector.unregister(self._listener)
             self._listener.close()
             self._listener = None
+            self._drop_strangers(math.inf)
             names = [self._members[number].name for number in range(self._num)]
             for one in self._members.values():
                 one.heard = time.monotonic()
-                one.send(go=names)
+                one.send(go=names, proof=one.proof)
         return None
 
     def _gather(self, member: Member, message: dict[str, Any]) -> None:
@@ -185,6 +196,7 @@ class Hub(threading.Thread):
                 member.heard += gap
         if self._over:
             return
+        self._drop_strangers(now - _HELLO_SEC)
         if self._listener is not None and now > self._deadline:
             return self._end(LOST, self._describe_missing())
         if now > self._beat + self._config.pulse_sec:
@@ -201,12 +213,19 @@ class Hub(threading.Thread):
             if all(one.location for one in asked) or now > self._stalled_at + _STACKS_SEC:
                 self._end(STALLED, self._describe_stall())
 
+    def _drop_strangers(self, before: float) -> None:
+        for key in list(self._selector.get_map().values()):
+            if key.data is not None and not key.data.proof and key.data.since < before:
+                self._drop(key.data)
+
     def _describe_missing(self) -> str:
         missing = [number for number in range(self._num) if number not in self._members]
         here = ", ".join(f"{number} ({member.name})" for number, member in sorted(self._members.items()))
         hosts = {member.name.split(",")[0].split(".")[0] for member in self._members.values()}
         silent = [node for node in self._nodes if node.split(".")[0] not in hosts]
         nodes = f"; nothing came from {', '.join(silent)}" if silent else ""
+        if self.strangers:
+            nodes += f"; {self.strangers} connections were not of this job ({TOKEN} is another one there)"
         shown = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
         return (
             f"{len(missing)} of {self._num} processes did not come within hosts.start_timeout_sec="
@@ -252,7 +271,7 @@ class Hub(threading.Thread):
         if self._over:
             return
         self._over = True
-        keys = [key.data for key in self._selector.get_map().values() if key.data is not None]
+        keys = [key.data for key in self._selector.get_map().values() if key.data is not None and key.data.proof]
         own_last = sorted(keys, key=lambda member: member.id == 0)
         for member in own_last:
-            member.send(end=status, text=text)
+            member.send(end=status, text=text, proof=member.proof)

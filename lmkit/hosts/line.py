@@ -1,9 +1,11 @@
 """A process's end of its line to process 0 (hub.py): what it says, hears, and how it ends."""
 
 import contextlib
+import hmac
 import json
 import os
 import queue
+import secrets
 import socket
 import sys
 import threading
@@ -11,10 +13,11 @@ import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
-from lmkit.config.sections.hosts import GONE, LOST, HostsConfig, local_process
+from lmkit.config.sections.hosts import GONE, LOST, TOKEN, HostsConfig, local_process
 from lmkit.hosts.watchdog import Watchdog, stacks, where
 
 _RETRY_SEC = 0.1
+LONGEST = 1 << 24  # bytes of a message
 
 
 class Process(NamedTuple):
@@ -129,7 +132,8 @@ class Line:
     def _print_reason(self, text: str, lost: bool = True) -> None:
         """The reason; of processes on one terminal the first speaks for all, while it lives."""
         if self.process.id == 0 or lost or local_process() is None:
-            os.write(2, f"lmkit.{self._verb}: {text}\n".encode())
+            with contextlib.suppress(OSError):  # nobody reads it
+                os.write(2, f"lmkit.{self._verb}: {text}\n".encode())
 
     def _flush(self) -> None:
         with contextlib.suppress(Exception):
@@ -163,33 +167,55 @@ def join(process: Process, config: HostsConfig, own: socket.socket | None) -> Jo
     deadline, problem = time.monotonic() + config.start_timeout_sec, ""
     host, _, port = process.coordinator.rpartition(":")
     while True:
+        sock = own
         try:
             sock = own or socket.create_connection((host.strip("[]"), int(port)), timeout=5.0)
             if own is None:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(max(deadline - time.monotonic(), 0.0) + 5.0)  # the hub speaks before
-            sock.sendall(encode({"here": process.id, "name": process_name(), "num": process.num}))
-            buffer = b""
-            while b"\n" not in buffer:
-                if not (data := sock.recv(1 << 16)):
-                    raise ConnectionError("it was there, and closed the connection")
-                buffer += data
-            line, _, rest = buffer.partition(b"\n")
-            message = json.loads(line)
-            if "end" in message:
-                raise NotJoined(message["end"], message["text"], announced=True)
-            return Joined(sock, rest, message["go"])
-        except (OSError, ValueError) as error:
+            return _introduce(sock, process)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # also of what is no process 0 of ours
             problem = str(error)
+            if sock is not None and own is None:
+                sock.close()
         if time.monotonic() > deadline:
             raise NotJoined(
                 LOST,
                 f"process {process.id} ({process_name()}) did not reach process 0 at {process.coordinator} within "
-                f"hosts.start_timeout_sec={config.start_timeout_sec:g} ({problem}): it did not start, or its name or "
-                f"port is not the right one",
+                f"hosts.start_timeout_sec={config.start_timeout_sec:g} ({problem}): it did not start, its name or port "
+                f"is not the right one, or its {TOKEN} is another",
                 announced=False,
             )
         time.sleep(_RETRY_SEC)
+
+
+def _introduce(sock: socket.socket, process: Process) -> Joined:
+    """Each end proves to the other that it has the job's token, without saying it; then waits until all have come."""
+    challenge, buffer = _receive(sock, b"")
+    mine = secrets.token_hex(16)
+    hello = {"here": process.id, "name": process_name(), "num": process.num, "challenge": mine}
+    sock.sendall(encode(hello | {"proof": proof(challenge["challenge"], f"process {process.id}")}))
+    message, rest = _receive(sock, buffer)
+    if not hmac.compare_digest(message["proof"], proof(mine, "process 0 to all")):
+        raise ConnectionError(f"what answers there does not have the {TOKEN} of this job")
+    if "end" in message:
+        raise NotJoined(message["end"], message["text"], announced=True)
+    return Joined(sock, rest, message["go"])
+
+
+def _receive(sock: socket.socket, buffer: bytes) -> tuple[dict[str, Any], bytes]:
+    """The next message, and what came after it."""
+    while b"\n" not in buffer:
+        if not (data := sock.recv(1 << 16)) or len(buffer) > LONGEST:
+            raise ConnectionError("it was there, and closed the connection")
+        buffer += data
+    line, _, rest = buffer.partition(b"\n")
+    return json.loads(line), rest
+
+
+def proof(challenge: str, who: str) -> str:
+    """What only those can answer to a challenge who have the job's token. Without a token anybody can."""
+    return hmac.new(os.environ.get(TOKEN, "").encode(), f"{who}: {challenge}".encode(), "sha256").hexdigest()
 
 
 def encode(message: dict[str, Any]) -> bytes:

@@ -89,8 +89,8 @@ def _show(experiment: Experiment, task: Task) -> None:
             if name in cleaned:
                 tokens = sum(store.meta["splits"][split]["tokens"] for split in SPLITS)
                 importlib.import_module("lmkit.prepare.clean.card").add_tokens(cleaned[name], tokens)
-            page = write_page(store, task.tokenizer, fertilities.get(name), cleaned.get(name))
-            places.append(f"  its page: {page}")
+            if page := write_page(store, task.tokenizer, fertilities.get(name), cleaned.get(name)):
+                places.append(f"  its page: {page}")
         else:
             for split, rows in store.rows.items():
                 table.add_row(name, split, f"{len(rows):,}", "", "")

@@ -1,5 +1,6 @@
 """What the page of a token store shows, read from the store."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ _SAMPLES, _SAMPLE_TOKENS = 5, 400
 def write_page(
     store: TokenStore, tokenizer: Tokenizer, fertility: dict[str, Any] | None = None, corpus: Path | None = None
 ) -> Path | None:
-    """Writes STORE/report.html; None where the store is far away. Arguments as in `draw_store`."""
-    if "://" in store.place:
+    """Writes STORE/report.html; None where the store is far away or another's. Arguments as in `draw_store`."""
+    if "://" in store.place or not os.access(store.place, os.W_OK):
         return None
     counts = store.meta["splits"]
     whole = {name: sum(counts[split][name] for split in SPLITS) for name in ("tokens", "documents", "bytes")}

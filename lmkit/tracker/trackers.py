@@ -2,6 +2,7 @@
 
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.tracker import TrackerConfig
 from lmkit.files import write_text
+
+ID_FILE = "run_id"
 
 
 class Tracker(Protocol):
@@ -46,6 +49,17 @@ class Jsonl:
     def close(self) -> None:
         self._metrics.close()
         self._samples.close()
+
+
+def run_id(folder: Path) -> str:
+    """What a run is called where many are together: random, made once, kept in its directory.
+
+    Directories of different sweeps have the same names, 0, 1, 2.
+    """
+    file = folder / ID_FILE
+    if not file.is_file():
+        write_text(file, secrets.token_hex(8) + "\n")
+    return file.read_text().strip()
 
 
 class TensorBoard:
@@ -86,7 +100,7 @@ class Wandb:
 
         # The same id on every resume continues the same curve.
         self._run = wandb.init(
-            project=project, name=folder.name, id=folder.name, resume="allow", dir=str(folder), config=config
+            project=project, name=folder.name, id=run_id(folder), resume="allow", dir=str(folder), config=config
         )
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -108,7 +122,8 @@ class Trackio:
         import trackio
 
         self._trackio = trackio
-        trackio.init(project=project, name=folder.name, config=config, resume="allow")
+        name = f"{folder.name}-{run_id(folder)}"  # what is resumed is found by its name
+        trackio.init(project=project, name=name, config=config, resume="allow")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._trackio.log({"step": step, **metrics})
@@ -132,7 +147,12 @@ class Mlflow:
         if not os.environ.get("MLFLOW_TRACKING_URI"):
             mlflow.set_tracking_uri(f"sqlite:///{folder}/mlflow.db")
         mlflow.set_experiment(project)
-        mlflow.start_run(run_name=folder.name)
+        mark = f"tags.lmkit_run = '{run_id(folder)}'"
+        before = mlflow.search_runs(filter_string=mark, max_results=1, output_format="list")
+        if before:
+            mlflow.start_run(run_id=before[0].info.run_id)
+            return
+        mlflow.start_run(run_name=folder.name, tags={"lmkit_run": run_id(folder)})
         mlflow.log_dict(config, "config.json")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -1,7 +1,6 @@
 """The run directory: who owns it, what it was made with, and whether this run may continue it."""
 
 import contextlib
-import fcntl
 import json
 import os
 import platform
@@ -18,7 +17,7 @@ from lmkit import __version__, hosts
 from lmkit.config.base import ConfigError, free_keys
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
-from lmkit.files import write_json
+from lmkit.files import lock_file, write_json
 
 _IDENTITY = ("text_sha256", "sha256", "tokenizer_sha256", "labels")  # of a part of the data, as the receipt has it
 
@@ -48,8 +47,8 @@ class RunDir:
                 f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir="
             ) from error
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock_file(lock, wait=False)
+        except BlockingIOError as error:
             raise ConfigError(f"run.dir={self.path} is in use by another process; stop it or choose another") from error
         return lock
 

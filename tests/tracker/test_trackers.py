@@ -78,7 +78,9 @@ def test_extras_get_every_number(name: str, tmp_path: Path, monkeypatch) -> None
 
             return call
 
-    monkeypatch.setitem(sys.modules, name, Recorder(name))
+    recorder = Recorder(name)
+    recorder.search_runs = lambda **_: []  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, recorder)
     trackers = build_trackers(TrackerConfig(names=[name]), tmp_path, {"a": 1})
     trackers.log(4, {"train/loss": 2.5})
     trackers.text(4, "sample", "hello")
@@ -86,3 +88,35 @@ def test_extras_get_every_number(name: str, tmp_path: Path, monkeypatch) -> None
     logged = [(args, kwargs) for what, args, kwargs in calls if what in ("log", "log_metrics")]
     assert any(2.5 in args[0].values() for args, _ in logged)
     assert calls[-1][0] in ("finish", "end_run")
+
+
+@pytest.mark.parametrize(("package", "known_by"), [("wandb", "id"), ("trackio", "name"), ("mlflow", "run_id")])
+def test_runs_of_different_sweeps_do_not_merge_and_a_resume_goes_on(
+    package: str, known_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their directories have the same names; before, the second sweep's curves went on where the first's ended."""
+    known: list[str] = []
+    made: dict[str, str] = {}
+
+    def start_run(*, run_id: str = "", run_name: str = "", tags: dict[str, str] | None = None) -> None:
+        if tags:
+            run_id = f"mlflow-{len(known)}"
+            made[tags["lmkit_run"]] = run_id
+        known.append(run_id)
+
+    def search_runs(*, filter_string: str, **_) -> list:
+        name = filter_string.split("'")[1]
+        return [types.SimpleNamespace(info=types.SimpleNamespace(run_id=made[name]))] if name in made else []
+
+    stand_in = types.ModuleType(package)
+    for name in ("set_tracking_uri", "set_experiment", "log_dict"):
+        setattr(stand_in, name, lambda *_: None)
+    stand_in.init = lambda **words: known.append(words[known_by])  # type: ignore[attr-defined]
+    stand_in.start_run, stand_in.search_runs = start_run, search_runs  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, package, stand_in)
+    for sweep in ("one", "two", "one"):
+        folder = tmp_path / sweep / "0"
+        folder.mkdir(parents=True, exist_ok=True)
+        build_trackers(TrackerConfig(names=[package]), folder, {})
+    assert known[0] != known[1]
+    assert known[0] == known[2]

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from types import FrameType
 from typing import IO
 
 from lmkit.config.base import ConfigError
-from lmkit.config.sections.hosts import LOCAL, LOST, HostsConfig
+from lmkit.config.sections.hosts import LOCAL, LOST, TOKEN, HostsConfig
 
 _SLACK_SEC = 5.0
 
@@ -32,6 +33,7 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
     command = [sys.executable, "-m", f"lmkit.{verb}", *argv]
     children: list[subprocess.Popen] = []
     asked: list[int] = []
+    token = secrets.token_hex(16)
 
     def forward(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
@@ -42,7 +44,7 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
     before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         for number in range(hosts.local):
-            children.append(_start(command, number, port, libc))
+            children.append(_start(command, {LOCAL: f"{number} {port}", TOKEN: token}, number, libc))
         pumps = [
             threading.Thread(target=_pass_on, args=(child.stdout, f"[{number}] "), daemon=True)
             for number, child in enumerate(children[1:], 1)
@@ -60,11 +62,11 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
     return 128 + signal.SIGINT if status and asked[:1] == [signal.SIGINT] else status
 
 
-def _start(command: list[str], number: int, port: int, libc: ctypes.CDLL | None) -> subprocess.Popen:
+def _start(command: list[str], env: dict[str, str], number: int, libc: ctypes.CDLL | None) -> subprocess.Popen:
     first = number == 0
     return subprocess.Popen(
         command,
-        env={**os.environ, LOCAL: f"{number} {port}"},
+        env={**os.environ, **env},
         stdin=subprocess.DEVNULL,
         stdout=None if first else subprocess.PIPE,
         stderr=None if first else subprocess.STDOUT,

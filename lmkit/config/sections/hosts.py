@@ -12,6 +12,7 @@ LOST = 76  # another process was lost, or never came
 STALLED = 77  # no step ended for too long
 GONE = "was lost: killed, crashed, or its machine is gone"
 LOCAL = "LMKIT_LOCAL"  # "<id> <port>", set for each process of hosts.local
+TOKEN = "LMKIT_JOB_TOKEN"  # a secret that the processes of a job share; lmkit.launch and hosts.local make one
 
 
 @dataclass

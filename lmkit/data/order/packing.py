@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmkit.config.base import ConfigError
-from lmkit.data.cache import make_atomically, place_of
+from lmkit.data.cache import make_once, place_of
 
 PACKING_FORMAT = 1
 GROUP = 1 << 22  # documents packed at a time: bounds the memory; only a group's last rows have room left
@@ -80,7 +80,7 @@ def pack(ends: np.ndarray, seq_len: int, cache: Path) -> Layout:
     digest = hashlib.sha256(np.ascontiguousarray(ends, "<i8").data).hexdigest()
     path = place_of(cache, "packings", [PACKING_FORMAT, seq_len, digest])
     if not (path / "meta.json").is_file():
-        make_atomically(path, lambda tmp: _build(tmp, ends, seq_len))
+        make_once(path, lambda tmp: _build(tmp, ends, seq_len))
     return Layout(path)
 
 

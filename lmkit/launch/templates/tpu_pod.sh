@@ -33,7 +33,10 @@ wait_for_tpu() {
 
 failures=0
 while wait_for_tpu; do
-  gcloud compute tpus {{ssh}} "$name" "${where[@]}" --worker=all --batch-size=all --command="$each"
+  # A secret of this start, by which the hosts know each other.
+  token=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+  gcloud compute tpus {{ssh}} "$name" "${where[@]}" --worker=all --batch-size=all \
+    --command="export LMKIT_JOB_TOKEN=$token"$'\n'"$each"
   status=$?
   case $status in
     {{asked}}) ;;  # asked to stop, and saved: go on

@@ -22,9 +22,9 @@ def clean(
 ) -> None:
     """Fills `out`: docs/NNNNN.jsonl, dropped/, quarantine.jsonl, report.html and, last of all, card.json.
 
-    Where `out` has a card there is nothing left to do; where an earlier call was killed, this one goes on. Raises
-    ConfigError where the extra is missing, `out` was made from something else, another process is
-    at work in it, or too many records are unreadable.
+    Where `out` has a card there is nothing left to do; where an earlier call was killed, this one goes on; where
+    another process is at work in it, this one waits. Raises ConfigError where the extra is missing, `out` was made from
+    something else, or too many records are unreadable.
     """
     need(how.executor, "cleaning a corpus")
     if settings.languages:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,9 @@ def write_card(
 
 
 def add_tokens(out: Path, tokens: int) -> None:
-    """Puts the number of tokens that a tokenizer made of the corpus into the card and its page."""
-    _write(out, json.loads((out / "card.json").read_text(encoding="utf-8")) | {"tokens": tokens})
+    """Puts the number of tokens that a tokenizer made of the corpus into the card and its page, where they are ours."""
+    if os.access(out, os.W_OK):
+        _write(out, json.loads((out / "card.json").read_text(encoding="utf-8")) | {"tokens": tokens})
 
 
 def _write(out: Path, card: dict[str, Any]) -> None:

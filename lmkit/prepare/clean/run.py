@@ -8,6 +8,7 @@ clusters    pairs -> which documents are like ones that stay
 documents   texts without those -> docs/
 """
 
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -47,6 +48,8 @@ Steps = list[tuple[str, PipelineStep]]
 
 def run(source: TextSource, settings: CleanConfig, how: PrepareConfig, out: Path, progress: Progress) -> None:
     """See lmkit.prepare.clean.clean."""
+    if (out / "card.json").is_file() and not os.access(out, os.W_OK):  # another's, in a cache that is shared
+        return
     with claimed(out.absolute(), made_from(source, settings, num_tasks(source, how))) as work:
         if not (out / "card.json").is_file():
             _Cleaning(source, settings, how, work, progress).run()

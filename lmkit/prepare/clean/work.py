@@ -1,33 +1,50 @@
 """The folder of a corpus in the making: one process at a time, one set of settings, counts that survive kills."""
 
 import contextlib
-import fcntl
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import differing
-from lmkit.files import write_json
+from lmkit.console import console
+from lmkit.files import lock_file, write_json
 
 
 @contextlib.contextmanager
 def claimed(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
-    """The folder out/work, ours alone. Raises ConfigError where another process has it, or it was made otherwise."""
+    """The folder out/work, ours alone: waits for another process that is at work there.
+
+    Raises ConfigError where it was made otherwise, or lies on a file system without locks.
+    """
     work = out / "work"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = (work / "lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"cannot write {work}: {error.strerror}; set prepare.out= or data.cache_dir=") from error
-    with lock:
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            work.mkdir(parents=True, exist_ok=True)
+            lock = (work / "lock").open("w")
         except OSError as error:
-            raise ConfigError(f"another process is at work in {out}: wait for it, or set prepare.out=") from error
-        check_same(work / "made_from.json", made_from, out)
-        yield work
+            raise ConfigError(f"cannot write {work}: {error.strerror}; set prepare.out= or data.cache_dir=") from error
+        with lock:
+            _lock(lock, out)
+            with contextlib.suppress(FileNotFoundError):  # the one before has cleared the folder up
+                if (work / "lock").stat().st_ino == os.fstat(lock.fileno()).st_ino:
+                    check_same(work / "made_from.json", made_from, out)
+                    yield work
+                    return
+
+
+def _lock(file: IO[str], out: Path) -> None:
+    try:
+        held = lock_file(file, wait=False)
+    except BlockingIOError:
+        console.print(f"another process cleans into {out}: waiting for it", markup=False, soft_wrap=True)
+        held = lock_file(file, wait=True)
+    if not held:
+        raise ConfigError(
+            f"{out} is on a file system without locks: set prepare.out= or data.cache_dir= to one that has"
+        )
 
 
 def check_same(note: Path, made_from: dict[str, Any], out: Path) -> None:

@@ -1,9 +1,15 @@
 """Stores in parts: what readers see, what is missing, what is resumed."""
 
+import errno
+import fcntl
 import http.server
+import os
 import pickle
+import socket
+import stat
 import threading
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -14,15 +20,17 @@ import pytest
 from lmkit.config import ConfigError
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data.cache import make_once
 from lmkit.data.prepare import prepare
 from lmkit.data.sources.text import build_sources
 from lmkit.data.store import frame, token_parts
-from lmkit.data.store.build import build_frame, one_by_one
+from lmkit.data.store.build import build_frame, one_by_one, unfinished
 from lmkit.data.store.frame import CorruptError, Frame, kvstore_of
 from lmkit.data.store.part_writer import Array, PartWriter
 from lmkit.data.store.token_parts import build_store
 from lmkit.data.store.tokens import HELDOUT, TRAIN, TokenStore
 from lmkit.data.tokens.tokenizer import ByteTokenizer
+from lmkit.files import write_text
 
 
 def store_in_parts(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, parts: int) -> TokenStore:
@@ -95,8 +103,17 @@ def test_what_is_lost_is_left_out_and_counted(corpus: Path, tmp_path: Path, monk
     assert "parts/00001/train/tokens/c/0 is damaged" in next(iter(lenient.lost))
 
 
+def refuse(*_) -> None:
+    raise OSError(errno.ENOLCK, "no locks available")
+
+
+def killed(_: Path, parts: list[int], make: Callable[[int], None]) -> None:
+    make(parts[0])
+    raise KeyboardInterrupt
+
+
 def test_a_killed_build_goes_on_where_it_was(tmp_path: Path) -> None:
-    made, unfinished = [], tmp_path / ".s-unfinished"
+    made, unfinished = [], tmp_path / f".s-unfinished-{socket.gethostname()}"
 
     def make(number: int, folder: Path) -> None:
         writer = PartWriter(folder, {"a": Array("int32"), "none": Array("int32")})
@@ -146,6 +163,67 @@ def test_two_that_want_a_store_build_it_once(tmp_path: Path) -> None:
     assert made == [0, 1]
     assert found == [[0, 1, 2, 0, 1, 2]] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_builders_that_see_no_locks_keep_out_of_each_others_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems without locks: each has a folder of its own, the first gives its store to all."""
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    together, folders, found = threading.Barrier(3, timeout=30), set(), []
+
+    def make(number: int, folder: Path) -> None:
+        together.wait()
+        folders.add(folder.parents[1])
+        writer = PartWriter(folder, {"a": Array("int32")})
+        writer.append("a", np.arange(3))
+        threading.Event().wait(0.05 * len(folders))
+        writer.close({})
+
+    def build() -> None:
+        build_frame(tmp_path / "s", 1, make, lambda *_: {}, one_by_one)
+        found.append(Frame(tmp_path / "s", 0).whole("a").tolist())
+
+    threads = [threading.Thread(target=build) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [[0, 1, 2]] * 3
+    assert len(folders) == 3
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["s"]
+
+
+def test_a_part_that_another_machine_has_finished_is_not_made_again(tmp_path: Path) -> None:
+    def make(number: int, folder: Path) -> None:
+        if number == 1 and not made:
+            made.append("killed")
+            raise KeyboardInterrupt
+        made.append(number)
+        PartWriter(folder, {}).close({"n": number})
+
+    made: list = []
+    with pytest.raises(KeyboardInterrupt):
+        build_frame(tmp_path / "s", 2, lambda n, folder: None if n == 1 else make(n, folder), lambda *_: {}, killed)
+    (theirs,) = unfinished(tmp_path / "s")
+    theirs.rename(theirs.with_name(".s-unfinished-another-machine"))
+    build_frame(tmp_path / "s", 2, make, lambda _, facts: {"n": [one["n"] for one in facts]}, one_by_one)
+    assert made == [0, 1]
+    assert Frame(tmp_path / "s", 0).meta["n"] == [0, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_a_cache_has_the_modes_of_its_maker(tmp_path: Path) -> None:
+    """So that others may read a cache that is shared: mkdtemp's folders are for their maker alone."""
+    before = os.umask(0o027)
+    try:
+        make_once(tmp_path / "cache" / "a", lambda tmp: write_text(tmp / "file", "text"))
+        build_frame(tmp_path / "s", 1, lambda _, tmp: PartWriter(tmp, {}).close({}), lambda *_: {}, one_by_one)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_dir()}
+    assert modes == {0o750}
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*") if path.is_file()} == {0o640}
 
 
 def test_places() -> None:

@@ -16,7 +16,6 @@ from lmkit.config.sections.prepare import Executor, PrepareConfig
 from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
 from lmkit.prepare.clean import clean
-from lmkit.prepare.clean.work import claimed
 
 SETTINGS = CleanConfig(normalise=True, exact=True, near=0.8)
 
@@ -78,11 +77,6 @@ def test_a_killed_worker_ends_the_job_and_is_named(source: TextSource, tmp_path:
         clean(deadly, SETTINGS, PrepareConfig(workers=2, tasks=4), tmp_path / "out")
     clean(source, SETTINGS, PrepareConfig(workers=2, tasks=4), tmp_path / "out")
     assert contents(tmp_path / "out") == local(source, tmp_path / "local")
-
-
-def test_two_processes_do_not_share_a_folder(source: TextSource, tmp_path: Path) -> None:
-    with claimed(tmp_path / "out", {}), pytest.raises(ConfigError, match=r"another process is at work in .*out"):
-        clean(source, SETTINGS, PrepareConfig(workers=1), tmp_path / "out")
 
 
 def test_what_a_task_raises_comes_back(source: TextSource, tmp_path: Path) -> None:
