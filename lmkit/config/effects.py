@@ -16,6 +16,7 @@ _VOCABULARY = "causal_lm chat masked_lm seq2seq span_corruption"
 _TEXT = "causal_lm masked_lm span_corruption"  # learns from text files; the others from records
 _RECORDS = "seq2seq classify contrastive chat classify_tokens regress"
 _CLASSES = "classify classify_tokens"
+_OF_TEXT = "causal_lm masked_lm span_corruption seq2seq classify contrastive classify_tokens regress"  # all but chat
 
 
 class Need(NamedTuple):
@@ -34,9 +35,15 @@ _NEEDS = {
         Need("split", "source", "hf"),
         Need("heldout_paths", "objective.kind", _RECORDS),
         Need("target_len", "objective.kind", "seq2seq"),
-        Need("isolate_documents", "objective.kind", _TEXT),
+        Need("isolate_documents", "objective.kind", "causal_lm masked_lm"),
+        Need("seq_len text_key", "model", "gpt bert encdec clip"),
+        Need("text_key", "objective.kind", _OF_TEXT),
+        Need("text_key", "model.num_mels", UNSET),
+        Need("heldout_paths", "source", "records image_folder idx audio_folder"),
+        Need("label_key image_key audio_key", "source", "records"),
         Need("id_key weight_key", "objective.kind", _TEXT),
         Need("pair_key", "objective.kind", "classify regress"),
+        Need("pair_key", "model", "bert"),
         Need("target_key", "objective.kind", "seq2seq regress"),
         Need("label_key labels class_weights balance_classes", "objective.kind", _CLASSES),
         Need("image_key image_mean image_std resize", "model", "vit clip"),
@@ -55,6 +62,13 @@ _NEEDS = {
     "tokenizer": [
         Need("path", "kind", "file"),
         Need("mask_token", "objective.kind", "masked_lm"),
+        Need(
+            "end_token start_token mask_token source_start target_start pair_ends", "kind",
+            "bpe file init wordpiece unigram",
+        ),
+        Need("source_start", "objective.kind", "seq2seq span_corruption contrastive"),
+        Need("target_start", "objective.kind", "seq2seq span_corruption"),
+        Need("pair_ends", "data.pair_key|objective.next_sentence", SET),
         Need("chat_template", "objective.kind", "chat"),
         Need("sentinels", "objective.kind", "span_corruption"),
     ],
@@ -91,6 +105,8 @@ _MODEL_NEEDS = [
         "num_experts", SET,
     ),
     Need("position_offset", "position", "learned"),
+    Need("max_source_len", "num_mels|position", f"{SET} learned"),
+    Need("classify_tokens", "objective.kind", "classify_tokens"),
     Need("relative_buckets relative_max_distance", "position", "relative"),
 ]  # fmt: skip
 _NOT_OF_IMAGES = ("vocab_size", "max_seq_len")  # an image has neither
@@ -118,7 +134,8 @@ def _check(experiment: Experiment, section: str, here: Any, fresh: Any, needs: l
             continue
         for name in keys.split():
             if getattr(here, name, None) != getattr(fresh, name, None):
-                now = " and ".join(f"{n}={_shown(v)}" for n, v in zip(names, found, strict=False)) or "this model"
+                now = " and ".join(f"{n}={_shown(v)}" for n, v in zip(names, found, strict=False) if v is not None)
+                now = now or f"a model without {names[0]}"
                 raise ConfigError(_message(f"{section}.{name}", here, fresh, now, _way_out(names, values)))
 
 
@@ -139,8 +156,8 @@ def _way_out(names: list[str], values: str) -> str:
 
 
 def _meets(value: Any, allowed: list[str]) -> bool:
-    is_set = bool(value) if not isinstance(value, Enum) else value.name != "none"
-    return (SET in allowed and is_set) or (UNSET in allowed and not is_set) or _shown(value) in allowed
+    named = isinstance(value, Enum)  # of which SET and UNSET say nothing
+    return _shown(value) in allowed or (not named and (SET if value else UNSET) in allowed)
 
 
 def _values(experiment: Experiment, name: str) -> list[Any]:
@@ -149,8 +166,7 @@ def _values(experiment: Experiment, name: str) -> list[Any]:
         return [type(experiment.model).__name__.removesuffix("Config").lower()]
     if name == "data.source":
         return [part.source for part in experiment.data.sources("").values()]
-    value = _value(experiment, name)
-    return [] if value is None else [value]
+    return [_value(experiment, name)]  # None: a key that this model has not
 
 
 def _value(root: Any, name: str) -> Any:

@@ -233,6 +233,11 @@ class TransformerConfig(ModelConfig):
                 f"model.global_first={first} with model.global_every={every}: one layer in {every} sees all positions, "
                 f"so the first that does is one of 0 to {every - 1}; set model.global_first={first % every}"
             )
+        if self.attention_softcap and self.position is Position.relative:
+            raise ConfigError(
+                f"model.attention_softcap={self.attention_softcap} with model.position=relative: no model caps scores "
+                f"that have a bias of distance; set model.attention_softcap=0, or another position"
+            )
         if self.num_experts and self.bias:
             raise ConfigError("model.bias=true with model.num_experts: experts have no biases; set model.bias=false")
 
