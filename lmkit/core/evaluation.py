@@ -56,14 +56,15 @@ def evaluate(
 
 def _means(task: Task, part: str, results: list[Sums]) -> dict[str, float]:
     total = jax.tree.map(lambda *column: sum(map(float, column)), *jax.device_get(results))
-    nats = float(total.nll / total.weight)
+    weight = total.weight or math.nan  # of a few rows none may have anything to learn
+    nats = float(total.nll / weight)
     means = {"loss": nats}
     if task.kind is ObjectiveKind.causal_lm:
         means["bits_per_byte"] = bits_per_byte(task, part, nats)
     elif task.kind not in (*_CLASSES, ObjectiveKind.regress, ObjectiveKind.contrastive):
         means["perplexity"] = metrics.perplexity(nats)
     if task.kind is not ObjectiveKind.regress:
-        means["accuracy"] = float(total.correct / total.weight)
+        means["accuracy"] = float(total.correct / weight)
     return means
 
 

@@ -42,3 +42,11 @@ def test_rows_without_weight_are_not_judged() -> None:
     assert matrix is not None
     np.testing.assert_array_equal(matrix, [[1, 0], [1, 1]])
     assert means["eval/accuracy"] == pytest.approx(2 / 3)
+
+
+def test_rows_that_weigh_nothing_at_all_have_no_mean() -> None:
+    task: Any = SimpleNamespace(kind=ObjectiveKind.chat, weights={"a": 1.0}, labels=[], bytes_per_token={})
+    nothing = Sums(*[jnp.zeros(())] * 4)
+    means, _ = evaluate(lambda state, batch: (nothing, None), {}, [("a", {})], task)
+    assert set(means) == {"eval/loss", "eval/perplexity", "eval/accuracy"}
+    assert all(math.isnan(value) for value in means.values())

@@ -97,8 +97,9 @@ class DataConfig(Section):
     seq_len: int = key(1024, "tokens a row (of the source, where there is one); longer records are cut", at_least=1)
     target_len: int = key(0, "with a source: tokens of the target; 0 = seq_len", at_least=0)
     max_bad_share: float = key(
-        0.01, "of the records of text, so many may be unusable and left out, named, before preparing fails",
-        at_least=0.0, at_most=1.0, changes_results=False)  # fmt: skip
+        0.01, "of the documents or records, so many may be unusable and left out, named, before preparing fails",
+        at_least=0.0, at_most=1.0, changes_results=False,
+    )  # fmt: skip
     isolate_documents: bool = key(True, "attention does not cross documents packed into one row")
     packing: Packing = key(
         Packing.windows, "rows of text: windows of the stream, or (causal_lm) whole documents that fit"
@@ -130,8 +131,8 @@ class DataConfig(Section):
     pair_key: str = key("", "field with a second text of the same row")
     target_key: str = key("target", "field with the text to produce, or the number to predict")
     label_key: str = key("label", "field with the class; a list where each word has one")
-    image_key: str = key("image", "field with the path of an image, from the records' folder")
-    audio_key: str = key("audio", "field with the path of a sound file, from the records' folder")
+    image_key: str = key("image", "field with an image: bytes, or a path in the records' folder or data.allow_roots")
+    audio_key: str = key("audio", "field with a sound file: bytes, or a path in the records' folder or data.allow_roots")
     messages_key: str = key("messages", "field with a conversation: a list of {role, content}")
     message_format: str = key("<|{role}|>\n{content}", "how a message is written; \\n is a line end")
     labels: list[str] = key([], "the classes, in order; [] = those of the training records, sorted")

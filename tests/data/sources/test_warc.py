@@ -55,7 +55,10 @@ def test_converted_pages(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, records, name.endswith(".gz"))
     documents, (bad,) = read(tmp_path)
     assert documents == [Document(f"{name}:{n + 2}", f"page {n}: {PROSE}") for n in range(5)]
-    assert (bad.place, bad.reason) == (f"file://{tmp_path}/{name} record 7", "is not UTF-8: byte 0xe9 at 3")
+    assert (bad.place, bad.reason) == (
+        f"file://{tmp_path}/{name} record 7",
+        "is not UTF-8: byte 0xe9 at 3 (iconv -t utf-8 converts a file)",
+    )
     assert [one.name for one in read(tmp_path, id_key="WARC-Record-ID")[0]] == [f"<urn:{n}>" for n in range(1, 6)]
     assert read(tmp_path, id_key="X-Name")[1][0].reason == "has no header 'X-Name' (data.id_key)"
 
