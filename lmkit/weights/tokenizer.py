@@ -88,7 +88,12 @@ def _special_ids(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
-            found |= {k: v for k, v in read_document(folder / name).items() if v is not None}
+            for key, value in read_document(folder / name).items():
+                if key.endswith("_token_id") and value is not None:
+                    ids = value if isinstance(value, list) else [value]
+                    if not all(type(one) is int and one >= 0 for one in ids) or not ids:
+                        raise ConfigError(f"{folder / name}: {key}={value!r:.60} is no id of a token; fetch it again")
+                    found[key] = value
     return found
 
 
