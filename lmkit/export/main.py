@@ -1,12 +1,14 @@
 """`lmkit.export`: parameters out, in the Hugging Face layout."""
 
+import tempfile
 from pathlib import Path
 
 from lmkit import interop
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
+from lmkit.export.texts import texts_of
 from lmkit.interop.save import DTYPES
-from lmkit.weights import open_model, tokenizer_file
+from lmkit.weights import open_model
 
 
 def export(experiment: Experiment) -> int:
@@ -22,24 +24,15 @@ def export(experiment: Experiment) -> int:
         raise ConfigError(f"export.dtype={options.dtype}: there are {', '.join(DTYPES)}")
     model = open_model(source)
     found = model.params()
-    tokenizer = tokenizer_file(found.path)
-    ours = tokenizer is not None and '"lmkit-bytes"' in tokenizer.read_text()[:100]
-    if tokenizer is not None and (tokenizer.parent / "config.json").is_file():
-        tokenizer = tokenizer.parent  # a folder of theirs, with more files than that
-    kind = interop.save_folder(
-        folder,
-        model.config,
-        found.params,
-        dtype=options.dtype,
-        tokenizer="" if ours or tokenizer is None else tokenizer,
-        fallback=True,
-    )
+    with tempfile.TemporaryDirectory() as place:
+        texts = texts_of(model, Path(place))
+        kind = interop.save_folder(
+            folder, model.config, found.params, dtype=options.dtype, tokenizer=texts.folder, keys=texts.keys,
+            fallback=True,
+        )  # fmt: skip
     print(f"{folder}: {kind}, {options.dtype}, parameters from {found.path}")
     if why := interop.layout_for(model.config)[2]:
         print(f"in lmkit's own layout, which open_model and init_from= read: {why}")
-    for note in found.notes:
+    for note in (*found.notes, *([texts.note] if texts.note else [])):
         print(note)
-    if ours or tokenizer is None:
-        why = "bytes are no tokenizer of theirs" if ours else "there was none"
-        print(f"without a tokenizer: {why}")
     return 0

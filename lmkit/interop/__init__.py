@@ -16,7 +16,7 @@ from typing import Any
 from lmkit.config.base import ConfigError
 from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections.model import ModelConfig
-from lmkit.interop.families import FAMILIES, OWN, family_for, family_of, layout_for, read_json
+from lmkit.interop.families import FAMILIES, OWN, family_for, family_of, layout_for, read_json, with_keys
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
 from lmkit.interop.hub import locate
@@ -80,6 +80,7 @@ def save_folder(
     params: Any,
     *,
     tokenizer: str | Path = "",
+    keys: dict[str, Any] | None = None,
     dtype: str = "float32",
     shard_bytes: int = 2 << 30,
     fallback: bool = False,
@@ -92,6 +93,7 @@ def save_folder(
 
     Args:
         tokenizer: a tokenizer.json, or a folder whose tokenizer files are copied.
+        keys: more keys for config.json: ids of special tokens, names of classes.
         dtype: float32, bfloat16 or float16.
         shard_bytes: largest size of one file of weights, which the host holds at a time.
         fallback: a model that no published family computes is written in lmkit's own layout ("lmkit"), which
@@ -116,6 +118,7 @@ def save_folder(
     try:
         if family is OWN:
             write_model(partial, config)
+        theirs = with_keys(family, theirs, keys or {})
         save_tensors(partial, family, theirs, config, params, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
         _copy_tokenizer(Path(tokenizer) if tokenizer else None, partial)
         partial.rename(folder)

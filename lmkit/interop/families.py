@@ -7,6 +7,7 @@ from flax import nnx
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.documents import read_document
+from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.decoders import DECODERS
 from lmkit.interop.encdecs import ENCDECS
@@ -63,6 +64,19 @@ def layout_for(config: ModelConfig) -> tuple[Family, Json, str]:
         return *family_for(config), ""
     except ConfigError as error:
         return OWN, {"model_type": OWN.model_type}, str(error)
+
+
+def with_keys(family: Family, theirs: Json, keys: Json) -> Json:
+    """config.json with more keys: ids of special tokens, which lie in text_config where there is one, and others.
+
+    Nothing ends a text of a decoder where nothing says what does: their classes have ids of another vocabulary.
+    """
+    none = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) if family.schema is GPTConfig else {}
+    keys = {name: value for name, value in keys.items() if name not in family.must}
+    if isinstance(inner := theirs.get("text_config"), dict):
+        ids = {name: value for name, value in keys.items() if name.endswith("_token_id")}
+        theirs = theirs | {"text_config": inner | ids}
+    return none | theirs | keys
 
 
 def read_json(folder: Path) -> Json:

@@ -67,10 +67,18 @@ def read_specials(folder: Path, inner: tokenizers.Tokenizer) -> Specials:
 
 
 def special_ids(folder: Path) -> dict[str, Any]:
-    """The keys of config.json and, before them, of generation_config.json, as transformers reads them."""
+    """The keys of config.json and, before them, of generation_config.json, as transformers reads them.
+
+    Raises ConfigError for a ..._token_id that is no id.
+    """
     found: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
-        found |= {k: v for k, v in _read(folder / name).items() if v is not None}
+        for key, value in _read(folder / name).items():
+            ids = value if isinstance(value, list) else [value]
+            wrong = not ids or not all(type(one) is int and one >= 0 for one in ids)
+            if key.endswith("_token_id") and value is not None and wrong:
+                raise ConfigError(f"{folder / name}: {key}={value!r:.60} is no id of a token; fetch it again")
+            found |= {} if value is None else {key: value}
     return found
 
 

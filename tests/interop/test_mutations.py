@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from interop.mutations import mutations
 from interop.test_exchange import SAYABLE, random_params
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 
 from lmkit.config.base import UserError
 from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.model import RopeScaling
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.interop import load_params, read_config, read_gguf_tokenizer, save_folder
 from lmkit.interop.families import family_for
+from lmkit.weights import open_model, start_tokenizer
 
 SMALL: dict[str, Any] = {"vocab_size": 8, "num_layers": 1, "num_heads": 2, "embed_dim": 4, "mlp_dim": 4}
 LLAMA = GPTConfig(**SMALL, gated=True, rope_scaling=RopeScaling.llama3, rope_factor=2.0)
@@ -69,6 +73,23 @@ def test_configurations_of_every_kind(kind: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(written))
     read_config(tmp_path)
     assert list(broken([tmp_path / "config.json"], 30, lambda: read_config(tmp_path))) == []
+
+
+def test_a_folder_of_ours_with_its_tokenizer(tmp_path: Path) -> None:
+    """What `open_model` and tokenizer=init read of a folder."""
+    config, folder = GPTConfig(**SMALL, logit_softcap=3.0), tmp_path / "out"
+    save_folder(folder, config, random_params(config)[1], fallback=True)
+    Tokenizer(BPE({"a": 0, "b": 1}, [])).save(str(folder / "tokenizer.json"))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 0], "bos_token_id": 1}')
+    (folder / "tokenizer_config.json").write_text('{"eos_token": {"content": "b"}, "sep_token": "a"}')
+
+    def use() -> None:
+        codec = open_model(str(folder)).codec()
+        assert all(token >= 0 for token in codec.end_ids)
+        start_tokenizer(TokenizerConfig(kind=TokenizerKind.init), str(folder))
+
+    files = [folder / f"{name}.json" for name in ("config", "generation_config", "tokenizer_config", "tokenizer")]
+    assert list(broken([*files, folder / "model.yaml"], 30, use)) == []
 
 
 def test_a_gguf_file(tmp_path: Path) -> None:

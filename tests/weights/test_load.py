@@ -28,7 +28,7 @@ from lmkit.models import build_model
 from lmkit.nn.tree import flat, union
 from lmkit.tracker import read_rows
 from lmkit.weights import load_start, model_shapes, open_model, start_tokenizer
-from lmkit.weights.base import fingerprint
+from lmkit.weights.base import fingerprint, read_base
 
 TINY = ["+experiment=gpt_tiny", "data.holdout_every=300", "tracker=none", "train.sample_tokens=0",
         "train.eval_batches=1", "model.gated=true",
@@ -325,3 +325,11 @@ def test_the_fingerprint_is_of_contents(tmp_path: Path) -> None:
     content[-3] ^= 1
     weights.write_bytes(content)
     assert fingerprint(tmp_path / "copy") != first
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"place": 3}'])
+def test_a_damaged_base_is_named(damage: str, tmp_path: Path) -> None:
+    (tmp_path / "base.json").write_text(damage)
+    with pytest.raises(ConfigError, match=r"base\.json .*bring the file again|base\.json .*write it anew") as caught:
+        read_base(tmp_path)
+    assert "\n" not in str(caught.value)
