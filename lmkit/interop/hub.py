@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lmkit.config.base import ConfigError
+from lmkit.files import shared_files
 from lmkit.interop.names import TOKENIZER_FILES
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", *TOKENIZER_FILES)
@@ -38,9 +39,9 @@ def _fetch(init_from: str, repo: str, revision: str | None) -> Path:
     # the environment as it is now: the package reads it once, when it is imported
     options: Any = {"endpoint": os.environ.get("HF_ENDPOINT")}
     try:
-        return Path(
-            huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FILES), **options)
-        ).absolute()
+        with shared_files():  # the hub's cache is no part of a run
+            place = huggingface_hub.snapshot_download(repo, revision=revision, allow_patterns=list(FILES), **options)
+        return Path(place).absolute()
     except errors.RevisionNotFoundError:
         problem = f"{repo} has no revision {revision!r} on the hub"
     except errors.GatedRepoError:

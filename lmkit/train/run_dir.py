@@ -17,7 +17,8 @@ from lmkit import __version__, hosts
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
-from lmkit.files import lock_file, write_json
+from lmkit.files import lock_file, shared_files, write_json, write_text
+from lmkit.redact import redact, redact_words
 
 # Keys that may differ on resume: they change where and how fast a run goes, not what it computes.
 _FREE = (
@@ -45,13 +46,11 @@ class RunDir:
         hosts.check_shared("run.dir", self.path)
 
     def _take(self) -> IO[str]:
+        make_run_dir(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise ConfigError(
-                f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir="
-            ) from error
+            raise _unwritable(self.path, error) from error
         try:
             lock_file(lock, wait=False)
         except BlockingIOError as error:
@@ -63,7 +62,7 @@ class RunDir:
         if not hosts.is_first():
             return
         (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
-        (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
+        write_text(self.path / "config.yaml", yaml.safe_dump(redact(to_plain(experiment)), sort_keys=False))
 
     def _check_same(self, experiment: Experiment) -> bool:
         """Whether there is a run to continue. Raises ConfigError where it is another experiment's."""
@@ -75,7 +74,7 @@ class RunDir:
                     f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir="
                 )
             return False
-        rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
+        rows = differing(redact(yaml.safe_load(file.read_text())), redact(to_plain(experiment)))
         # What adapters are of may have moved: weights/start.py checks that it is the same.
         free = (*_FREE, "init_from") if experiment.lora.rank else _FREE
         bad = [row for row in rows if not row[0].startswith(free) and not _newer_key(*row)]
@@ -93,9 +92,9 @@ class RunDir:
         return True
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Replaces a file in one step; of many processes the first does."""
+        """Replaces a file in one step, without secrets; of many processes the first does."""
         if hosts.is_first():
-            write_json(self.path / name, value)
+            write_json(self.path / name, redact(value))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A file's contents, or {}."""
@@ -113,6 +112,20 @@ class RunDir:
             with contextlib.suppress(OSError):
                 self.path.rmdir()
         self._lock.close()
+
+
+def make_run_dir(path: Path) -> None:
+    """A folder with the modes of run.umask in folders with those of the process. Raises ConfigError if it cannot."""
+    try:
+        with shared_files():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write run.dir={path}: {error.strerror}; choose another with run.dir=")
 
 
 def _newer_key(name: str, old: Any, new: Any) -> bool:
@@ -143,7 +156,7 @@ def environment() -> dict[str, Any]:
     """What a run depends on outside its configuration: versions, code, flags, machine."""
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION")
     return {
-        "command": sys.orig_argv,
+        "command": redact_words(sys.orig_argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "git": _git(),

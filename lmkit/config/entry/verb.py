@@ -4,6 +4,7 @@ A verb's code is named by a string and imported only after the configuration has
 costs no import of jax, and `--help` answers at once.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -21,6 +22,8 @@ from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
 from lmkit.config.sections.hosts import USER_ERROR, local_process
+from lmkit.files import write_text
+from lmkit.redact import redact_text
 
 LITERAL = "generate.prompt"  # text with commas, quotes and braces, which Hydra would take for its own
 
@@ -124,5 +127,20 @@ def _default_dir(experiment: Experiment) -> str:
         )
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
+        _redact_sweep(Path(hydra_config.sweep.dir) / "multirun.yaml")
         return str(Path(hydra_config.sweep.dir) / experiment.run.name / str(hydra_config.job.num))
     return str(Path("runs") / experiment.run.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def _redact_sweep(file: Path) -> None:
+    """Hydra has written the command line of a sweep there, with its secrets."""
+    with contextlib.suppress(OSError):
+        text = file.read_text(encoding="utf-8")
+        if (kept := "\n".join(map(_redact_line, text.split("\n")))) != text:
+            write_text(file, kept)
+
+
+def _redact_line(line: str) -> str:
+    """A line of YAML; an item of a list is a word of the command line."""
+    indent, item, word = line.partition("- ")
+    return indent + item + redact_text(word) if item and not indent.strip() else redact_text(line)

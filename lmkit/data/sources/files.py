@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 import fsspec
 
 from lmkit.config.base import ConfigError, UserError
+from lmkit.redact import HIDDEN, redact_text
 
 PACKED = (".gz", ".zst")
 TRIES, PAUSE_SEC = 6, 0.5  # the pauses double: 15 seconds in all
@@ -183,6 +184,8 @@ def expand(path: str, suffixes: tuple[str, ...]) -> list[File]:
     A path that names one file may end otherwise; ("",) is every file but links, which would give a text twice. Raises
     ConfigError for what cannot be read.
     """
+    if "://" in path and HIDDEN in path:
+        raise ConfigError(f"data.paths: {path!r} has lost its credentials, which config.yaml does not keep: write them")
     try:
         system, root = fsspec.core.url_to_fs(str(Path(path).expanduser()) if "://" not in path else path)
     except (ImportError, ValueError, OSError) as error:
@@ -195,9 +198,10 @@ def expand(path: str, suffixes: tuple[str, ...]) -> list[File]:
         link = info.get("islink") and suffixes != ("",) and Path(name).is_file()
         if (info.get("type") == "file" or link) and (name.endswith(suffixes) or name == root):
             stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-            files.append(
-                File(system.unstrip_protocol(name), name[len(base) :].lstrip("/"), int(info["size"] or 0), str(stamp))
-            )
+            url, shown = system.unstrip_protocol(name), name[len(base) :].lstrip("/")
+            if redact_text(url) != url:
+                shown = shown.partition("?")[0]  # a name is kept with the text, and a signature is new each time
+            files.append(File(url, shown, int(info["size"] or 0), str(stamp)))
     return files
 
 

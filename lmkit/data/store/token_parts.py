@@ -17,6 +17,7 @@ from lmkit.data.store.tokens import FORMAT, HELDOUT, SPLITS, TRAIN, arrays_of
 from lmkit.data.tokens.bulk import Bulk
 from lmkit.data.tokens.tokenizer import ByteTokenizer, FastTokenizer, Tokenizer
 from lmkit.files import write_text
+from lmkit.redact import redact, redact_text
 
 QUARANTINE = "quarantine.jsonl"
 PART_BYTES = 1 << 28  # of a source's files that a part takes
@@ -186,9 +187,9 @@ class WritePart:
                 held = 0
         flush()
         if bad:
-            lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in bad)
+            lines = (json.dumps(redact(one._asdict()), ensure_ascii=False) + "\n" for one in bad)
             write_text(folder / QUARANTINE, "".join(lines))
-        first = f"{bad[0].place} {bad[0].reason}" if bad else ""
+        first = redact_text(f"{bad[0].place} {bad[0].reason}") if bad else ""
         writer.close({split: into.facts() for split, into in splits.items()} | {"bad": len(bad), "first_bad": first})
 
 
