@@ -8,6 +8,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.entry.errors import explain, unknown_key
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir
+from lmkit.config.saved import trust_blocks
 from lmkit.config.sections.families import MODEL_SCHEMAS
 from lmkit.config.sections.hardware import sized
 
@@ -68,4 +69,5 @@ def to_experiment(composed: "DictConfig") -> Experiment:
     reject_unknown(composed, "")
     experiment = OmegaConf.to_object(composed)
     assert isinstance(experiment, Experiment)
+    trust_blocks(experiment.model)
     return experiment

@@ -21,6 +21,7 @@ from lmkit.config.entry.local import run_local
 from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
+from lmkit.config.saved import take_blocks
 from lmkit.config.sections.hosts import USER_ERROR, local_process
 from lmkit.files import write_text
 from lmkit.redact import redact_text
@@ -74,7 +75,8 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
     statuses: list[int] = []
     words = argv
     literal = dict(word.split("=", 1) for word in argv if word.startswith(LITERAL + "="))
-    argv = [word for word in argv if not word.startswith(LITERAL + "=")] + (["~model"] if from_model else [])
+    argv = [word for word in argv if not word.startswith(LITERAL + "=")]
+    argv = [*take_blocks(argv), "~model"] if from_model else argv
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
