@@ -26,7 +26,7 @@ def launch(experiment: Experiment) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     with private_files(0o077):  # the words of the command may hold secrets
         path.unlink(missing_ok=True)
-        path.write_text(script)
+        path.write_text(script, encoding="utf-8")
     command = [*HANDED_TO[settings.target], str(path)]
     print("+", *command, file=sys.stderr, flush=True)
     try:

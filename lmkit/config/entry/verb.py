@@ -18,6 +18,7 @@ from lmkit.config.entry.compose import register, to_experiment
 from lmkit.config.entry.errors import explain
 from lmkit.config.entry.keys import help_text
 from lmkit.config.entry.local import run_local
+from lmkit.config.entry.streams import BROKEN_PIPE, showing, silence
 from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
@@ -42,6 +43,15 @@ def run_verb(
     (a traceback too with LMKIT_DEBUG=1).
     """
     argv = sys.argv[1:] if argv is None else argv
+    with showing(patient=verb in ("train", "prepare")):
+        try:
+            return _run(verb, target, about, argv, reads, many)
+        except BrokenPipeError:  # as `| head` leaves it
+            silence(sys.stdout)
+            return BROKEN_PIPE
+
+
+def _run(verb: str, target: str, about: str, argv: list[str], reads: tuple[str, ...], many: bool) -> int:
     if any(a in ("-h", "--help") for a in argv):
         print(help_text(verb, about, reads))
         return 0
@@ -51,6 +61,8 @@ def run_verb(
     except KeyboardInterrupt:
         print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         message = explain(error)
         if debug or message is None:

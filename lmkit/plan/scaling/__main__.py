@@ -7,6 +7,7 @@ import sys
 import traceback
 
 from lmkit.config.base import UserError
+from lmkit.config.entry.streams import showing
 from lmkit.config.saved import take_blocks
 from lmkit.config.sections.hosts import USER_ERROR
 
@@ -49,4 +50,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with showing():
+        sys.exit(main())
