@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import secrets
+import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+_came_with: list[int] = []  # the umask of the process, while `private_files` has put another in its place
 Checksums = dict[str, list[int]]  # path from the folder -> [bytes, CRC-32]
 
 
@@ -68,6 +70,41 @@ def beside(path: Path) -> Path:
 def write_json(path: Path, values: object, indent: int | None = 1) -> None:
     """The same of JSON; what JSON does not know becomes a string."""
     write_text(path, json.dumps(values, indent=indent, default=str) + "\n")
+
+
+@contextlib.contextmanager
+def private_files(umask: int) -> Iterator[None]:
+    """What this process writes inside, its libraries and threads too, has the modes of this umask."""
+    _came_with.append(os.umask(umask))
+    try:
+        yield
+    finally:
+        os.umask(_came_with.pop())
+
+
+@contextlib.contextmanager
+def shared_files() -> Iterator[None]:
+    """The umask that the process came with, for what others may read although `private_files` is in force."""
+    before = os.umask(_came_with[0]) if _came_with else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.umask(before)
+
+
+def share_files(folder: Path) -> None:
+    """Gives our files directly in a folder the modes they would have had without `private_files`."""
+    if not _came_with:
+        return
+    modes = 0o666 & ~_came_with[0]
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            with contextlib.suppress(OSError):
+                found = entry.stat(follow_symlinks=False)
+                ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+                if ours and ~found.st_mode & modes:
+                    os.chmod(entry, found.st_mode | modes)
 
 
 @contextlib.contextmanager

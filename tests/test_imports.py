@@ -12,7 +12,7 @@ from helpers import ROOT
 # From the ground up. A name covers its submodules unless a longer one is listed.
 FLOORS = [
     {"lmkit"},
-    {"lmkit.files", "lmkit.console"},
+    {"lmkit.files", "lmkit.console", "lmkit.redact"},
     {"lmkit.config.base", "lmkit.config.paths"},
     {"lmkit.config.sections", "lmkit.config.patterns", "lmkit.config.documents"},
     {"lmkit.config.arithmetic", "lmkit.config.calibration"},

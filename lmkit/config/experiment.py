@@ -53,7 +53,8 @@ class Experiment:
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     init_from: str = key(
-        "", "run, checkpoint, Hugging Face folder, hub id (org/name[@revision]) or .gguf file to take parameters from"
+        "",
+        "run, checkpoint, Hugging Face folder, hub://org/name[@revision] or .gguf file to take parameters from",
     )
 
     def __post_init__(self) -> None:

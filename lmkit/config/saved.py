@@ -1,6 +1,7 @@
 """Configurations read back from files: `model.yaml`, `tokenizer.yaml` and `config.yaml` of a run."""
 
 import dataclasses
+import re
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -21,20 +22,45 @@ FAMILY_SCHEMAS = {name.removesuffix("_schema"): schema for name, schema in MODEL
 T = TypeVar("T")
 
 
+_blocks: set[str] = set()  # what this process was told to import
+
+
+def trust_blocks(model: ModelConfig) -> None:
+    """Lets files name these blocks: code is imported only where the command line, or a program, names it itself."""
+    _blocks.update(part.block for part in model.towers().values())
+
+
+def take_blocks(words: list[str]) -> list[str]:
+    """The words of a command line without model.block=, which is trusted: for verbs whose model is in a file."""
+    found = [(word, re.fullmatch(r"\+*model\.(?:text\.|vision\.)?block=(.*)", word)) for word in words]
+    _blocks.update(match[1] for _, match in found if match)
+    return [word for word, match in found if not match]
+
+
 def write_model(folder: Path, config: ModelConfig) -> None:
     """Replaces the folder's model.yaml in one step."""
     (family,) = [name for name, schema in FAMILY_SCHEMAS.items() if schema is type(config)]
     write_text(folder / MODEL_FILE, yaml.safe_dump({"family": family, "model": to_plain(config)}, sort_keys=False))
 
 
-def read_model(folder: Path) -> ModelConfig:
-    """The configuration there. Raises ConfigError where it is missing, or has a key or a value that is not valid."""
+def read_model(folder: Path, *, to_build: bool = True) -> ModelConfig:
+    """The configuration there. Raises ConfigError where it is missing, or has a key or a value that is not valid.
+
+    Where the model is `to_build`, also for a block of somebody's own that nobody here has named (`trust_blocks`).
+    """
     file = folder / MODEL_FILE
     saved = read_document(file)
     family = saved.get("family")
     if not isinstance(family, str) or family not in FAMILY_SCHEMAS:
         raise ConfigError(f"{file}: no family {family!r}; there are {', '.join(FAMILY_SCHEMAS)}")
-    return from_plain(FAMILY_SCHEMAS[family], saved.get("model"), f"{file}: model")
+    config = from_plain(FAMILY_SCHEMAS[family], saved.get("model"), f"{file}: model")
+    for prefix, part in config.towers().items() if to_build else ():
+        if part.block and part.block not in _blocks:
+            word = f"{prefix}.block={part.block}"
+            raise ConfigError(
+                f"{file} names code to import, {word}, and the command line does not: if you trust it, add {word}"
+            )
+    return config
 
 
 def write_tokenizer(folder: Path, config: TokenizerConfig) -> None:
@@ -59,7 +85,8 @@ def read_tokenizer(folder: Path) -> TokenizerConfig:
 def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experiment:
     """What a run was made with; `changes` are values of other keys by their dotted names.
 
-    Raises ConfigError where the file is missing, or has a key or a value that is not valid.
+    Its model is to be looked at, not to be built. Raises ConfigError where the file is missing, or has a key or a value
+    that is not valid.
     """
     file = run / RUN_FILE
     saved = read_document(file)
@@ -77,7 +104,7 @@ def read_experiment(run: Path, changes: dict[str, Any] | None = None) -> Experim
     if unknown:
         raise ConfigError(f"{file}: unknown key {unknown[0]!r}.{nearest(unknown[0], fields)}")
     typed = {name: _typed(fields[name].type, value, f"{file}: {name}") for name, value in saved.items()}
-    return Experiment(**typed, model=read_model(run))
+    return Experiment(**typed, model=read_model(run, to_build=False))
 
 
 def from_plain(schema: type[T], plain: Any, place: str) -> T:

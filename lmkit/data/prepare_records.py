@@ -15,8 +15,8 @@ from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig,
 from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig
-from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, Words, label_of, words_of
-from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets
+from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, label_of
+from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets, Words, words_of
 from lmkit.data.build_records import build_record_store
 from lmkit.data.cache import open_cache, place_of
 from lmkit.data.prepare import build_tokenizer, counted, mean_weights

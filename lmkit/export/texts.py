@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lmkit import interop
 from lmkit.config.base import ConfigError
 from lmkit.config.documents import read_document
-from lmkit.config.saved import RUN_FILE, from_plain
+from lmkit.config.saved import RUN_FILE, TOKENIZER_SETTINGS, from_plain, read_tokenizer
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
@@ -68,6 +68,8 @@ def texts_of(saved: SavedModel, place: Path) -> Texts:
 
 def _settings(run: Json, home: Path) -> TokenizerConfig:
     """A run's; with tokenizer=init, of older runs, those of what it began with, where that is still there."""
+    if (home / TOKENIZER_SETTINGS).is_file():
+        return read_tokenizer(home)
     settings = from_plain(TokenizerConfig, run.get("tokenizer") or {}, f"{home}: tokenizer")
     start = run.get("init_from")
     if settings.kind is TokenizerKind.init and isinstance(start, str) and start and Path(start).exists():
@@ -90,7 +92,7 @@ def _of_gguf(path: Path, config: Any, place: Path) -> Texts:
         inner, begin, end = interop.read_gguf_tokenizer(path)
     except ConfigError as error:
         return Texts("", {}, f"without a tokenizer: {error}")
-    names = {name: inner.id_to_token(ids[0]) for name, ids in (("bos", begin), ("eos", end), ("pad", end)) if ids}
+    names = {name: inner.id_to_token(ids[0]) or "" for name, ids in (("bos", begin), ("eos", end), ("pad", end)) if ids}
     keys: Json = {"bos_token_id": begin[0] if begin else None, "eos_token_id": end[0] if len(end) == 1 else end or None}
     _write(place, inner, config, names, keys, "", begins=begin)
     return Texts(str(place), keys)

@@ -9,6 +9,7 @@ from lmkit.config.checks import check_experiment
 from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.launch import Target
+from lmkit.files import private_files
 from lmkit.launch.render import FILES, job_name, render
 
 HANDED_TO = {Target.slurm: ["sbatch"], Target.gke: ["kubectl", "create", "-f"], Target.tpu_pod: ["bash"]}
@@ -26,7 +27,9 @@ def launch(experiment: Experiment) -> int:
         return 0
     path = Path(settings.out).expanduser() / f"{settings.name}{Path(FILES[settings.target]).suffix}"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script)
+    with private_files(0o077):  # the words of the command may hold secrets
+        path.unlink(missing_ok=True)
+        path.write_text(script, encoding="utf-8")
     command = [*HANDED_TO[settings.target], str(path)]
     print("+", *command, file=sys.stderr, flush=True)
     try:

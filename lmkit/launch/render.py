@@ -16,6 +16,7 @@ from pathlib import Path
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.experiment import Experiment, check_mesh
 from lmkit.config.sections.launch import Shape, Target, shape_of, slug
+from lmkit.redact import redact_words
 
 FILES = {Target.slurm: "slurm.sbatch", Target.gke: "gke.yaml", Target.tpu_pod: "tpu_pod.sh"}
 STATUSES = {"asked": 75, "interrupted": 130}  # of lmkit.train; docs/hosts.md
@@ -33,7 +34,7 @@ def render(experiment: Experiment, words: Sequence[str]) -> str:
     """
     launch = experiment.launch
     shape = check_fits(experiment)
-    title = shlex.join(["python", "-m", "lmkit.launch", *words])
+    title = shlex.join(redact_words(["python", "-m", "lmkit.launch", *words]))
     words = command_words(words)
     template = Path(launch.template or templates_dir() / FILES[launch.target]).expanduser()
     if not template.is_file():

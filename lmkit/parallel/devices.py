@@ -1,11 +1,14 @@
 """What must be set before the first device is touched."""
 
+import contextlib
 import dataclasses
+from pathlib import Path
 
 import jax
 
 from lmkit.config.paths import cache_dir
 from lmkit.config.sections.run import RunConfig
+from lmkit.files import share_files
 
 
 def setup_jax(run: RunConfig) -> None:
@@ -15,9 +18,23 @@ def setup_jax(run: RunConfig) -> None:
         if jax.config.jax_num_cpu_devices != devices:  # type: ignore[attr-defined]  # it cannot change any more later
             jax.config.update("jax_num_cpu_devices", devices)
     if run.compile_cache:
-        folder = cache_dir() / "xla" if run.compile_cache == "auto" else run.compile_cache
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        folder = programs_dir(run)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        if "://" not in folder:
+            with contextlib.suppress(OSError):  # jax says so, and goes on without it
+                Path(folder).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def programs_dir(run: RunConfig) -> str:
+    """The folder of compiled programs, '' for none."""
+    return str(cache_dir() / "xla") if run.compile_cache == "auto" else run.compile_cache
+
+
+def share_programs(run: RunConfig) -> None:
+    """jax writes compiled programs with the umask of the run; others may read them as all of the cache."""
+    if run.compile_cache:
+        share_files(Path(programs_dir(run)))
 
 
 def setup_cpu(run: RunConfig, devices: int = 1) -> None:

@@ -7,6 +7,7 @@ import traceback
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.entry import explain
+from lmkit.config.entry.streams import showing
 from lmkit.config.sections.hosts import USER_ERROR
 
 HELP = """Print what a row of a step holds: its text by documents, where it comes from, and what it weighs.
@@ -64,4 +65,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with showing():
+        sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.tracker import TrackerConfig
 from lmkit.files import write_text
+from lmkit.redact import redact_words
 
 ID_FILE = "run_id"
 
@@ -99,9 +100,13 @@ class Wandb:
         import wandb
 
         # The same id on every resume continues the same curve.
-        self._run = wandb.init(
-            project=project, name=folder.name, id=run_id(folder), resume="allow", dir=str(folder), config=config
-        )
+        words, sys.argv = sys.argv, redact_words(sys.argv)  # it keeps the command line
+        try:
+            self._run = wandb.init(
+                project=project, name=folder.name, id=run_id(folder), resume="allow", dir=str(folder), config=config
+            )
+        finally:
+            sys.argv = words
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

@@ -13,7 +13,7 @@ from lmkit import hosts
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.console import console
-from lmkit.train.run_dir import RunDir
+from lmkit.train.run_dir import RunDir, make_run_dir
 
 _SHOWN = ("eval/", "best/")
 
@@ -30,6 +30,8 @@ def cross_validate(experiment: Experiment, train: Callable[[Experiment], int]) -
             f"train.folds={folds} with data.heldout_paths={experiment.data.heldout_paths}: cross-validation holds out "
             f"shares of data.paths in turn; leave heldout_paths out"
         )
+    if hosts.is_first():
+        make_run_dir(folder.absolute())
     summaries = []
     for fold in range(folds):
         place = folder / f"fold{fold}"
@@ -46,7 +48,6 @@ def cross_validate(experiment: Experiment, train: Callable[[Experiment], int]) -
     means = spread(summaries)
     summary = {"status": "finished", "folds": folds, **means}
     if hosts.is_first():
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     _show(means, folds)
     console.print(f"run     {folder}", soft_wrap=True)

@@ -27,7 +27,10 @@ from lmkit.core.state import Blueprint, State, make_blueprint
 from lmkit.core.task import Task, prepare_task, settled
 from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
+from lmkit.files import private_files, shared_files
 from lmkit.metrics import format_confusion
+from lmkit.parallel.devices import share_programs
+from lmkit.redact import redact, redact_words
 from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after
 from lmkit.train import receipt as facts
 from lmkit.train.best import BestSoFar
@@ -54,7 +57,7 @@ def train(experiment: Experiment) -> int:
 
     As one of many processes it does not raise: all end together, with one message.
     """
-    with hosts.session(experiment.hosts, experiment.run, "train"):
+    with hosts.session(experiment.hosts, experiment.run, "train"), private_files(int(experiment.run.umask, 8)):
         console.quiet = not hosts.is_first()
         check_same(experiment)
         check_experiment(experiment)
@@ -74,9 +77,10 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     began = time.perf_counter()
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
-    tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
-    whole = dataclasses.replace(experiment, tokenizer=tokenizer)
-    task = hosts.first_where_shared(cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing))
+    with shared_files():
+        tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
+        whole = dataclasses.replace(experiment, tokenizer=tokenizer)
+        task = hosts.first_where_shared(cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing))
     showing.finish()
     hosts.agree("the data", task.facts)
     run.check_data(task.facts)
@@ -97,6 +101,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
     loop = Loop(experiment, blueprint, task, checkpoints, run, receipt, programs.result())
+    share_programs(experiment.run)
     try:
         state, step = loop.run(state, first)
         with hosts.watchdog().pause("the last save"):
@@ -111,6 +116,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
         raise
     finally:  # a run that breaks off has its report, too
         loop.trackers.close()
+        share_programs(experiment.run)
         report = write_report(run.path) if hosts.is_first() else run.path
     facts.show_end(run.path, report, loop.latest, wall, _resume_command(run) if stopped else "")
     return loop.stop.status
@@ -133,7 +139,7 @@ class Loop:
         self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
         self.trackers = Trackers([])
         if hosts.is_first():
-            self.trackers = build_trackers(experiment.tracker, run.path, to_plain(experiment))
+            self.trackers = build_trackers(experiment.tracker, run.path, redact(to_plain(experiment)))
         self.sample = None
         if task.kind in SAMPLED and train.sample_tokens:
             assert task.tokenizer is not None
@@ -267,5 +273,5 @@ def _due(step: int, every: int) -> bool:
 
 
 def _resume_command(run: RunDir) -> str:
-    words = [word for word in given_words() if not word.startswith("run.dir=")]
+    words = redact_words(word for word in given_words() if not word.startswith("run.dir="))
     return f"python -m lmkit.train {shlex.join([*words, f'run.dir={run.path}'])}"

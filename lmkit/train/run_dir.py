@@ -17,7 +17,8 @@ from lmkit import __version__, hosts
 from lmkit.config.base import ConfigError, free_keys
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
-from lmkit.files import lock_file, write_json
+from lmkit.files import lock_file, shared_files, write_json, write_text
+from lmkit.redact import redact, redact_words
 
 _IDENTITY = ("text_sha256", "sha256", "tokenizer_sha256", "labels")  # of a part of the data, as the receipt has it
 
@@ -39,13 +40,11 @@ class RunDir:
         hosts.check_shared("run.dir", self.path)
 
     def _take(self) -> IO[str]:
+        make_run_dir(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise ConfigError(
-                f"cannot write run.dir={self.path}: {error.strerror}; choose another with run.dir="
-            ) from error
+            raise _unwritable(self.path, error) from error
         try:
             lock_file(lock, wait=False)
         except BlockingIOError as error:
@@ -57,7 +56,7 @@ class RunDir:
         if not hosts.is_first():
             return
         (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
-        (self.path / "config.yaml").write_text(yaml.safe_dump(to_plain(experiment), sort_keys=False))
+        write_text(self.path / "config.yaml", yaml.safe_dump(redact(to_plain(experiment)), sort_keys=False))
 
     def _check_same(self, experiment: Experiment) -> bool:
         """Whether there is a run to continue. Raises ConfigError where it is another experiment's."""
@@ -69,7 +68,7 @@ class RunDir:
                     f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir="
                 )
             return False
-        rows = differing(yaml.safe_load(file.read_text()), to_plain(experiment))
+        rows = differing(redact(yaml.safe_load(file.read_text())), redact(to_plain(experiment)))
         # What adapters are of may have moved: weights/start.py checks that it is the same.
         free = free_keys(Experiment) | free_keys(type(experiment.model), "model.")
         free |= {"init_from"} if experiment.lora.rank else set()
@@ -112,9 +111,9 @@ class RunDir:
             )
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
-        """Replaces a file in one step; of many processes the first does."""
+        """Replaces a file in one step, without secrets; of many processes the first does."""
         if hosts.is_first():
-            write_json(self.path / name, value)
+            write_json(self.path / name, redact(value))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A file's contents, or {}."""
@@ -136,6 +135,20 @@ class RunDir:
 
 def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
+
+
+def make_run_dir(path: Path) -> None:
+    """A folder with the modes of run.umask in folders with those of the process. Raises ConfigError if it cannot."""
+    try:
+        with shared_files():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"cannot write run.dir={path}: {error.strerror}; choose another with run.dir=")
 
 
 def _newer_key(name: str, old: Any, new: Any) -> bool:
@@ -166,7 +179,7 @@ def environment() -> dict[str, Any]:
     """What a run depends on outside its configuration: versions, code, flags, machine."""
     flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION")
     return {
-        "command": sys.orig_argv,
+        "command": redact_words(sys.orig_argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "versions": versions(),
         "git": _git(),

@@ -105,7 +105,7 @@ def _from_checkpoint(init_from: str, path: Path, model: ModelConfig, shapes: Any
         return union(_read_trained(place, saved, params, averaged), load_part(place, "frozen", resting))
 
     if (run / MODEL_FILE).is_file():
-        theirs = read_model(run)
+        theirs = read_model(run, to_build=False)
         _same_kind(init_from, model, theirs)
         if here := unlike(model, theirs, ignore=model.head_keys):
             others = unlike(theirs, model, ignore=model.head_keys)
@@ -166,12 +166,12 @@ def load_base(run: Path, model: ModelConfig, shapes: Any, init_from: str = "") -
         )
     base = read_base(run)
     where = base["place"] if Path(base["place"]).exists() else init_from or base["init_from"]
-    path = interop.locate(where)
-    if not path.exists():
+    if "://" not in where and not Path(where).expanduser().exists():
         raise ConfigError(
             f"{run} adapts the parameters at {base['place']}, which are gone: put them back, or resume it with "
             f"init_from= where they are now"
         )
+    path = interop.locate(where)
     if fingerprint(weights_at(path)) != base["fingerprint"]:
         raise ConfigError(
             f"init_from={where} is not what {run} adapts, which was {base['place']}: its files differ; give "

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from lmkit.config.base import ConfigError
 from lmkit.config.documents import read_document
 from lmkit.config.sections.tokenizer import TokenizerConfig
 

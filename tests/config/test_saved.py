@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lmkit.config import ConfigError
+from lmkit.config import ConfigError, saved
 from lmkit.config.entry import compose
 from lmkit.config.experiment import to_plain
 from lmkit.config.paths import options_of
-from lmkit.config.saved import FAMILY_SCHEMAS, from_plain, read_experiment, read_model, write_model
+from lmkit.config.saved import FAMILY_SCHEMAS, from_plain, read_experiment, read_model, take_blocks, write_model
+from lmkit.config.sections.families import CLIPConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.optim import OptimConfig, ParamKind
 
 
@@ -91,3 +92,30 @@ def test_a_run_that_is_no_run_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("modle: {}")
     with pytest.raises(ConfigError, match="'modle'.*'model'"):
         read_experiment(tmp_path)
+
+
+def test_code_is_imported_only_where_the_command_line_names_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before, the model.yaml of a run from somewhere else could run code of its own."""
+    monkeypatch.setattr(saved, "_blocks", set())
+    model = GPTConfig(vocab_size=9, num_layers=1, num_heads=1, embed_dim=8, block="helper:B")
+    write_model(tmp_path, model)
+    with pytest.raises(ConfigError, match=r"names code to import, model.block=helper:B, .* add model.block=helper:B"):
+        read_model(tmp_path)
+    assert read_model(tmp_path, to_build=False) == model
+    assert take_blocks(["init_from=x", "model.block=other:C"]) == ["init_from=x"]
+    with pytest.raises(ConfigError, match="helper:B"):
+        read_model(tmp_path)
+    compose(["+experiment=gpt_tiny", "model.block=helper:B"])  # as train and plan do
+    assert read_model(tmp_path) == model
+
+
+def test_a_towers_block_is_named_by_its_own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saved, "_blocks", set())
+    small = {"num_layers": 1, "num_heads": 1, "embed_dim": 8}
+    write_model(tmp_path, CLIPConfig(text=GPTConfig(**small), vision=ViTConfig(**small, block="helper:B")))
+    with pytest.raises(ConfigError, match=r"add model.vision.block=helper:B"):
+        read_model(tmp_path)
+    take_blocks(["model.vision.block=helper:B"])
+    assert isinstance(read_model(tmp_path), CLIPConfig)

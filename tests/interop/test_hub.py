@@ -89,7 +89,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Han
     running.server_close()
 
 
-@pytest.mark.parametrize("init_from", ["hub://org/tiny", "org/tiny", "hub://org/tiny@v1", f"org/tiny@{COMMIT}"])
+@pytest.mark.parametrize("init_from", ["hub://org/tiny", "hub://org/tiny@v1", f"hub://org/tiny@{COMMIT}"])
 def test_a_model_is_fetched_and_read(init_from: str, server: type[Handler]) -> None:
     folder = locate(init_from)
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -120,7 +120,6 @@ def test_offline_the_cache_alone_is_asked(server: type[Handler], monkeypatch: py
     ("init_from", "words"),
     [
         ("hub://org/none", ["no repository 'org/none' on the hub", "hf auth login"]),
-        ("runs/none", ["no such path here, and as a hub id: no repository 'runs/none'"]),
         ("hub://org/tiny@v9", ["org/tiny has no revision 'v9'"]),
         ("hub://tiny", ["hub://org/name"]),
     ],
@@ -132,6 +131,13 @@ def test_what_is_not_there_is_one_line(init_from: str, words: list[str], server:
     assert message.startswith(f"init_from={init_from}: ")
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", ["runs/first", "org/tiny", f"org/tiny@{COMMIT}"])
+def test_a_mistyped_path_is_not_asked_for_on_the_hub(name: str, server: type[Handler]) -> None:
+    with pytest.raises(ConfigError, match=f"init_from={name}: there is no such path; .* is init_from=hub://{name}"):
+        locate(name)
+    assert server.asked == []
 
 
 def test_no_network_and_no_package(server: type[Handler], monkeypatch: pytest.MonkeyPatch) -> None:

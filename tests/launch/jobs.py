@@ -15,7 +15,7 @@ TRAINER = """#!{python}
 import json, os, pathlib, sys
 folder = pathlib.Path({folder!r})
 with (folder / "trained.jsonl").open("a") as out:
-    names = ("SLURM_PROCID", "JAX_COORDINATOR_ADDRESS", "LMKIT_CACHE")
+    names = ("SLURM_PROCID", "JAX_COORDINATOR_ADDRESS", "LMKIT_CACHE", "LMKIT_JOB_TOKEN")
     print(json.dumps({{"argv": sys.argv[1:], "env": {{n: os.environ.get(n) for n in names}}}}), file=out)
 left = (folder / "statuses").read_text().split() if (folder / "statuses").exists() else []
 if left:

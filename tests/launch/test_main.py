@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,8 @@ def test_what_slurm_does_after_each_status(
     assert slurm_job(tmp_path, statuses, restarts=restarts) == expected
     calls = trained(tmp_path)
     assert [call["env"]["SLURM_PROCID"] for call in calls] == ["0", "1"]
+    (token,) = {call["env"]["LMKIT_JOB_TOKEN"] for call in calls}
+    assert re.fullmatch("[0-9a-f]{32}", token)
     for call in calls:
         assert call["env"]["JAX_COORDINATOR_ADDRESS"] == "10.0.0.1:20012"
         assert call["argv"] == ["-m", "lmkit.train", "+experiment=gpt_tiny", "run.dir=runs/gpt_tiny/slurm-12"]
@@ -108,6 +111,7 @@ def test_a_tpu_is_asked_for_until_the_run_is_done(tmp_path: Path) -> None:
         *["describe", "ssh"],
     ]
     assert all(call["env"]["LMKIT_CACHE"] == "/mnt/lmkit/cache" for call in trained(tmp_path))
+    assert len({call["env"]["LMKIT_JOB_TOKEN"] for call in trained(tmp_path)} - {""}) == 3  # a new one each start
     assert {call["argv"][-1] for call in trained(tmp_path)} == {"run.dir=/mnt/lmkit/runs/gpt_tiny/job"}
 
 
@@ -143,11 +147,13 @@ def test_it_prints_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_it_hands_over(tmp_path: Path) -> None:
     tool = program(tmp_path / "bin", "sbatch", "#!/bin/bash\ncat $1 >submitted\nexit 3\n")
-    words = ["target=slurm", *GPT, "launch.submit=true", "launch.name=mine"]
+    words = ["target=slurm", *GPT, "launch.submit=true", "launch.name=mine", "data.paths=[https://me:hunter2@host/a]"]
     done = verb(*words, cwd=tmp_path, path=f"{tool.parent}:/usr/bin:/bin")
     assert done.returncode == 3, done.stderr
     script = (tmp_path / "launch" / "mine.sbatch").read_text()
     assert (tmp_path / "submitted").read_text() == script
+    assert (tmp_path / "launch" / "mine.sbatch").stat().st_mode & 0o777 == 0o600  # its words may hold secrets
+    assert (script.count("hunter2"), "data.paths=[https://***@host/a]" in script.split("\n")[1]) == (1, True)
     assert "launch.submit" not in script.split("\n", 2)[2]
     words = ["target=gke", *GPT, "launch.submit=true", "launch.name=mine", "launch.image=i", "run.dir=/r"]
     done = verb(*words, cwd=tmp_path, path=str(tool.parent))

@@ -205,6 +205,9 @@ def test_the_jobset_restarts_what_a_restart_mends() -> None:
 def test_gpus_on_kubernetes_are_told_where_the_first_host_is() -> None:
     gpus = ["launch.accelerator=nvidia-h100-80gb", "launch.gpus_per_node=8", "launch.topology=", "run.cpu_devices=0"]
     box = container(render(experiment_of("gke", *gpus, "launch.nodes=2"), ["a=b"]))
+    (token,) = box["env"]
+    assert token["name"] == "LMKIT_JOB_TOKEN"
+    assert "jobset-uid" in token["valueFrom"]["fieldRef"]["fieldPath"]  # no secret stands in the file
     assert box["resources"] == {"limits": {"nvidia.com/gpu": 8}}
     words = box["args"][0].replace("\\\n", " ").split("lmkit.train")[1].split()
     found = ["hosts.coordinator=job-host-0-0.job:8476", "hosts.num=2", 'hosts.id="$JOB_COMPLETION_INDEX"']

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -70,8 +71,14 @@ def same_run(one: Path, two: Path, step: int) -> None:
 
 def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run = tmp_path / "run"
-    status = run_verb("train", "lmkit.train.main:train", "about", [*SMALL, f"run.dir={run}", "mesh.fsdp=2"])
+    word = "hunter" * 2  # not as it would stand in a diff of this file
+    secret = f'launch.setup=["export HF_TOKEN={word}"]'
+    status = run_verb("train", "lmkit.train.main:train", "about", [*SMALL, f"run.dir={run}", "mesh.fsdp=2", secret])
     assert status == 0
+    for path in run.rglob("*"):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+        assert path.is_dir() or word.encode() not in path.read_bytes(), path
+    assert stat.S_IMODE(run.stat().st_mode) == 0o700
     out = capsys.readouterr().out
     for word in (
         "devices",

@@ -9,6 +9,7 @@ from lmkit.config.entry.errors import explain, unknown_key
 from lmkit.config.entry.words import quoted_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir
+from lmkit.config.saved import trust_blocks
 from lmkit.config.sections.families import MODEL_SCHEMAS
 from lmkit.config.sections.hardware import sized
 
@@ -69,4 +70,5 @@ def to_experiment(composed: "DictConfig") -> Experiment:
     reject_unknown(composed, "")
     experiment = OmegaConf.to_object(composed)
     assert isinstance(experiment, Experiment)
+    trust_blocks(experiment.model)
     return experiment

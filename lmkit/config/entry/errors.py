@@ -8,10 +8,16 @@ from lmkit.config.base import UserError, nearest
 from lmkit.config.entry.keys import all_keys_of
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import options_of
+from lmkit.redact import redact_text
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for what the user can mend, or None for anything else."""
+    """One line for what the user can mend, without secrets, or None for anything else."""
+    line = _explain(error)
+    return None if line is None else redact_text(line)
+
+
+def _explain(error: BaseException) -> str | None:
     causes = [error]
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)

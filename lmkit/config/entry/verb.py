@@ -4,6 +4,7 @@ A verb's code is named by a string and imported only after the configuration has
 costs no import of jax, and `--help` answers at once.
 """
 
+import contextlib
 import importlib
 import os
 import sys
@@ -16,11 +17,15 @@ from lmkit.config.entry.compose import register, to_experiment
 from lmkit.config.entry.errors import explain
 from lmkit.config.entry.keys import help_text
 from lmkit.config.entry.local import run_local
+from lmkit.config.entry.streams import BROKEN_PIPE, showing, silence
 from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
 from lmkit.config.entry.words import note_words, quoted_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
+from lmkit.config.saved import take_blocks
 from lmkit.config.sections.hosts import USER_ERROR, local_process
+from lmkit.files import write_text
+from lmkit.redact import redact_text
 
 
 def run_verb(
@@ -36,6 +41,15 @@ def run_verb(
     (a traceback too with LMKIT_DEBUG=1).
     """
     argv = sys.argv[1:] if argv is None else argv
+    with showing(patient=verb in ("train", "prepare")):
+        try:
+            return _run(verb, target, about, argv, reads, many)
+        except BrokenPipeError:  # as `| head` leaves it
+            silence(sys.stdout)
+            return BROKEN_PIPE
+
+
+def _run(verb: str, target: str, about: str, argv: list[str], reads: tuple[str, ...], many: bool) -> int:
     if any(a in ("-h", "--help") for a in argv):
         print(help_text(verb, about, reads))
         return 0
@@ -45,6 +59,8 @@ def run_verb(
     except KeyboardInterrupt:
         print(f"\nlmkit.{verb}: stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except Exception as error:
         message = explain(error)
         if debug or message is None:
@@ -69,6 +85,7 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
     statuses: list[int] = []
     words = argv
     note_words(words)
+    argv = take_blocks(argv) if from_model else argv
     argv = quoted_words(argv, sweep=bool({"-m", "--multirun"} & set(argv))) + (["~model"] if from_model else [])
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
 
@@ -120,5 +137,20 @@ def _default_dir(experiment: Experiment) -> str:
         )
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
+        _redact_sweep(Path(hydra_config.sweep.dir) / "multirun.yaml")
         return str(Path(hydra_config.sweep.dir) / experiment.run.name / str(hydra_config.job.num))
     return str(Path("runs") / experiment.run.name / time.strftime("%Y-%m-%d_%H-%M-%S"))
+
+
+def _redact_sweep(file: Path) -> None:
+    """Hydra has written the command line of a sweep there, with its secrets."""
+    with contextlib.suppress(OSError):
+        text = file.read_text(encoding="utf-8")
+        if (kept := "\n".join(map(_redact_line, text.split("\n")))) != text:
+            write_text(file, kept)
+
+
+def _redact_line(line: str) -> str:
+    """A line of YAML; an item of a list is a word of the command line."""
+    indent, item, word = line.partition("- ")
+    return indent + item + redact_text(word) if item and not indent.strip() else redact_text(line)

@@ -1,10 +1,11 @@
 """`run`: where a run lives, and what makes it repeatable."""
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from lmkit.config.base import Section, key
+from lmkit.config.base import ConfigError, Section, key
 
 
 class Products(Enum):
@@ -33,4 +34,13 @@ class RunConfig(Section):
     cpu_products: Products = key(
         Products.auto, "library of the train step's products on a CPU; oneDNN's are not cached"
     )
+    umask: str = key(
+        "077", "octal umask of the run's files: 077 = for their owner alone, 022 = others may read them, 002 = a group "
+        "shares them. The cache keeps the umask of the process"
+    )  # fmt: skip
     compile_cache: str = key("auto", "folder of compiled programs; auto = the user's cache folder, '' = off")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch("0?[0-7]{1,3}", self.umask):
+            raise ConfigError(f"run.umask={self.umask}: it is three octal digits, such as 077, 022 or 002")

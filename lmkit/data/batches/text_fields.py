@@ -8,7 +8,17 @@ import numpy as np
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.families import EncDecConfig
-from lmkit.data.batches.fields import Batch, RecordRows, Shapes, encode_texts, filled, pad_rows, text_of
+from lmkit.data.batches.fields import (
+    IGNORED,
+    Batch,
+    RecordRows,
+    Shapes,
+    encode_texts,
+    filled,
+    number_of,
+    pad_rows,
+    text_of,
+)
 from lmkit.data.sources.audio import log_mel, read_audio
 from lmkit.data.sources.records import Record
 from lmkit.data.store.records import Column
@@ -204,3 +214,58 @@ class Conversations:
         answers = pad_rows(rows.columns["answers"], length + 1, 0, np.float32)  # type: ignore[arg-type]
         inside = filled([row[:-1] for row in rows.columns["tokens"]], length)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": inside, "weights": answers[:, 1:]}
+
+
+class Words:
+    """Words with a class each: `labels` and `weights` [B, T], on the first token of each word."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer, labels: list[str]):
+        self.config, self.tokenizer, self.names, length = config, tokenizer, labels, config.seq_len
+        self.columns = {"tokens": Column("int32", None), "tags": Column("int32", None)}
+        self.limits = {("tokens",): length}
+        self.shapes: Shapes = dict.fromkeys(("inputs", "segment_ids", "labels"), ((length,), np.int32))
+        self.shapes["weights"] = ((length,), np.float32)
+
+    def texts(self, record: Record) -> list[str]:
+        return [" ".join(words_of(record, self.config)[0])]
+
+    def encode(self, records: Sequence[Record]) -> list[Batch]:
+        start, end = self.tokenizer.start_id, self.tokenizer.end_id
+        rows = []
+        found = [words_of(record, self.config) for record in records]
+        encoded = self.tokenizer.encode_chars([" ".join(words) for words, _ in found])
+        for record, (words, tags), (ids, lasts) in zip(records, found, encoded, strict=True):
+            numbers = np.array([number_of(tag, self.names, record) for tag in tags], np.int64)
+            ends = np.cumsum([len(word) + 1 for word in words]) - 1  # the space before a word is of the word
+            of, first = np.unique(np.searchsorted(ends, lasts, side="right"), return_index=True)
+            marked = np.full(len(ids), IGNORED)
+            marked[first] = numbers[of]
+            rows.append({"tokens": np.array([start, *ids, end]), "tags": np.array([IGNORED, *marked, IGNORED])})
+        return rows
+
+    def collate(self, rows: RecordRows) -> Batch:
+        length = self.config.seq_len
+        tags = pad_rows(rows.columns["tags"], length, IGNORED)
+        return {
+            "inputs": pad_rows(rows.columns["tokens"], length, self.tokenizer.end_id),
+            "segment_ids": filled(rows.columns["tokens"], length),
+            "labels": np.maximum(tags, 0),
+            "weights": (tags != IGNORED).astype(np.float32),
+        }
+
+
+def words_of(record: Record, config: DataConfig) -> tuple[list[str], list[str]]:
+    """The words of a record and the class of each."""
+    words, tags = record.field(config.text_key, "text_key"), record.field(config.label_key, "label_key")
+    if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags):
+        raise ConfigError(
+            f"data: {record.place}: {config.text_key!r} and {config.label_key!r} must be two lists of one length: "
+            f"the words and the class of each"
+        )
+    plain = all(isinstance(one, str | int | float) for one in (*words, *tags))
+    if not words or not plain or not all(str(tag).strip() for tag in tags):
+        raise ConfigError(
+            f"data: {record.place}: {config.text_key!r} and {config.label_key!r} hold no words, or something that is "
+            f"neither a word nor a class"
+        )
+    return [str(word) for word in words], [str(tag) for tag in tags]

@@ -10,6 +10,7 @@ from typing import Any
 from lmkit.config.base import ConfigError
 from lmkit.data.sources.files import File, ending, located, patiently
 from lmkit.data.sources.roots import inside, is_local
+from lmkit.redact import HIDDEN, redact_text
 
 ANY = ("",)  # every suffix
 _MAGIC = "*?["
@@ -38,6 +39,8 @@ def expand(
 
     Raises ConfigError for what cannot be read, a link that leads out of the folder, and a name that is not UTF-8.
     """
+    if "://" in path and HIDDEN in path:
+        raise ConfigError(f"data.paths: {path!r} has lost its credentials, which config.yaml does not keep: write them")
     try:
         system, root = located(path)
     except (ImportError, ValueError, OSError) as error:
@@ -63,7 +66,10 @@ def expand(
                 f"data.allow_roots=[{os.path.dirname(target)}]"
             )
         stamp = info.get("mtime") or info.get("ETag") or info.get("etag") or info.get("md5Hash") or ""
-        files.append(File(system.unstrip_protocol(name), relative, int(info["size"] or 0), str(stamp)))
+        url = system.unstrip_protocol(name)
+        if redact_text(url) != url:
+            relative = relative.partition("?")[0]  # a name is kept with the text, and a signature is new each time
+        files.append(File(url, relative, int(info["size"] or 0), str(stamp)))
     return files
 
 

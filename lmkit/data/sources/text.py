@@ -17,6 +17,7 @@ from lmkit.data.sources.hf import hf_files, read_hf
 from lmkit.data.sources.listing import ANY, expand, left_out_note
 from lmkit.data.sources.roots import is_local
 from lmkit.data.sources.warc import WARC_SUFFIXES, read_warc
+from lmkit.files import write_json
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 TEXT_SUFFIXES = (*with_packed(".txt", ".text", ".md", ".py", *LINES), ".parquet")
@@ -37,6 +38,21 @@ class TextSource:
         self.files, self.text_key, self.holdout_every, self.fold = files, text_key, holdout_every, fold
         self.keys, self.kind, self.max_bad_share = Keys(text_key, id_key, weight_key), kind, max_bad_share
         self.left_out = left_out or Counter()  # files that are there and are not read, by kind
+
+    def save(self, path: Path) -> None:
+        """As JSON, for other processes."""
+        write_json(path, vars(self) | {"kind": self.kind.name}, indent=None)
+
+    @classmethod
+    def load(cls, path: Path) -> "TextSource":
+        """What `save` has written."""
+        saved = json.loads(path.read_text())
+        files = [File(*file) for file in saved["files"]]
+        _, id_key, weight_key = saved["keys"]
+        return cls(
+            files, saved["text_key"], saved["holdout_every"], saved["fold"], id_key, weight_key, Source[saved["kind"]],
+            saved["max_bad_share"],
+        )  # fmt: skip
 
     @property
     def num_bytes(self) -> int:

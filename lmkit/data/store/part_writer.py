@@ -10,6 +10,7 @@ import tensorstore as ts
 
 from lmkit.data.sources.formats import Bad
 from lmkit.files import write_json, write_text
+from lmkit.redact import redact, redact_text
 
 PART, QUARANTINE = "part.json", "quarantine.jsonl"
 SHARD, CHUNK = 1 << 24, 4096
@@ -85,9 +86,9 @@ class PartWriter:
     def close(self, facts: Mapping[str, Any], bad: Sequence[Bad] = ()) -> None:
         """Writes what is queued, the records that cannot be used, and part.json: with it the part is finished."""
         if bad:
-            lines = (json.dumps(one._asdict(), ensure_ascii=False) + "\n" for one in bad)
+            lines = (json.dumps(redact(one._asdict()), ensure_ascii=False) + "\n" for one in bad)
             write_text(self.folder / QUARANTINE, "".join(lines))
-        first = f"{bad[0].place} {bad[0].reason}" if bad else ""
+        first = redact_text(f"{bad[0].place} {bad[0].reason}") if bad else ""
         lengths = {name: array.close() for name, array in self._arrays.items()}
         shards = {name: how.shard for name, how in self.how.items() if name in lengths}
         facts = dict(facts) | {"bad": len(bad), "first_bad": first}

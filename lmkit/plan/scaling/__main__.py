@@ -7,6 +7,8 @@ import sys
 import traceback
 
 from lmkit.config.base import UserError
+from lmkit.config.entry.streams import showing
+from lmkit.config.saved import take_blocks
 from lmkit.config.sections.hosts import USER_ERROR
 
 ABOUT = """Fit loss = E + A / N^a + B / D^b to finished runs (N parameters, D tokens seen, the loss on held-out text at
@@ -35,7 +37,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """The exit status: 0, or 2 for what the user can mend, told in one line."""
-    chosen = options(argv)
+    chosen = options(take_blocks(sys.argv[1:] if argv is None else argv))
     # L-BFGS-B factorises matrices of ten rows: BLAS threads that wait for each other make it up to 25 times slower.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
@@ -48,4 +50,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with showing():
+        sys.exit(main())

@@ -9,7 +9,6 @@ documents   texts without those -> docs/
 """
 
 import os
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +31,7 @@ from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.data.sources.corpus import FORMAT, evaluation_texts, num_tasks
 from lmkit.data.sources.formats import check_share
 from lmkit.data.sources.text import TextSource
-from lmkit.files import write_text
+from lmkit.files import private_files, write_text
 from lmkit.prepare.clean.card import Counts, write_card
 from lmkit.prepare.clean.decontaminate import Decontaminate, write_index
 from lmkit.prepare.clean.engine import Stage, run_stage
@@ -76,9 +75,8 @@ class _Cleaning:
 
     def run(self) -> None:
         settings, work = self.settings, self.work
-        pickled = work / "source.pickle"
-        pickled.with_suffix(".tmp").write_bytes(pickle.dumps(self.source))
-        pickled.with_suffix(".tmp").replace(pickled)
+        with private_files(0o077):  # its URLs may have credentials
+            self.source.save(work / "source.json")
         evaluation = self._index()
         last = not settings.exact and not settings.near
         texts = self.out / "docs" if last else work / "texts"
@@ -146,7 +144,7 @@ class _Cleaning:
 
     def _filters(self, texts: Path, last: bool) -> Steps:
         settings = self.settings
-        read = Read(self.work / "source.pickle", self.work / "quarantine", self._scrub())
+        read = Read(self.work / "source.json", self.work / "quarantine", self._scrub())
         steps: Steps = [("read", read), ("source", Tally())]
         if settings.normalise:
             steps.append(("", Normalise()))

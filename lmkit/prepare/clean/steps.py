@@ -2,7 +2,6 @@
 
 import functools
 import json
-import pickle
 import re
 import unicodedata
 from collections.abc import Iterator
@@ -16,7 +15,9 @@ from datatrove.pipeline.formatters.base import BaseFormatter
 from datatrove.pipeline.writers import JsonlWriter
 
 from lmkit.data.sources.formats import Bad
+from lmkit.data.sources.text import TextSource
 from lmkit.prepare.clean.pii import Scrub
+from lmkit.redact import redact
 
 _LANGUAGE_CHARS = 10_000  # of a text tell its language; the whole of a novel takes 0.2 s
 _SPACES = re.compile(r"[^\S\n]+")
@@ -37,14 +38,14 @@ class Read(PipelineStep):
         self.source, self.quarantine, self.scrub = source, quarantine, scrub
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        source = pickle.loads(self.source.read_bytes())  # a file, for it travels to each task
+        source = TextSource.load(self.source)  # a file, for it travels to each task
         self.quarantine.mkdir(parents=True, exist_ok=True)
         with (self.quarantine / f"{rank:05d}.jsonl").open("w", encoding="utf-8") as file:
 
             def bad(record: Bad) -> None:
                 self.stat_update("bad")
                 row = record._asdict() | {"sample": self.scrub.format(record.sample) if self.scrub else record.sample}
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(redact(row)) + "\n")
 
             for document in source.documents(rank, world_size, bad):
                 self.stat_update("total", "forwarded")

@@ -11,6 +11,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import differing
 from lmkit.console import console
 from lmkit.files import lock_file, write_json
+from lmkit.redact import redact
 
 
 @contextlib.contextmanager
@@ -49,6 +50,7 @@ def _lock(file: IO[str], out: Path) -> None:
 
 def check_same(note: Path, made_from: dict[str, Any], out: Path) -> None:
     """Writes the note, or compares it. Raises ConfigError where a folder was begun with something else."""
+    made_from = redact(made_from)
     if not note.exists():
         write_json(note, made_from)
     elif rows := differing(json.loads(note.read_text()), made_from):

@@ -5,12 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from helpers import ROOT
 from lmkit.config import ConfigError
 from lmkit.config.arithmetic.mesh_checks import check_divides
 from lmkit.config.base import Section
-from lmkit.config.entry import GROUPS, TOWERS, all_keys_of, compose, help_text, run_verb
+from lmkit.config.entry import GROUPS, TOWERS, all_keys_of, compose, explain, help_text, run_verb, verb
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.paths import options_of
 
@@ -187,3 +188,19 @@ def test_an_installed_wheel_finds_its_conf(tmp_path: Path) -> None:
     assert out.split() == [str(site / "lmkit" / "__init__.py"), "gpt_tiny"]
     templates = {path.name for path in (site / "lmkit" / "launch" / "templates").iterdir()}
     assert templates == {"slurm.sbatch", "gke.yaml", "tpu_pod.sh"}
+
+
+def test_hydras_record_of_a_sweep_has_no_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "multirun.yaml"
+    words = ["+my.password=hunter2", "data.paths=[https://me:hunter2@host/a]", "tokenizer.end_token=x"]
+    file.write_text(yaml.safe_dump({"overrides": {"task": words}, "data": {"paths": ["s3://me:hunter2@host/a"]}}))
+    verb._redact_sweep(file)
+    kept = yaml.safe_load(file.read_text())
+    assert kept["overrides"]["task"] == ["+my.password=***", "data.paths=[https://***@host/a]", "tokenizer.end_token=x"]
+    assert kept["data"]["paths"] == ["s3://***@host/a"]
+
+
+def test_an_error_names_no_secret() -> None:
+    assert explain(ConfigError("data.paths: 'https://me:hunter2@host/a' is not there")) == (
+        "data.paths: 'https://***@host/a' is not there"
+    )

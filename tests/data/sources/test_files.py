@@ -9,9 +9,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from lmkit.config import ConfigError
+from lmkit.config.sections.data import Source
 from lmkit.data.sources import files
-from lmkit.data.sources.files import damage, opened, patiently, read_bytes
+from lmkit.data.sources.files import File, damage, opened, patiently, read_bytes
 from lmkit.data.sources.listing import expand
+from lmkit.data.sources.text import TextSource
 
 CONTENT = b"".join(b"line %d\n" % n for n in range(300_000))  # several blocks
 
@@ -112,3 +114,24 @@ def test_a_store_whose_library_is_missing_is_named(monkeypatch) -> None:
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
     with pytest.raises(ConfigError, match=r"cannot open 'hdfs://n/x': Unable to load libhdfs \(hdfs:// needs pyarrow"):
         expand("hdfs://n/x", (".txt",))
+
+
+def test_a_url_without_its_credentials_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"data.paths: .* has lost its credentials, which config.yaml"):
+        expand("https://***@host/a.txt", (".txt",))
+
+
+def test_the_name_of_a_document_has_no_signature() -> None:
+    """Names are kept in stores, and a new signature must not make a new store."""
+    MemoryFileSystem().pipe("/signed/a.txt?sig=hunter2", b"text")
+    (file,) = expand("memory://signed/a.txt?sig=hunter2", ("hunter2",))
+    assert (file.name, file.size) == ("a.txt", 4)
+
+
+def test_a_source_goes_to_other_processes_as_json(tmp_path: Path) -> None:
+    """Before, as a pickle in a folder that others can write."""
+    source = TextSource([File("a", "b", 1, "c")], "text", 5, 1, "id", "weight", Source.warc, 0.5)
+    source.save(tmp_path / "source.json")
+    loaded = TextSource.load(tmp_path / "source.json")
+    assert vars(loaded) == vars(source)
+    assert loaded.fingerprint() == source.fingerprint()

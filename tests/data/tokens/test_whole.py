@@ -9,8 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
-from lmkit.data.batches.fields import IGNORED, Words
-from lmkit.data.batches.text_fields import Conversations
+from lmkit.data.batches.fields import IGNORED
+from lmkit.data.batches.text_fields import Conversations, Words
 from lmkit.data.prepare import prepare
 from lmkit.data.sources.records import Record
 from lmkit.data.store import token_parts
