@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import FAMILY_SCHEMAS
@@ -20,6 +22,7 @@ from lmkit.data.batches.windows import Batches
 from lmkit.data.order.mixing import check_lasts
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records, vocab_size_of
+from lmkit.data.sources.audio import HOP
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.token_parts import QUARANTINE
 from lmkit.data.store.tokens import HELDOUT, TRAIN
@@ -230,7 +233,10 @@ def _cut(name: str, store: Any, source: int, target: int, fields: list[Any]) -> 
                 continue
             per_place = 2 * getattr(field, "num_mels", 0) or 1
             longest = (target if column == "target" else source) - (column != "frames")
-            share = float((store.lengths(column, TRAIN) > longest * per_place).mean())
+            lengths = store.lengths(column, TRAIN)
+            if column == "frames":  # they are cut already
+                lengths = np.array(store.read("samples", TRAIN, np.arange(len(lengths)))) / HOP
+            share = float((lengths > longest * per_place).mean())
             if share > 0.001:
                 key = "data.target_len" if column == "target" else "data.seq_len"
                 notes.append(f"data {name!r}: {share:.1%} of the records are cut: their {column} is longer than {key}")

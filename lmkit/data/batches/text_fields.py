@@ -9,7 +9,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.data.batches.fields import Batch, RecordRows, Shapes, encode_texts, filled, pad_rows, text_of
-from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.sources.audio import HOP, QUIET, log_mel, read_audio
 from lmkit.data.sources.records import Record
 from lmkit.data.store.records import Column
 from lmkit.data.tokens.chat import ASSISTANT, ChatTemplate, Piece
@@ -51,11 +51,15 @@ class SourceTexts(_OneText):
 
 
 class Sounds:
-    """Log-mel frames, as `source` [B, 2 S, M] and `source_segment_ids` [B, S]: silence is padding of its own."""
+    """Log-mel frames, as `source` [B, 2 S, M] and `source_segment_ids` [B, S], all 1.
+
+    A clip is cut, or padded with silence that is heard, as Whisper hears it (Radford et al. 2022, section 2.2). Of the
+    silence only the first frames are stored: all others are as the last of them.
+    """
 
     def __init__(self, config: DataConfig, model: EncDecConfig):
         self.config, self.num_mels, length = config, model.num_mels, config.seq_len
-        self.columns = {"frames": Column("float16", None)}
+        self.columns = {"frames": Column("float16", None), "samples": Column("int32", ())}
         self.shapes: Shapes = {
             "source": ((2 * length, model.num_mels), np.float32),
             "source_segment_ids": ((length,), np.int32),
@@ -68,15 +72,18 @@ class Sounds:
         key = self.config.audio_key
         files = [record.media(key, "audio_key") for record in records]
         samples = [read_audio(path, content=content) for path, content in files]
-        return [{"frames": log_mel(one, self.num_mels).astype(np.float16).reshape(-1)} for one in samples]
+        rows: list[Batch] = []
+        for one in samples:
+            frames = log_mel(one, self.num_mels, num_frames=2 * self.config.seq_len)[: -(-len(one) // HOP) + QUIET]
+            rows.append({"frames": frames.astype(np.float16).reshape(-1), "samples": np.int32(len(one))})  # type: ignore
+        return rows
 
     def collate(self, rows: RecordRows) -> Batch:
         (frames, mels), length = self.shapes["source"][0], self.config.seq_len
-        sounds = [row.reshape(-1, mels)[:frames] for row in rows.columns["frames"]]
-        source = np.zeros((len(sounds), frames, mels), np.float32)
-        for line, sound in zip(source, sounds, strict=True):
-            line[: len(sound)] = sound
-        return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
+        sounds = [row.reshape(-1, mels) for row in rows.columns["frames"]]
+        source = np.stack([sound[np.minimum(np.arange(frames), len(sound) - 1)] for sound in sounds])
+        heard = np.ones((len(sounds), length), np.int32)
+        return {"source": source.astype(np.float32), "source_segment_ids": heard}
 
 
 def _around(start: list[int], row: np.ndarray, end: int, length: int) -> np.ndarray:
@@ -174,7 +181,8 @@ class Conversations:
         for record in records:
             pieces = self._pieces(record)
             together = [pieces] if self.template else [pieces[n : n + 2] for n in range(0, len(pieces), 2)]
-            tokens, answers = ([], []) if self.template else ([end], [[False]])
+            tokens: list[Any] = [] if self.template else [end]
+            answers: list[Any] = [] if self.template else [[False]]
             encoded = self.tokenizer.encode_chars(["".join(piece.text for piece in some) for some in together])
             for some, (ids, lasts) in zip(together, encoded, strict=True):
                 inside = np.repeat([piece.answer for piece in some], [len(piece.text) for piece in some])
