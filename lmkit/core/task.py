@@ -208,11 +208,16 @@ def trained_on(facts: dict[str, Any]) -> str:
     )
 
 
+def _sizes(store: RecordStore, column: str) -> np.ndarray:
+    """The lengths of a column's rows, or the numbers that it holds."""
+    return store.lengths(column, TRAIN) if store.columns[column].shape is None else store.numbers(column, TRAIN)
+
+
 def _cut(name: str, store: RecordStore, fields: list[Field]) -> list[str]:
     """What the user should know of rows that are longer than the model is given."""
     notes = []
     for columns, most in ((columns, most) for field in fields for columns, most in field.limits.items()):
-        lengths = np.sum([store.lengths(column, TRAIN) for column in columns], axis=0)
+        lengths = np.sum([_sizes(store, column) for column in columns], axis=0)
         share = float((lengths > most).mean())
         if share > 0.001:
             key = "data.target_len" if columns == ("target",) else "data.seq_len"

@@ -59,7 +59,9 @@ def prepare_records(
     files = [source.fingerprint() for source, _ in sources.values()]
     labels = _labels(data, kind, [source for source, _ in sources.values()])
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
-    whole = [2] if kind in (ObjectiveKind.chat, ObjectiveKind.classify_tokens) else []  # encoded as whole texts
+    # formats of columns: conversations and words encoded as whole texts, sounds with the silence that fills a window
+    whole = [2] if kind in (ObjectiveKind.chat, ObjectiveKind.classify_tokens) else []
+    whole += [2, data.seq_len] if getattr(model, "num_mels", 0) else []
     settings = [_keys(data), *([chat.source, chat.tokens] if chat else []), *whole]
     if needs_text(kind, model):
         blank: Any = None  # fields name their texts before there is a tokenizer

@@ -122,7 +122,7 @@ class BeamSearch:
         (rows, width, limit), size = beams.tokens_BWN.shape, self.decoder.vocab_size
         ends = jnp.array(self.decoder.end_ids, jnp.int32)
         log_probs_RV = jax.nn.log_softmax(logits_RV.astype(jnp.float32)[:, :size], axis=1)
-        log_probs_RV = penalized(log_probs_RV, beams.seen_RV, self._penalty)
+        log_probs_RV = self.decoder.allowed(penalized(log_probs_RV, beams.seen_RV, self._penalty), number == 0)
         total_BWV = beams.score_BW[:, :, None] + log_probs_RV.reshape(rows, width, size)
         candidates = min(max(2, 1 + len(ends)) * width, width * size)  # enough that `width` of them go on
         score_BC, flat_BC = jax.lax.top_k(total_BWV.reshape(rows, -1), candidates)

@@ -9,16 +9,17 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import EncDecConfig, GPTConfig
 
 
-def check_decoder(config: Any, end_ids: Sequence[int], vocab_size: int) -> None:
+def check_decoder(config: Any, vocab_size: int, **ids: Sequence[int]) -> None:
     """Raises ConfigError for a model that writes no text, and for tokens that it does not have."""
     if not isinstance(config, GPTConfig | EncDecConfig):
         raise ConfigError(f"a decoder for {type(config).__name__}: only GPTConfig and EncDecConfig write text")
     if vocab_size < 0:
         raise ConfigError(f"vocab_size={vocab_size}: it must be at least 0, which is the model's {config.vocab_size}")
-    if wrong := [token for token in end_ids if not 0 <= token < config.vocab_size]:
-        raise ConfigError(
-            f"end_ids={list(end_ids)}: the model has no token {wrong[0]}, only 0 to {config.vocab_size - 1}"
-        )
+    for name, tokens in ids.items():
+        if wrong := [token for token in tokens if not 0 <= token < config.vocab_size]:
+            raise ConfigError(
+                f"{name}={list(tokens)}: the model has no token {wrong[0]}, only 0 to {config.vocab_size - 1}"
+            )
 
 
 def check_prompts(

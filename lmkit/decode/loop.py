@@ -124,6 +124,8 @@ class Decoder:
         config: the model's.
         sampling: how a token is chosen.
         end_ids: tokens that end a row.
+        suppress: tokens that are never chosen.
+        suppress_first: tokens that are not chosen as the first after a prompt.
         vocab_size: ids from here on are never chosen; 0 for the model's own.
         mesh: where the parameters are; None without one.
 
@@ -137,16 +139,29 @@ class Decoder:
         sampling: Sampling,
         *,
         end_ids: Sequence[int] = (),
+        suppress: Sequence[int] = (),
+        suppress_first: Sequence[int] = (),
         vocab_size: int = 0,
         mesh: Mesh | None = None,
     ):
-        check_decoder(config, end_ids, vocab_size)
+        check_decoder(config, vocab_size, end_ids=end_ids, suppress=suppress, suppress_first=suppress_first)
         check_sampling(sampling)
         self.merge, self.mesh, self.limit, self.config = merge, mesh, position_limit(config), config
         self.sampling, self.end_ids = sampling, tuple(end_ids)
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
+        self._never, self._never_first = (
+            np.isin(np.arange(self.vocab_size), ids) if ids else None for ids in (list(suppress), list(suppress_first))
+        )
         self._prefill = jit(self._prefill_rows, platform_of(mesh), static_argnames="length")
         self._step = jit(self._step_rows, platform_of(mesh), donate_argnums=1)
+
+    def allowed(self, scores_RV: jax.Array, first: jax.Array | bool) -> jax.Array:
+        """The scores with -inf where a token may not be chosen; `first`: after a prompt."""
+        if self._never is not None:
+            scores_RV = jnp.where(self._never, -jnp.inf, scores_RV)
+        if self._never_first is not None:
+            scores_RV = jnp.where(self._never_first & first, -jnp.inf, scores_RV)
+        return scores_RV
 
     def stream(self, params: Any, prompts: Prompts, *, max_new_tokens: int, seed: int = 0) -> Iterator[np.ndarray]:
         """The next token of every row [B], again and again; NOTHING for rows that have ended before.
@@ -193,7 +208,7 @@ class Decoder:
                 partial(seen_in, size=self.vocab_size), True, batch["tokens_BT"], batch["num_B"]
             )  # fmt: skip
         state = DecodeState(cache, batch["num_B"], batch["done_B"], batch["row_B"], seen_BV)
-        return self._chosen(logits_BV, cache, state, key)
+        return self._chosen(logits_BV, cache, state, key, first=True)
 
     def _step_rows(self, params: Any, state: DecodeState, key: jax.Array) -> Any:
         model = self.merge(params)
@@ -202,12 +217,13 @@ class Decoder:
         return self._chosen(logits_of(model, hidden_B1D), cache, state, key)
 
     def _chosen(
-        self, logits_BV: jax.Array, cache: Cache, state: DecodeState, key: jax.Array
+        self, logits_BV: jax.Array, cache: Cache, state: DecodeState, key: jax.Array, first: bool = False
     ) -> tuple[jax.Array, DecodeState]:
         """What each row says now, on every device, and the rows after that."""
 
         def pick(logits_BV, seen_BV, row_B, index_B, done_B, key):
-            token_B = choose(logits_BV[:, : self.vocab_size], seen_BV, self.sampling, key, row_B, index_B)
+            scores_BV = self.allowed(logits_BV[:, : self.vocab_size].astype(jnp.float32), first)
+            token_B = choose(scores_BV, seen_BV, self.sampling, key, row_B, index_B)
             if seen_BV is not None:
                 seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
             said_B = jnp.where(done_B, NOTHING, token_B)

@@ -14,15 +14,16 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.sections.families import EncDecConfig, GPTConfig
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.config.sections.model import Position
-from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.batches.fields import filled, pad_rows
 from lmkit.data.sources.files import File, read_bytes
 from lmkit.data.sources.formats import Bad, decoded, has_rows, read_rows, text_under
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
 from lmkit.generate.show import Screen
+from lmkit.generate.speech import detect, join, opening, read_windows, windows_of
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import build_mesh
-from lmkit.weights import Codec, Form, SavedModel, open_model
+from lmkit.weights import Codec, SavedModel, open_model
 
 _MULTIPLE = 16  # sources are padded to one, so that few lengths are compiled
 
@@ -34,6 +35,7 @@ class Text(NamedTuple):
     tokens: int
     ended: str  # "end": the model ended it; "stop": a stop string; "length": no more tokens were asked for
     score: float | None = None  # of a beam
+    ids: tuple[int, ...] = ()
 
 
 class Job(NamedTuple):
@@ -45,7 +47,7 @@ class Job(NamedTuple):
     config: Any
     settings: GenerateConfig
     seed: int
-    fixed_length: bool  # of sound: Whisper's own models always hear 30 seconds, silence and all
+    start: list[int | None]  # of an encoder-decoder; None for a language that is heard first
 
 
 def generate(experiment: Experiment) -> int:
@@ -55,9 +57,12 @@ def generate(experiment: Experiment) -> int:
     texts = settings.audio or read_prompts(settings)
     config = check_writes(model)
     codec = model.codec(experiment.tokenizer)
-    sources = read_sounds(config, settings) if getattr(config, "num_mels", 0) or settings.audio else []
-    ids = [] if sources else [codec.encode(text) for text in texts]
-    check_lengths(config, [len(frames) // 2 for frames in sources] or [len(one) for one in ids], settings)
+    listens = bool(getattr(config, "num_mels", 0))
+    windows = read_windows(config, settings, model.window if listens else 0) if listens or settings.audio else []
+    sources = [one for some in windows for one in some]
+    ids = [] if windows else [codec.encode(text) for text in texts]
+    start = opening(codec, settings, listens)
+    check_lengths(config, [model.window if listens else len(one) for one in sources or ids], settings, len(start))
     setup_jax(experiment.run)
     mesh = build_mesh(experiment.mesh)
     with _writer(settings.out) as write:
@@ -66,17 +71,22 @@ def generate(experiment: Experiment) -> int:
             settings.temperature, settings.top_k, settings.top_p, settings.min_p, settings.repetition_penalty
         )
         decoder = Decoder(
-            merge, config, sampling, end_ids=codec.end_ids, vocab_size=codec.vocab_size, mesh=mesh
+            merge, config, sampling, end_ids=codec.end_ids, suppress=codec.rules.suppress,
+            suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, mesh=mesh,
         )  # fmt: skip
-        job = Job(decoder, params, codec, config, settings, experiment.run.seed, model.source.form is Form.folder)
+        job = Job(decoder, params, codec, config, settings, experiment.run.seed, start)
         each = settings.num_samples
         screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))
-        results = (_searched if settings.num_beams > 1 else _drawn)(job, sources or ids, screen)
+        make = _searched if settings.num_beams > 1 else _drawn
+        if any(len(some) > 1 for some in windows):
+            results = _joined(job, make(job, sources, None), [len(some) for some in windows], screen)
+        else:
+            results = make(job, sources or ids, screen)
         made = 0
         for number, result in enumerate(results):
             made += result.tokens
             row = {"prompt": texts[number // each]} | result._asdict()
-            write({name: value for name, value in row.items() if value is not None})
+            write({name: value for name, value in row.items() if value is not None and name != "ids"})
     screen.close(made)
     return 0
 
@@ -120,17 +130,7 @@ def _prompts_of(path: str) -> Iterator[str]:
         yield found
 
 
-def read_sounds(config: Any, settings: GenerateConfig) -> list[np.ndarray]:
-    """The log-mel frames [F, M] of each sound file, F even. Raises ConfigError where model and files do not fit."""
-    if not settings.audio:
-        raise ConfigError("the model listens to sound: set generate.audio=[FILE, ...]")
-    if not getattr(config, "num_mels", 0):
-        raise ConfigError(f"generate.audio={settings.audio}: the model reads text; set generate.prompt=")
-    frames = [log_mel(read_audio(path), config.num_mels) for path in settings.audio]
-    return [np.pad(one, ((0, len(one) % 2), (0, 0))) for one in frames]
-
-
-def check_lengths(config: Any, lengths: list[int], settings: GenerateConfig) -> None:
+def check_lengths(config: Any, lengths: list[int], settings: GenerateConfig, start: int = 1) -> None:
     """Raises ConfigError where a prompt has nothing in it, or needs more positions than the model has."""
     longest, new = max(lengths), settings.max_new_tokens
     if not min(lengths):
@@ -140,7 +140,7 @@ def check_lengths(config: Any, lengths: list[int], settings: GenerateConfig) -> 
             raise ConfigError(
                 f"a source of {longest} places for {config.source_len} positions of the encoder: shorten it"
             )
-        longest = 1
+        longest = start
     limit = position_limit(config)
     if limit and longest + new > limit:
         room = f"set generate.max_new_tokens={limit - longest}, or shorten it" if longest < limit else "shorten it"
@@ -158,29 +158,43 @@ def _batches(job: Job, sources: Sequence[Any], texts_each: int) -> Iterator[Prom
         if not isinstance(job.config, EncDecConfig):
             yield Prompts(some, first_row=first)
             continue
-        per_place = 2 if job.config.num_mels else 1  # frames
-        places = -(-max(len(one) for one in some) // (per_place * _MULTIPLE)) * _MULTIPLE
-        places = job.config.source_len if job.fixed_length and job.config.num_mels else places
-        shape = (len(some), per_place * places, job.config.num_mels)[: 1 + per_place]
-        source = np.zeros(shape, np.float32 if job.config.num_mels else np.int32)
-        real = np.full((len(some), places), int(job.fixed_length and bool(job.config.num_mels)), np.int32)
-        for row, one in enumerate(some):
-            source[row, : len(one)], real[row, : len(one) // per_place] = one, 1
-        yield Prompts([job.codec.start_ids] * len(some), source, real, first)
+        if job.config.num_mels:
+            source = np.stack(some)
+            real = np.ones((len(some), source.shape[1] // 2), np.int32)
+        else:
+            places = -(-max(len(one) for one in some) // _MULTIPLE) * _MULTIPLE
+            source, real = pad_rows(some, places, 0), filled(some, places)
+        batch = Prompts([job.start] * len(some), source, real, first)  # type: ignore[list-item]
+        yield detect(job.decoder, job.params, job.start, job.codec, batch)
 
 
-def _drawn(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
+def _joined(job: Job, results: Iterator[Text], counts: list[int], screen: Screen) -> Iterator[Text]:
+    """A text for each file, of its windows."""
+    rows = list(results)
+    for number, some in enumerate(windows_of(counts, job.settings.num_samples)):
+        parts = [rows[row] for row in some]
+        ids = join([part.ids for part in parts])
+        stream = TextStream(job.codec.decode, (), job.settings.stop)
+        text = "".join(stream.push(token) for token in ids) + stream.finish()
+        screen.show(number, text, done=True)
+        ended = "stop" if stream.stopped else "length" if any(part.ended == "length" for part in parts) else "end"
+        yield Text(text, sum(part.tokens for part in parts), ended, ids=tuple(ids))
+
+
+def _drawn(job: Job, sources: Sequence[Any], screen: Screen | None) -> Iterator[Text]:
     """A token a step for all rows of a batch, shown as they come."""
     settings, ends = job.settings, job.decoder.end_ids
     for batch in _batches(job, sources, settings.num_samples):
         context = [() if batch.source is not None else tokens for tokens in batch.tokens]
         streams = [TextStream(job.codec.decode, tokens, settings.stop) for tokens in context]
         texts, made, ended = [""] * len(streams), [0] * len(streams), [""] * len(streams)
+        ids: list[list[int]] = [[] for _ in streams]
 
         def say(row: int, text: str, end: str, first=batch.first_row, texts=texts, ended=ended) -> None:
             texts[row] += text
             ended[row] = end
-            screen.show(first + row, text, done=bool(end))
+            if screen is not None:
+                screen.show(first + row, text, done=bool(end))
 
         steps = job.decoder.stream(job.params, batch, max_new_tokens=settings.max_new_tokens, seed=job.seed)
         for tokens in steps:
@@ -189,6 +203,7 @@ def _drawn(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
                 if tokens[row] in ends:
                     say(row, streams[row].finish(), "end")
                 else:
+                    ids[row].append(int(tokens[row]))
                     text = streams[row].push(int(tokens[row]))
                     say(row, text, "stop" if streams[row].stopped else "")
             if all(ended):
@@ -196,10 +211,13 @@ def _drawn(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
         for row in (row for row, end in enumerate(ended) if not end):
             text = streams[row].finish()
             say(row, text, "stop" if streams[row].stopped else "length")
-        yield from (Text(*one) for one in zip(texts, made, ended, strict=True))
+        yield from (
+            Text(text, count, end, ids=tuple(own))
+            for text, count, end, own in zip(texts, made, ended, ids, strict=True)
+        )
 
 
-def _searched(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text]:
+def _searched(job: Job, sources: Sequence[Any], screen: Screen | None) -> Iterator[Text]:
     """The best beams of each prompt."""
     settings = job.settings
     beams = BeamSearch(
@@ -213,10 +231,11 @@ def _searched(job: Job, sources: Sequence[Any], screen: Screen) -> Iterator[Text
                 made, score = row[min(beam, len(row) - 1)]
                 stream = TextStream(job.codec.decode, () if batch.source is not None else tokens, settings.stop)
                 text = "".join(stream.push(token) for token in made) + stream.finish()
-                screen.show(number, text, done=True)
+                if screen is not None:
+                    screen.show(number, text, done=True)
                 number += 1
                 ended = "stop" if stream.stopped else "length" if len(made) == settings.max_new_tokens else "end"
-                yield Text(text, len(made), ended, score)
+                yield Text(text, len(made), ended, score, tuple(made))
 
 
 @contextlib.contextmanager

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
 from flax import nnx
 from jax.sharding import Mesh
 
 from lmkit import interop
-from lmkit.config.saved import read_model
+from lmkit.config.saved import RUN_FILE, read_model
 from lmkit.config.sections.model import LinearDType, ModelConfig, TransformerConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.models import build_model
@@ -36,6 +37,15 @@ class SavedModel:
         Raises ConfigError where there is none, or nothing says what an encoder-decoder begins with.
         """
         return read_codec(self.source, self.config, tokenizer or TokenizerConfig())
+
+    @property
+    def window(self) -> int:
+        """How many places a source has: of a model that listens, always so many. A run has those of data.seq_len."""
+        if self.source.form is not Form.run:
+            return self.config.source_len  # type: ignore[attr-defined]
+        file = self.source.home / RUN_FILE
+        data = ((yaml.safe_load(file.read_text()) if file.is_file() else None) or {}).get("data", {})
+        return data.get("seq_len", self.config.source_len)  # type: ignore[attr-defined]
 
     def params(self, mesh: Mesh | None = None) -> LoadedParams:
         """All parameters, float32: those that are evaluated (the average, where there is one), adapters folded in.

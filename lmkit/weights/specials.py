@@ -4,6 +4,7 @@ tokenizer.json's post-processor says what stands around a text, tokenizer_config
 tokens, generation_config.json and config.json give ids.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,36 @@ class Specials(NamedTuple):
         }  # fmt: skip
         plain = TokenizerConfig()
         return {name: value for name, value in found.items() if value and getattr(config, name) == getattr(plain, name)}
+
+
+class Rules(NamedTuple):
+    """What the files of a folder ask of decoding, besides its start and its ends."""
+
+    forced: tuple[int | None, ...] = ()  # after the start; None for a language that is to be found
+    suppress: tuple[int, ...] = ()  # never chosen
+    suppress_first: tuple[int, ...] = ()  # not chosen first
+    languages: Mapping[str, int] = {}
+    tasks: Mapping[str, int] = {}
+    no_timestamps: int | None = None
+
+
+def read_rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
+    """Of the keys of generation_config.json. Raises ConfigError where forced_decoder_ids leave a place out."""
+    forced = sorted((place, token) for place, token in ids.get("forced_decoder_ids") or [])
+    if [place for place, _ in forced] != list(range(1, len(forced) + 1)):
+        raise ConfigError(f"forced_decoder_ids={forced}: the places must be 1, 2, ... without a gap")
+    tokens = [token for _, token in forced]
+    if not tokens and ids.get("forced_bos_token_id") is not None:
+        tokens = [ids["forced_bos_token_id"]]
+
+    def known(name: str) -> tuple[int, ...]:
+        return tuple(token for token in ids.get(name) or () if 0 <= token < vocab_size)
+
+    languages = {name.strip("<|>"): token for name, token in (ids.get("lang_to_id") or {}).items()}
+    return Rules(
+        tuple(tokens), known("suppress_tokens"), known("begin_suppress_tokens"), languages,
+        ids.get("task_to_id") or {}, ids.get("no_timestamps_token_id"),
+    )  # fmt: skip
 
 
 def read_specials(folder: Path, inner: tokenizers.Tokenizer) -> Specials:

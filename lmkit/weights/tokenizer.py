@@ -14,7 +14,7 @@ from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.tokens.tokenizer import load_tokenizer, vocab_size_of, without_state
 from lmkit.weights.source import Form, ModelSource
-from lmkit.weights.specials import read_specials, special_ids
+from lmkit.weights.specials import Rules, read_rules, read_specials, special_ids
 
 
 class Codec(NamedTuple):
@@ -25,6 +25,7 @@ class Codec(NamedTuple):
     vocab_size: int
     end_ids: tuple[int, ...]
     start_ids: tuple[int, ...]  # what an encoder-decoder's target begins with
+    rules: Rules = Rules()  # of a folder's files
 
 
 def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> Codec:
@@ -51,7 +52,8 @@ def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> 
     if isinstance(config, EncDecConfig) and start is None:
         raise ConfigError(f"{source.path}: neither generation_config.json nor config.json has decoder_start_token_id")
     ends = theirs.get("eos_token_id")
-    return _codec(inner, ends if isinstance(ends, list) else [ends], [start], [])
+    codec = _codec(inner, ends if isinstance(ends, list) else [ends], [start], [])
+    return codec._replace(rules=read_rules(theirs, config.vocab_size))
 
 
 def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:

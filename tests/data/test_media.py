@@ -81,7 +81,9 @@ def test_images_and_sounds_of_a_store(tmp_path: Path) -> None:
 def _frames_are_of(record: Record, hertz: float) -> None:
     part = Sounds(DataConfig(), EncDecConfig(vocab_size=300, num_layers=1, num_heads=1, embed_dim=8, num_mels=8))
     (row,) = part.encode([record])
-    expected = log_mel(tone(hertz), 8).astype(np.float16).reshape(-1)
+    expected = (
+        log_mel(tone(hertz), 8, num_frames=2048)[: -(-len(tone(hertz)) // 160) + 3].astype(np.float16).reshape(-1)
+    )
     np.testing.assert_allclose(row["frames"], expected, atol=0.02)  # flac rounds to 16 bits
 
 

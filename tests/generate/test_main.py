@@ -41,6 +41,7 @@ from lmkit.parallel.mesh import build_mesh
 from lmkit.weights import open_model, start_tokenizer
 
 TEXT: dict[str, Any] = {"num_layers": 2, "num_heads": 4, "embed_dim": 32, "init_std": 0.4}
+WINDOW = 40  # places of sound: 0.8 s
 GREEDY = ["generate.temperature=0", "generate.max_new_tokens=12"]
 
 
@@ -276,6 +277,7 @@ def test_a_gguf_file_brings_its_tokenizer(tmp_path: Path, capsys: pytest.Capture
     (["init_from={audio}"], ["set generate.audio="]),
     (["init_from={audio}", "generate.audio=[none.wav]"], ["none.wav"]),
     (["init_from={run}", "generate.audio=[none.wav]"], ["reads text"]),
+    (["init_from={run}", "generate.language=de"], ["generate.language=de without generate.audio"]),
     (["init_from={run}", "generate.audio=[none.wav]", "generate.prompt=x"], ["listens or reads"]),
     (["init_from={gguf}"], ["'llama'", "tokenizer.path="]),
 ])  # fmt: skip
@@ -307,6 +309,7 @@ def test_a_model_that_listens(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     """Sounds of different lengths, together and alone: the same text, and that of the decoder."""
     config = EncDecConfig(**TEXT, vocab_size=264, num_mels=8, norm_order=NormOrder.pre)
     state = make_run(tmp_path / "run", config)
+    (tmp_path / "run" / "config.yaml").write_text(f"data: {{seq_len: {WINDOW}}}")
     files = []
     for number, length in enumerate((4000, 9000)):
         files.append(tmp_path / f"{number}.wav")
@@ -320,11 +323,20 @@ def test_a_model_that_listens(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
         assert generate(*common, f"generate.audio=[{file}]") == 0
         alone += [json.loads(line)["text"] for line in out.read_text().splitlines()]
     assert together == alone
-    frames = log_mel(read_audio(files[1]), 8)
-    frames = np.pad(frames, ((0, len(frames) % 2), (0, 0)))[None]
+    frames = log_mel(read_audio(files[1]), 8, num_frames=2 * WINDOW)[None]
     graph = params_of(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
     decoder = Decoder(lambda p: nnx.merge(graph, nnx.State(p)), config, Sampling(), end_ids=[256], vocab_size=257)
     prompts = Prompts([[256]], frames, np.ones((1, frames.shape[1] // 2), np.int32))
     (ids,) = decoder.generate(state["params"], prompts, max_new_tokens=12)
     assert ByteTokenizer().decode(ids) == alone[1]
     capsys.readouterr()
+    soundfile.write(tmp_path / "long.wav", 0.3 * np.sin(np.arange(30_000) * 0.03), 16000)
+    assert generate(*common, f"generate.audio=[{tmp_path / 'long.wav'},{files[1]}]", "generate.num_samples=2") == 0
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["text"] for row in rows[2:]] == [alone[1]] * 2, "one long file does not change the others"
+    assert rows[0] == rows[1]
+    assert rows[0]["tokens"] == 36, "of three windows, 12 each"
+    assert capsys.readouterr().out.count("== ") == 4
+    (tmp_path / "bare.raw").write_bytes(bytes(4000))
+    assert generate(*common, f"generate.audio=[{tmp_path / 'bare.raw'}]") == 2
+    assert "bare.raw has no header" in capsys.readouterr().err

@@ -18,6 +18,8 @@ class GenerateConfig(Section):
         "", "several prompts: the field `prompt` of a .jsonl, .json, .csv, .tsv or .parquet, the lines of another file"
     )
     audio: list[str] = key([], "sound files, for a model that listens; in place of prompts")
+    language: str = key("", "of the sounds, by the model's token, such as <|de|> or de; '' = what it hears")
+    task: str = key("", "transcribe or translate, for a model that has both; '' = as its files say, else transcribe")
     max_new_tokens: int = key(128, "tokens made for each prompt at most", at_least=1)
     temperature: float = key(0.7, "what logits are divided by before a token is drawn; 0 = the likeliest", at_least=0.0)
     top_k: int = key(0, "draw from so many likeliest tokens only; 0 = all", at_least=0)
@@ -47,6 +49,9 @@ class GenerateConfig(Section):
                 f"generate.num_samples={self.num_samples} with generate.num_beams={self.num_beams}: there are not so "
                 f"many; set generate.num_samples={self.num_beams} or less"
             )
+        for name in ("language", "task"):
+            if getattr(self, name) and not self.audio:
+                raise ConfigError(f"generate.{name}={getattr(self, name)} without generate.audio: leave it out")
         if self.audio and (self.prompt or self.prompts_file):
             raise ConfigError(f"generate.audio={self.audio} with a prompt: a model either listens or reads; give one")
         if self.prompt and self.prompts_file:

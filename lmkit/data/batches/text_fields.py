@@ -19,7 +19,7 @@ from lmkit.data.batches.fields import (
     pad_rows,
     text_of,
 )
-from lmkit.data.sources.audio import log_mel, read_audio
+from lmkit.data.sources.audio import HOP, QUIET, log_mel, read_audio
 from lmkit.data.sources.records import Record
 from lmkit.data.store.records import Column
 from lmkit.data.tokens.chat import ASSISTANT, ChatTemplate, Piece
@@ -62,12 +62,16 @@ class SourceTexts(_OneText):
 
 
 class Sounds:
-    """Log-mel frames, as `source` [B, 2 S, M] and `source_segment_ids` [B, S]: silence is padding of its own."""
+    """Log-mel frames, as `source` [B, 2 S, M] and `source_segment_ids` [B, S], all 1.
+
+    A clip is cut, or padded with silence that is heard, as Whisper hears it (Radford et al. 2022, section 2.2). Of the
+    silence only the first frames are stored: all others are as the last of them.
+    """
 
     def __init__(self, config: DataConfig, model: EncDecConfig):
         self.config, self.num_mels, length = config, model.num_mels, config.seq_len
-        self.columns = {"frames": Column("float16", None)}
-        self.limits = {("frames",): 2 * length * model.num_mels}
+        self.columns = {"frames": Column("float16", None), "samples": Column("int32", ())}
+        self.limits = {("samples",): 2 * length * HOP}  # frames are cut already
         self.shapes: Shapes = {
             "source": ((2 * length, model.num_mels), np.float32),
             "source_segment_ids": ((length,), np.int32),
@@ -79,16 +83,18 @@ class Sounds:
     def encode(self, records: Sequence[Record]) -> list[Batch]:
         key, roots = self.config.audio_key, self.config.allow_roots
         files = (record.media(key, "audio_key", roots) for record in records)
-        samples = (read_audio(path, content=content) for path, content in files)
-        return [{"frames": log_mel(one, self.num_mels).astype(np.float16).reshape(-1)} for one in samples]
+        rows: list[Batch] = []
+        for one in (read_audio(path, content=content) for path, content in files):
+            frames = log_mel(one, self.num_mels, num_frames=2 * self.config.seq_len)[: -(-len(one) // HOP) + QUIET]
+            rows.append({"frames": frames.astype(np.float16).reshape(-1), "samples": np.int32(len(one))})  # type: ignore
+        return rows
 
     def collate(self, rows: RecordRows) -> Batch:
         (frames, mels), length = self.shapes["source"][0], self.config.seq_len
-        sounds = [row.reshape(-1, mels)[:frames] for row in rows.columns["frames"]]
-        source = np.zeros((len(sounds), frames, mels), np.float32)
-        for line, sound in zip(source, sounds, strict=True):
-            line[: len(sound)] = sound
-        return {"source": source, "source_segment_ids": filled([sound[::2] for sound in sounds], length)}
+        sounds = [row.reshape(-1, mels) for row in rows.columns["frames"]]
+        source = np.stack([sound[np.minimum(np.arange(frames), len(sound) - 1)] for sound in sounds])
+        heard = np.ones((len(sounds), length), np.int32)
+        return {"source": source.astype(np.float32), "source_segment_ids": heard}
 
 
 def _around(start: list[int], row: np.ndarray, end: int, length: int) -> np.ndarray:

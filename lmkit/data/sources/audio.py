@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16_000  # Hz, of Whisper and of most speech data
 _WINDOW_SEC, _HOP_SEC = 0.025, 0.010
+HOP = round(_HOP_SEC * SAMPLE_RATE)  # samples a frame
+QUIET = 3  # frames after which padding is no longer heard in a frame: the last of so many is silence
 
 
 def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, content: bytes | None = None) -> np.ndarray:
@@ -36,6 +38,8 @@ def read_audio(path: str | Path, sample_rate: int = SAMPLE_RATE, content: bytes 
         channels, rate = soundfile.read(
             path if content is None else io.BytesIO(content), dtype="float32", always_2d=True
         )
+    except TypeError as error:  # what the library says of a file that it takes for bare samples
+        raise ConfigError(f"{path} has no header that says its rate and channels: write it as wav or flac") from error
     except (soundfile.SoundFileError, OSError) as error:
         raise ConfigError(f"{path} cannot be read as sound (wav, flac, ogg): {error}") from error
     if not len(channels):

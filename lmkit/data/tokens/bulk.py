@@ -27,7 +27,7 @@ _PROBE = (
 )
 
 
-_LINES = ("one two\n", "three.\n", "x = 1;\n", "\u6771\u4eac\n", "- A\n", "9\n", "end\n")
+_LINES: tuple[str, ...] = ("one two\n", "three.\n", "x = 1;\n", "\u6771\u4eac\n", "- A\n", "9\n", "end\n")
 
 
 class Bulk:

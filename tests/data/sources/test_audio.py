@@ -51,7 +51,15 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     broken.write_bytes(b"not sound at all")
     soundfile.write(empty, np.zeros(0, np.float32), 16_000)
     soundfile.write(loud, np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
-    for path, reason in ((broken, "cannot be read"), (empty, "0 samples"), (loud, "NaN"), (tmp_path / "no", "no such")):
+    bare = tmp_path / "bare.raw"
+    bare.write_bytes(bytes(4000))
+    for path, reason in (
+        (bare, "no header that says its rate"),
+        (broken, "cannot be read"),
+        (empty, "0 samples"),
+        (loud, "NaN"),
+        (tmp_path / "no", "no such"),
+    ):
         with pytest.raises(ConfigError, match=f"{path}.*{reason}"):
             read_audio(path)
 

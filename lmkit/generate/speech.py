@@ -1,0 +1,107 @@
+"""What is particular to sound: windows padded with silence, the tokens that a transcript begins with, long files."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from lmkit.config.base import ConfigError, nearest
+from lmkit.config.sections.generate import GenerateConfig
+from lmkit.data.sources.audio import HOP, log_mel, read_audio
+from lmkit.decode import Decoder, Prompts, Sampling
+from lmkit.weights import Codec
+
+_OVERLAP = 3  # of a window's length, a third is heard by the next one, too
+
+
+def read_windows(config: Any, settings: GenerateConfig, places: int) -> list[list[np.ndarray]]:
+    """For each sound file the log-mel frames [2 places, M] of its windows, as in training: silence to the end.
+
+    A file that is longer than a window has several, of which each begins before the one before it ends.
+    Raises ConfigError where model and files do not fit.
+    """
+    if not settings.audio:
+        raise ConfigError("the model listens to sound: set generate.audio=[FILE, ...]")
+    if not getattr(config, "num_mels", 0):
+        raise ConfigError(f"generate.audio={settings.audio}: the model reads text; set generate.prompt=")
+    frames = 2 * places
+    step = max(frames - frames // _OVERLAP, 1) * HOP
+    found = []
+    for path in settings.audio:
+        samples = read_audio(path)
+        starts = range(0, max(len(samples) - frames * HOP, 0) + step, step)
+        pieces = [samples[start : start + frames * HOP] for start in starts]
+        found.append([log_mel(one, config.num_mels, num_frames=frames) for one in pieces if len(one)])
+    return found
+
+
+def opening(codec: Codec, settings: GenerateConfig, listens: bool) -> list[int | None]:
+    """What a decoder begins with; None where the language is to be found first.
+
+    Raises ConfigError for a language or a task that the model does not have.
+    """
+    rules = codec.rules
+    ids: list[int | None] = [*codec.start_ids, *rules.forced]
+    for key, known in (("language", rules.languages), ("task", rules.tasks)):
+        name = getattr(settings, key)
+        if name and name not in known:
+            have = f"it has {', '.join(sorted(known))}" if known else "its generation_config.json names none"
+            raise ConfigError(
+                f"generate.{key}={name}: the model does not have it, {have}: leave it out.{nearest(name, known)}"
+            )
+    if not listens:
+        return ids
+    if rules.languages:
+        given = rules.languages[settings.language] if settings.language else None
+        ids[1:2] = [given if given is not None or len(ids) < 2 else ids[1]]
+    if rules.tasks:
+        own = next((one for one in ids if one in rules.tasks.values()), rules.tasks.get("transcribe"))
+        task = rules.tasks.get(settings.task, own)
+        ids = [one for one in ids if one not in rules.tasks.values()]
+        ids[2:2] = [] if task is None else [task]
+    if rules.no_timestamps is not None and ids[-1] != rules.no_timestamps:
+        ids.append(rules.no_timestamps)
+    return ids
+
+
+def detect(decoder: Decoder, params: Any, start: Sequence[int | None], codec: Codec, batch: Prompts) -> Prompts:
+    """The batch with the likeliest language of each row in the place of None (Radford et al. 2022, section 2.3)."""
+    if None not in start:
+        return batch
+    at, languages = start.index(None), set(codec.rules.languages.values())
+    others = [one for one in range(decoder.vocab_size) if one not in languages]
+    finder = Decoder(decoder.merge, decoder.config, Sampling(), suppress=others, mesh=decoder.mesh)
+    found = finder.generate(params, batch._replace(tokens=[start[:at]] * len(batch.tokens)), max_new_tokens=1)
+    return batch._replace(tokens=[[*start[:at], *one, *start[at + 1 :]] for one in found])
+
+
+def windows_of(counts: Sequence[int], each: int) -> Iterator[list[int]]:
+    """For each text that is wanted, the rows of its windows, where each window has `each` rows in a line."""
+    first = 0
+    for count in counts:
+        for sample in range(each):
+            yield [(first + window) * each + sample for window in range(count)]
+        first += count
+
+
+def join(windows: Sequence[Sequence[int]]) -> list[int]:
+    """Tokens of windows that overlap, as one text: each pair is laid together where most tokens are the same.
+
+    As transformers joins chunks of speech: of a stretch that both have, the left one gives the first half. Two that
+    share no two tokens stand one after the other.
+    """
+    whole: list[int] = []
+    left = list(windows[0])
+    for right in windows[1:]:
+        best, place = 0.0, (len(left), len(left), 0, 0)
+        for shift in range(1, len(left) + len(right)):
+            a, b = max(0, len(left) - shift), min(len(left), len(left) + len(right) - shift)
+            c, d = max(0, shift - len(left)), min(len(right), shift)
+            same = sum(x == y for x, y in zip(left[a:b], right[c:d], strict=True))
+            score = same / shift + shift / 10_000  # longer ones win where as many are the same
+            if same > 1 and score > best:
+                best, place = score, (a, b, c, d)
+        a, b, c, d = place
+        whole += left[: (a + b) // 2]
+        left = list(right[(c + d) // 2 :])
+    return whole + left
