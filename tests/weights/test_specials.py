@@ -196,7 +196,7 @@ def test_what_is_asked_for_stays_and_older_files_are_read(tmp_path: Path) -> Non
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 4}))
     assert ours(path)[0].end_token == "<end_of_turn>"
     (path / "generation_config.json").write_text('{"eos_token')
-    with pytest.raises(ConfigError, match=r"generation_config.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"generation_config.json is no JSON"):
         ours(path)
 
 
@@ -215,5 +215,5 @@ def test_a_run_keeps_what_was_found(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("tokenizer: {kind: bpe, end_token: <s>}")
     assert read_tokenizer(run).end_token == ours(run)[0].end_token == "<s>"
     (run / "config.yaml").write_text("tokenizer: {kind: [")
-    with pytest.raises(ConfigError, match=r"config.yaml cannot be read"):
+    with pytest.raises(ConfigError, match=r"config.yaml is no YAML"):
         read_tokenizer(run)
