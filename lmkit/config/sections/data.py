@@ -132,9 +132,7 @@ class DataConfig(Section):
     target_key: str = key("target", "field with the text to produce, or the number to predict")
     label_key: str = key("label", "field with the class; a list where each word has one")
     image_key: str = key("image", "field with an image: bytes, or a path in the records' folder or data.allow_roots")
-    audio_key: str = key(
-        "audio", "field with a sound file: bytes, or a path in the records' folder or data.allow_roots"
-    )
+    audio_key: str = key("audio", "field with a sound: bytes, or a path in the records' folder or data.allow_roots")
     messages_key: str = key("messages", "field with a conversation: a list of {role, content}")
     message_format: str = key("<|{role}|>\n{content}", "how a message is written; \\n is a line end")
     labels: list[str] = key([], "the classes, in order; [] = those of the training records, sorted")
