@@ -101,7 +101,7 @@ def test_files_that_are_not_read_are_told(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt", "c.pdf", "d.PDF", ".e.txt"):
         (tmp_path / "corpus" / name).write_text("some words\n" * 50)
     data = prepare(text_data(tmp_path / "corpus", tmp_path / "cache"), BYTES)
-    assert data.notes == ("data 'text': 3 files are not read: 1 hidden, 1 .pdf, 1 .PDF",)
+    assert data.notes == ("data 'text': files that are not read: 1 hidden, 1 .pdf, 1 .PDF",)
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path) -> None:

@@ -127,5 +127,5 @@ def left_out_note(counts: Counter[str]) -> str:
 
 def left_out_notes(parts: Mapping[str, Counter[str]]) -> tuple[str, ...]:
     """What the user should know of files that are there and are not read, by part of the mixture."""
-    told = ((name, sum(counts.values()), left_out_note(counts)) for name, counts in parts.items() if counts)
-    return tuple(f"data {name!r}: {number:,} files are not read: {kinds}" for name, number, kinds in told)
+    told = ((name, left_out_note(counts)) for name, counts in parts.items() if counts)
+    return tuple(f"data {name!r}: files that are not read: {kinds}" for name, kinds in told)
