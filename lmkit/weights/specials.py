@@ -94,7 +94,7 @@ def read_specials(folder: Path, inner: tokenizers.Tokenizer) -> Specials:
     ends_between = len(between) if between and set(between) == {end} else 1
     return Specials(
         start, end, token("mask_token"), token("pad_token"), token("unk_token"), tuple(before), tuple(target),
-        ends_between, _chat_template(folder, settings),
+        ends_between, _as_text(_chat_template(folder, settings)),
     )  # fmt: skip
 
 
@@ -131,6 +131,11 @@ def _named(values: dict[str, Any]) -> dict[str, str]:
     found = {name: values.get(name) for name in _NAMES}
     texts = {name: one.get("content") if isinstance(one, dict) else one for name, one in found.items()}
     return {name: text for name, text in texts.items() if isinstance(text, str) and text}
+
+
+def _as_text(template: str) -> str:
+    """A template that is never taken for the name of a file: with a line end, which Jinja leaves out."""
+    return template and template.removesuffix("\n") + "\n"
 
 
 def _chat_template(folder: Path, settings: dict[str, Any]) -> str:

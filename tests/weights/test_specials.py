@@ -200,6 +200,17 @@ def test_what_is_asked_for_stays_and_older_files_are_read(tmp_path: Path) -> Non
         ours(path)
 
 
+def test_the_template_of_a_folder_opens_no_file(tmp_path: Path) -> None:
+    """Text that looks like a path is a template all the same: only the user's own key names files."""
+    (secret := tmp_path / "secret.jinja").write_text("secret")
+    path = make("gemma", tmp_path)
+    settings = json.loads((path / "tokenizer_config.json").read_text())
+    (path / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": str(secret)}))
+    chat = load_chat_template(ours(path)[0])
+    assert chat is not None
+    assert chat.render([{"role": "user", "content": "hi"}], "") == str(secret)
+
+
 def test_a_run_keeps_what_was_found(tmp_path: Path) -> None:
     """Its tokenizer.yaml is enough for the next run; of older runs config.yaml is read."""
     config, codec = ours(make("bart", tmp_path))
