@@ -132,7 +132,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     same_run(whole, parts, 40)
     history = json.loads((parts / "receipt.json").read_text())["history"]
     assert [session["step"] for session in history] == [0, 20]
+    kept = {name: json.loads((parts / f"{name}.json").read_text()) for name in ("summary", "receipt")}
     assert train(f"run.dir={parts}") == 0
+    again = {name: json.loads((parts / f"{name}.json").read_text()) for name in ("summary", "receipt")}
+    assert again["summary"] == kept["summary"]  # a record is not replaced by an emptier one
+    assert kept["receipt"]["measured"]["step_sec"] > 0
+    assert [session["step"] for session in again["receipt"].pop("history")] == [0, 20, 40]
+    del kept["receipt"]["history"]
+    assert again["receipt"] == kept["receipt"]
     same_run(whole, parts, 40)
 
 
