@@ -25,7 +25,7 @@ from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.files import private_files, shared_files
 from lmkit.metrics import format_confusion
-from lmkit.parallel.devices import share_programs
+from lmkit.parallel.devices import devices_here, share_programs
 from lmkit.redact import redact, redact_words
 from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after, last_figures
 from lmkit.train import receipt as facts
@@ -58,6 +58,7 @@ def train(experiment: Experiment) -> int:
         check_same(experiment)
         check_task(experiment)
         check_trackers(experiment.tracker)
+        devices_here()  # what ends the process here (a flag that XLA does not know) leaves no run directory
         run_dir = hosts.share("run.dir", experiment.run.dir)  # that of '' has the time in its name
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, dir=run_dir))
         return cross_validate(experiment, train_once) if experiment.train.folds else train_once(experiment)
