@@ -24,7 +24,7 @@ from lmkit.nn.float8 import check_float8
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested
 from lmkit.objectives.build import Batch, build_objective
-from lmkit.parallel.devices import platform_of
+from lmkit.parallel.devices import devices_here, platform_of
 from lmkit.parallel.mesh import build_mesh
 from lmkit.weights.base import record_base
 from lmkit.weights.load import load_base, load_start
@@ -43,7 +43,7 @@ class Programs(NamedTuple):
 
 def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all), checked against the batch, the model, and what multiplies there."""
-    devices = jax.devices() if devices is None else devices
+    devices = devices_here() if devices is None else devices
     check_mesh(experiment, len(devices))
     mesh = build_mesh(experiment.mesh, devices)
     if any(part.linear_dtype is LinearDType.float8 for part in experiment.model.towers().values()):

@@ -1,6 +1,8 @@
 """Batches on the devices: this host's rows, read ahead by threads or processes within a budget of memory."""
 
 import math
+import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from lmkit.config.sections.data import DataConfig
 from lmkit.data.batches.windows import Batches, heldout_indices
 from lmkit.parallel.rules import sharding_of
 
+_SHARED = "/dev/shm" if sys.platform == "linux" else os.curdir
 DeviceBatch = dict[str, jax.Array]
 
 
@@ -114,6 +117,7 @@ class TrainBatches:
         data = data.to_iter_dataset(options)
         if workers:  # no state of theirs is ever kept: a step says where to begin
             parse_absl_flags()
+            check_shared_memory(config)
             data = data.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead // workers))
         self._host_batches = iter(data)
 
@@ -125,6 +129,15 @@ class TrainBatches:
         batch = next(self._host_batches)
         self.waited_sec += time.perf_counter() - began
         return to_devices(batch, self._rows, self._shapes)
+
+
+def check_shared_memory(config: DataConfig) -> None:
+    """Raises ConfigError where processes could not hand over their batches."""
+    if not os.access(_SHARED, os.W_OK):
+        raise ConfigError(
+            f"data.read_processes={config.read_processes}: processes share memory through {_SHARED}, which cannot be "
+            f"written here; set data.read_processes=0"
+        )
 
 
 def parse_absl_flags() -> None:

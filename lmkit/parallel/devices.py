@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from lmkit.config.base import ConfigError
 from lmkit.config.paths import cache_dir
 from lmkit.config.sections.run import RunConfig
 from lmkit.files import share_files
@@ -24,6 +27,20 @@ def setup_jax(run: RunConfig) -> None:
             with contextlib.suppress(OSError):  # jax says so, and goes on without it
                 Path(folder).mkdir(parents=True, exist_ok=True)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def devices_here() -> list[Any]:
+    """All devices. Raises ConfigError where there are none of the platform that was asked for."""
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an assertion where the platform's plug-in is not installed
+        asked = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # type: ignore[attr-defined]
+        if not asked:
+            raise
+        reason = (str(error).strip().splitlines() or ["no such platform here"])[0]
+        raise ConfigError(
+            f"JAX_PLATFORMS={asked}: {reason}; unset it, or install what jax needs there: lmkit[gpu], lmkit[tpu]"
+        ) from error
 
 
 def programs_dir(run: RunConfig) -> str:

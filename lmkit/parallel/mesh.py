@@ -4,18 +4,18 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 from lmkit.config.arithmetic.mesh import AXES, axis_sizes
 from lmkit.config.sections.mesh import MeshConfig
+from lmkit.parallel.devices import devices_here
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over `devices` (default: all). Axes with a DCN part are split slice-major."""
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(devices_here() if devices is None else devices)
     sizes = axis_sizes(config, len(devices))
     dcn = [getattr(config.dcn, axis) for axis in AXES]
     shape = [sizes[axis] for axis in AXES]

@@ -252,6 +252,14 @@ def forget_after(folder: str | Path, step: int) -> None:
             write_text(path, kept)
 
 
+def last_figures(folder: str | Path) -> dict[str, float]:
+    """The last value of each metric of a run."""
+    figures: dict[str, float] = {}
+    for row in read_rows(Path(folder) / "metrics.jsonl"):
+        figures |= {name: value for name, value in row.items() if "/" in name and value is not None}
+    return figures
+
+
 def _escape(text: str) -> str:
     import html
 

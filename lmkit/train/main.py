@@ -29,9 +29,9 @@ from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.files import private_files, shared_files
 from lmkit.metrics import format_confusion
-from lmkit.parallel.devices import share_programs
+from lmkit.parallel.devices import devices_here, share_programs
 from lmkit.redact import redact, redact_words
-from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after
+from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after, last_figures
 from lmkit.train import receipt as facts
 from lmkit.train.best import BestSoFar
 from lmkit.train.folds import cross_validate
@@ -62,6 +62,7 @@ def train(experiment: Experiment) -> int:
         check_same(experiment)
         check_experiment(experiment)
         check_trackers(experiment.tracker)
+        devices_here()  # what ends the process here (a flag that XLA does not know) leaves no run directory
         run_dir = hosts.share("run.dir", experiment.run.dir)  # that of '' has the time in its name
         experiment = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, dir=run_dir))
         return cross_validate(experiment, train_once) if experiment.train.folds else train_once(experiment)
@@ -96,11 +97,16 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     programs = start_compiling(experiment, blueprint, shapes)
     checkpoints = Checkpoints(run.path / "checkpoints", experiment.checkpoint, blueprint.unsaved)
     state, first, notes = starting_state(experiment, blueprint, checkpoints, run.path)
+    before, done = (run.read_json(name) for name in ("receipt.json", "summary.json"))
+    idle = bool(before) and first >= experiment.train.steps  # what a finished run has written down stays
     if hosts.is_first():
         forget_after(run.path, first)
+        if not idle:
+            (run.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
     loop = Loop(experiment, blueprint, task, checkpoints, run, receipt, programs.result())
+    run.write_json("receipt.json", before | {"history": receipt["history"]} if idle else receipt)
     share_programs(experiment.run)
     try:
         state, step = loop.run(state, first)
@@ -108,8 +114,10 @@ def _train(experiment: Experiment, run: RunDir) -> int:
             checkpoints.close()
         stopped, wall = loop.stop.signal, time.perf_counter() - began
         summary = facts.summary(loop.latest, receipt, loop.meter, step, wall, stopped)
-        loop.compare()
-        run.write_json("summary.json", summary | loop.best.summary())
+        if not idle:
+            loop.compare(before)
+        again = step == first == done.get("steps")
+        run.write_json("summary.json", done if again else summary | loop.best.summary())
     except BaseException as error:
         hosts.report_failure(error)
         checkpoints.settle()
@@ -133,7 +141,6 @@ class Loop:
         self.path, self.programs = run.path, programs
         facts.add_compiled(receipt, experiment.hardware, programs.memory_bytes, programs.with_onednn)
         receipt["planned"] = plan_run(experiment, blueprint) if hosts.is_first() else {}
-        run.write_json("receipt.json", receipt)
         self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()
         train = experiment.train
         self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
@@ -153,7 +160,7 @@ class Loop:
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()
-        self.latest: dict[str, float] = {}
+        self.latest = last_figures(run.path)  # of the part before, until there are newer ones
         self.said: set[str] = set()  # what was said of damaged files
 
     def run(self, state: State, first: int) -> tuple[State, int]:
@@ -259,13 +266,15 @@ class Loop:
             bar.say("\n".join(f"  | {line}" for line in text.splitlines()))
         return self.best.see(step, means)
 
-    def compare(self) -> None:
-        """Puts what was measured beside what was planned."""
+    def compare(self, before: dict[str, Any]) -> None:
+        """Puts what was measured beside what was planned; the receipt of `before` keeps what it measured, if it did."""
         if hosts.is_first():
             planned, tokens = self.receipt["planned"], self.meter.tokens_per_step
-            self.receipt["measured"] = measure_run(self.clock, planned, tokens, self.programs.memory_bytes)
-            self.write_json("receipt.json", self.receipt)
-            console.print(compare_run(planned, self.receipt["measured"]), style="dim", markup=False)
+            measured = measure_run(self.clock, planned, tokens, self.programs.memory_bytes)
+            console.print(compare_run(planned, measured), style="dim", markup=False)
+            if "reason" in measured and "step_sec" in before.get("measured", {}):
+                planned, measured = before["planned"], before["measured"]
+            self.write_json("receipt.json", self.receipt | {"planned": planned, "measured": measured})
 
 
 def _due(step: int, every: int) -> bool:

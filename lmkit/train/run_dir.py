@@ -55,7 +55,6 @@ class RunDir:
         """Makes it this experiment's: once its data are read, so that a mistake in them leaves nothing behind."""
         if not hosts.is_first():
             return
-        (self.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
         write_text(self.path / "config.yaml", yaml.safe_dump(redact(to_plain(experiment)), sort_keys=False))
 
     def _check_same(self, experiment: Experiment) -> bool:

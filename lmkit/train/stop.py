@@ -1,4 +1,5 @@
-"""Being asked to stop: Ctrl-C or SIGTERM finish the step in hand, save, and end; a second Ctrl-C ends at once."""
+"""Being asked to stop: Ctrl-C, SIGTERM, SIGHUP (the terminal was closed) or SIGUSR1 (as schedulers are told to send)
+finish the step in hand, save, and end; a second Ctrl-C ends at once."""
 
 import os
 import signal
@@ -7,7 +8,9 @@ from jax.experimental import multihost_utils
 
 from lmkit import hosts
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75}  # 75 (EX_TEMPFAIL) lets a scheduler requeue
+# 75 (EX_TEMPFAIL) lets a scheduler requeue
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGUSR1: 75}
+_UNLESS_TAKEN = (signal.SIGHUP, signal.SIGUSR1)  # nohup has the first ignored, a launcher may want the second
 
 
 class Stop:
@@ -23,7 +26,11 @@ class Stop:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Stop":
-        for number in (signal.SIGINT,) if self._many else STATUS:
+        for number in STATUS:
+            if self._many and number is signal.SIGTERM:
+                continue
+            if number in _UNLESS_TAKEN and signal.getsignal(number) is not signal.SIG_DFL:
+                continue
             self._before[number] = signal.signal(number, self._note)
         return self
 

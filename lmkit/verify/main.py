@@ -3,7 +3,6 @@
 import dataclasses
 import math
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -17,7 +16,7 @@ from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.core.inputs import make_inputs
 from lmkit.cost.collectives import show_traffic
 from lmkit.cost.traffic import least_traffic
-from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.devices import devices_here, setup_jax
 from lmkit.parallel.mesh import AXES, axis_sizes, build_mesh
 from lmkit.verify.compare import Row, compare, first_departing, run_step
 from lmkit.verify.shrink import shrink
@@ -36,8 +35,8 @@ def verify(experiment: Experiment) -> int:
     small = shrink(experiment, sizes)
     model = fit_heads(small)
     batch = make_inputs(small, model)
-    mesh = build_mesh(experiment.mesh.resolved(sizes), jax.devices()[: math.prod(sizes.values())])
-    one = run_step(small, model, batch, build_mesh(MeshConfig(data=1), jax.devices()[:1]))
+    mesh = build_mesh(experiment.mesh.resolved(sizes), devices_here()[: math.prod(sizes.values())])
+    one = run_step(small, model, batch, build_mesh(MeshConfig(data=1), devices_here()[:1]))
     many = run_step(small, model, batch, mesh)
     rows = compare(one, many)
     show(experiment, sizes, rows)
@@ -57,7 +56,7 @@ def choose_devices(experiment: Experiment) -> dict[str, int]:
     """The sizes of the mesh: on the devices there are, or on as many CPU devices as it needs. Sets jax up."""
     if experiment.verify.real_devices:
         setup_jax(experiment.run)
-        return axis_sizes(experiment.mesh, len(jax.devices()))
+        return axis_sizes(experiment.mesh, len(devices_here()))
     asked = {axis: experiment.mesh.size(axis) for axis in AXES}
     sizes = {axis: _REST if size < 0 else size for axis, size in asked.items()}
     needed = math.prod(sizes.values())

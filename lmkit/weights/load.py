@@ -21,6 +21,7 @@ from lmkit.models import MODELS, build_model
 from lmkit.nn.lora import is_adapter, merge_lora
 from lmkit.nn.param import param_specs
 from lmkit.nn.tree import divide, flat, nested, union
+from lmkit.parallel.devices import devices_here
 from lmkit.parallel.rules import sharding_of
 from lmkit.weights.base import BASE, fingerprint, read_base, weights_at
 from lmkit.weights.source import Form, form_of
@@ -65,7 +66,7 @@ def model_shapes(model: ModelConfig, mesh: Mesh | None = None) -> Any:
     specs = param_specs(nnx.split(nnx.eval_shape(lambda: build_model(model, nnx.Rngs(0))))[1])
 
     def shape(path: str, spec: Any) -> jax.ShapeDtypeStruct:
-        sharding: Any = SingleDeviceSharding(jax.devices()[0])
+        sharding: Any = SingleDeviceSharding(devices_here()[0])
         if mesh is not None:
             sharding = sharding_of(spec.dims, mesh, spec.shape, path)
         return jax.ShapeDtypeStruct(spec.shape, jax.numpy.float32, sharding=sharding)

@@ -10,7 +10,7 @@ import pytest
 
 from lmkit.config import ConfigError
 from lmkit.config.sections.tracker import TrackerConfig
-from lmkit.tracker import build_trackers, check_trackers, forget_after, read_rows
+from lmkit.tracker import build_trackers, check_trackers, forget_after, last_figures, read_rows
 
 
 def test_rows_are_on_disk_at_once_and_nan_is_null(tmp_path: Path) -> None:
@@ -34,6 +34,13 @@ def test_forget_after_drops_what_will_be_logged_again(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(lines + '{"cut')
     forget_after(tmp_path, 2)
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
+def test_the_last_figures_of_a_run(tmp_path: Path) -> None:
+    assert last_figures(tmp_path) == {}
+    rows = [{"step": 1, "time": 1.0, "a/x": 1, "a/y": 2}, {"step": 2, "a/x": 3}, {"step": 2, "a/y": None}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert last_figures(tmp_path) == {"a/x": 3, "a/y": 2}
 
 
 def test_tensorboard_writes_events(tmp_path: Path) -> None:

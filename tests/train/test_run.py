@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from lmkit.checkpoint import load_params
+from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.saved import read_model
 from lmkit.config.sections.mesh import MeshConfig
@@ -132,7 +133,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     same_run(whole, parts, 40)
     history = json.loads((parts / "receipt.json").read_text())["history"]
     assert [session["step"] for session in history] == [0, 20]
+    kept = {name: json.loads((parts / f"{name}.json").read_text()) for name in ("summary", "receipt")}
     assert train(f"run.dir={parts}") == 0
+    again = {name: json.loads((parts / f"{name}.json").read_text()) for name in ("summary", "receipt")}
+    assert again["summary"] == kept["summary"]  # a record is not replaced by an emptier one
+    assert kept["receipt"]["measured"]["step_sec"] > 0
+    assert [session["step"] for session in again["receipt"].pop("history")] == [0, 20, 40]
+    del kept["receipt"]["history"]
+    assert again["receipt"] == kept["receipt"]
     same_run(whole, parts, 40)
 
 
@@ -203,6 +211,19 @@ def test_a_signal_saves_and_says_how_to_resume(tmp_path: Path, number: signal.Si
     assert (run / "report.html").is_file()
     rows = losses(run)
     assert max(rows) <= saved
+
+
+def test_what_ends_the_process_at_the_first_device_leaves_no_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA aborts where it does not know a flag."""
+
+    def abort() -> None:
+        raise ConfigError("as XLA aborts")
+
+    monkeypatch.setattr("lmkit.train.main.devices_here", abort)
+    assert train(f"run.dir={tmp_path / 'run'}") == 2
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_step_compiles_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -42,8 +42,11 @@ def compose(overrides: list[str]) -> Experiment:
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
 
     register(overrides)
+    hydra = GlobalHydra.instance()
+    callers, hydra.hydra = hydra.hydra, None  # a Hydra of the caller's own steps aside
     try:
         with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
             return to_experiment(hydra_compose("config", quoted_words(overrides)))
@@ -52,6 +55,8 @@ def compose(overrides: list[str]) -> Experiment:
         if message is None:
             raise
         raise ConfigError(message) from error
+    finally:
+        GlobalHydra.instance().hydra = callers
 
 
 def to_experiment(composed: "DictConfig") -> Experiment:

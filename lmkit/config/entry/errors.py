@@ -30,6 +30,8 @@ def _explain(error: BaseException) -> str | None:
     composing.sort(key=lambda one: "full_key" not in str(one))  # the one that names the key comes first
     if composing:
         return _explain_hydra(composing[0])
+    if any(isinstance(one, RuntimeError) and "home directory" in str(one) for one in causes):
+        return "there is no home directory: set HOME, or LMKIT_CACHE to a folder for caches, and give paths without ~"
     for one in causes:
         if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"no permission to write {one.filename}: choose another place with run.dir= or data.cache_dir="

@@ -17,13 +17,14 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.hosts import LOCAL, LOST, TOKEN, HostsConfig
 
 _SLACK_SEC = 5.0
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
     """Runs the verb as `hosts.local` processes; returns the first status that is not 0, or 0.
 
-    Process 0 has the terminal; what the others say is passed on to stderr with their number before it. Ctrl-C and
-    SIGTERM go to all of them. Raises ConfigError in a sweep.
+    Process 0 has the terminal; what the others say is passed on to stderr with their number before it. Signals that ask
+    to stop go to all of them. Raises ConfigError in a sweep.
     """
     if {"-m", "--multirun"} & set(argv):
         raise ConfigError(f"hosts.local={hosts.local} in a sweep: run its jobs one by one, or leave hosts.local out")
@@ -41,7 +42,7 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(number)
 
-    before = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, forward) for number in FORWARDED if not _ignored(number)}
     try:
         for number in range(hosts.local):
             children.append(_start(command, {LOCAL: f"{number} {port}", TOKEN: token}, number, libc))
@@ -60,6 +61,11 @@ def run_local(verb: str, argv: list[str], hosts: HostsConfig) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return 128 + signal.SIGINT if status and asked[:1] == [signal.SIGINT] else status
+
+
+def _ignored(number: signal.Signals) -> bool:
+    """Whether nohup has asked for that."""
+    return number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _start(command: list[str], env: dict[str, str], number: int, libc: ctypes.CDLL | None) -> subprocess.Popen:

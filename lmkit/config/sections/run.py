@@ -26,8 +26,9 @@ class RunConfig(Section):
     name: str = key("", "name of the run; experiments set it")
     dir: str = key("", "the run's directory; an existing one is resumed; '' = runs/<name>/<date-time>")
     seed: int = key(
-        0, "root of all randomness: initialisation, sample order, dropout", at_least=0, changes_results=True
-    )
+        0, "root of all randomness: initialisation, sample order, dropout", at_least=0, at_most=2**32 - 1,
+        changes_results=True,
+    )  # fmt: skip
     cpu_devices: int = key(
         0, "pretend that the CPU is so many devices (per process), to try a mesh; 0 = off", at_least=0
     )

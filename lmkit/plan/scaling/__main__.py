@@ -18,6 +18,12 @@ down to its end, in several sizes and several lengths. N counts no embedding tab
 in small models they are most of the parameters and do little of the work. Details: docs/plan.md."""
 
 
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a number from 0")
+    return int(text)
+
+
 def options(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m lmkit.plan.scaling", description=ABOUT, epilog=NOTES)
@@ -29,7 +35,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: %(default)s; total is what Hoffmann et al. 2022 took)")  # fmt: skip
     add("--flops", type=float, nargs="+", default=[], metavar="FLOPS", help="budgets to tell the best N and D for")
     add("--draws", type=int, default=400, help="fits to reweighted runs, for the intervals (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of those draws (default: %(default)s)")
+    add("--seed", type=_seed, default=0, help="of those draws (default: %(default)s)")
     add("--json", metavar="FILE", help="write every figure; - prints it in place of the tables")
     add("--draw", metavar="FILE", nargs="+", default=[], help="a picture: .svg, or .html with the tables")
     return parser.parse_args(argv)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
 from helpers import ROOT
 from lmkit.config import ConfigError
@@ -13,7 +15,7 @@ from lmkit.config.arithmetic.mesh_checks import check_divides
 from lmkit.config.base import Section
 from lmkit.config.entry import GROUPS, TOWERS, all_keys_of, compose, explain, help_text, run_verb, verb
 from lmkit.config.experiment import Experiment, differing, to_plain
-from lmkit.config.paths import options_of
+from lmkit.config.paths import conf_dir, options_of
 
 NAME = "run.name=test"
 
@@ -204,3 +206,29 @@ def test_an_error_names_no_secret() -> None:
     assert explain(ConfigError("data.paths: 'https://me:hunter2@host/a' is not there")) == (
         "data.paths: 'https://***@host/a' is not there"
     )
+
+
+def test_a_hydra_of_the_callers_own_steps_aside() -> None:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir())):
+        theirs = GlobalHydra.instance().hydra
+        assert compose(["+experiment=gpt_tiny"]).run.name == "gpt_tiny"
+        with pytest.raises(ConfigError, match="gpt_tny"):
+            compose(["+experiment=gpt_tny"])
+        assert GlobalHydra.instance().hydra is theirs
+
+
+def test_without_a_home_directory_there_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def expanduser(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", expanduser)
+    with pytest.raises(RuntimeError) as error:
+        Path("~/x").expanduser()
+    assert "set HOME, or LMKIT_CACHE" in str(explain(error.value))
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_have_a_range(seed: int) -> None:
+    """Larger ones are other seeds again: 2**32 is 0."""
+    with pytest.raises(ConfigError, match=rf"run.seed={seed}: it must be at (least 0|most 4294967295)"):
+        compose(["+experiment=gpt_tiny", f"run.seed={seed}"])

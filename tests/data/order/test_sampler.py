@@ -18,9 +18,18 @@ from lmkit.config.sections.data import DataConfig, Packing, Source
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.data import loader
 from lmkit.data.batches.packed import build_windows
 from lmkit.data.batches.windows import Windows, make_batch
-from lmkit.data.loader import TrainBatches, batch_shapes, batches_ahead, heldout_batches, host_rows, to_devices
+from lmkit.data.loader import (
+    TrainBatches,
+    batch_shapes,
+    batches_ahead,
+    check_shared_memory,
+    heldout_batches,
+    host_rows,
+    to_devices,
+)
 from lmkit.data.order.sampler import Order, Sampler, permute
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.store.tokens import HELDOUT, TRAIN
@@ -258,3 +267,16 @@ def test_text_shorter_than_a_row_is_refused(data: tuple[TextData, DataConfig]) -
     data[1].seq_len = 10_000_000
     with pytest.raises(ConfigError, match=r"data.seq_len=10000000.*tokens"):
         windows(data)
+
+
+def test_shared_memory_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shared_memory(DataConfig(read_processes=1))
+    monkeypatch.setattr(loader, "_SHARED", "/nowhere")
+    with pytest.raises(ConfigError, match=r"data.read_processes=1: .* /nowhere, .*; set data.read_processes=0"):
+        check_shared_memory(DataConfig(read_processes=1))
+
+
+def test_the_largest_seed_is_a_seed_of_its_own() -> None:
+    orders = [Order([50], [1.0], seed).at(np.arange(50)).index.tolist() for seed in (0, 1, 2**32 - 2, 2**32 - 1)]
+    assert len({tuple(order) for order in orders}) == 4
+    assert all(sorted(order) == list(range(50)) for order in orders)
