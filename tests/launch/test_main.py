@@ -147,7 +147,8 @@ def test_it_prints_and_leaves_nothing(tmp_path: Path) -> None:
 
 def test_it_hands_over(tmp_path: Path) -> None:
     tool = program(tmp_path / "bin", "sbatch", "#!/bin/bash\ncat $1 >submitted\nexit 3\n")
-    words = ["target=slurm", *GPT, "launch.submit=true", "launch.name=mine", "data.paths=[https://me:hunter2@host/a]"]
+    words = ["target=slurm", *GPT, "launch.submit=true", "launch.name=mine", "data=text_files"]
+    words += ["data.paths=[https://me:hunter2@host/a]"]
     done = verb(*words, cwd=tmp_path, path=f"{tool.parent}:/usr/bin:/bin")
     assert done.returncode == 3, done.stderr
     script = (tmp_path / "launch" / "mine.sbatch").read_text()
