@@ -23,7 +23,7 @@ transformers = pytest.importorskip("transformers", reason=LOUD)
 
 from interop.reference import MODELS, make
 
-NAMES = [name for name in MODELS if name not in ("bert", "roberta", "modernbert", "vit", "clip")]
+NAMES = [name for name in MODELS if name not in ("bert", "roberta", "modernbert", "vit", "siglip", "clip")]
 PENALIZED = ["gpt2", "gemma3", "bart", "whisper"]  # one of each kind is enough
 NEW, PAD, START = 14, 1, 2
 LENGTHS = (5, 12, 9)  # of the prompts, around the windows of 8 and 9
