@@ -34,6 +34,11 @@ def _explain(error: BaseException) -> str | None:
         return "there is no home directory: set HOME, or LMKIT_CACHE to a folder for caches, and give paths without ~"
     for one in causes:
         if isinstance(one, OSError) and one.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if one.filename is None:  # a semaphore: of TensorBoard's writer, of processes that read
+                return (
+                    f"no semaphore can be made here ({one.strerror}; they lie in /dev/shm): mount it writable, or set "
+                    f"tracker=none and data.read_processes=0"
+                )
             return f"no permission to write {one.filename}: choose another place with run.dir= or data.cache_dir="
     return None
 

@@ -1,5 +1,6 @@
 """Composition, validation, help: what a user sees before any device is touched."""
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -232,3 +233,9 @@ def test_seeds_have_a_range(seed: int) -> None:
     """Larger ones are other seeds again: 2**32 is 0."""
     with pytest.raises(ConfigError, match=rf"run.seed={seed}: it must be at (least 0|most 4294967295)"):
         compose(["+experiment=gpt_tiny", f"run.seed={seed}"])
+
+
+def test_a_semaphore_that_cannot_be_made_says_where_it_would_lie() -> None:
+    assert "/dev/shm" in (explain(OSError(errno.EROFS, "Read-only file system")) or "")
+    found = explain(OSError(errno.EROFS, "Read-only file system", "/runs/x")) or ""
+    assert "no permission to write /runs/x" in found
