@@ -54,7 +54,21 @@ class Rules(NamedTuple):
 
 
 def read_rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
-    """Of the keys of generation_config.json. Raises ConfigError where forced_decoder_ids leave a place out."""
+    """Of the keys of generation_config.json.
+
+    Raises ConfigError where forced_decoder_ids leave a place out, or a key is not of its type.
+    """
+    try:
+        return _rules(ids, vocab_size)
+    except (TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        keys = ("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens", "lang_to_id", "task_to_id")
+        found = ", ".join(f"{key}={ids[key]!r:.60}" for key in keys if key in ids)
+        raise ConfigError(f"generation_config.json: one of {found} is damaged ({error}); fetch it again") from error
+
+
+def _rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
     forced = sorted((place, token) for place, token in ids.get("forced_decoder_ids") or [])
     if [place for place, _ in forced] != list(range(1, len(forced) + 1)):
         raise ConfigError(f"forced_decoder_ids={forced}: the places must be 1, 2, ... without a gap")

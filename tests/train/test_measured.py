@@ -72,10 +72,13 @@ def test_a_run_is_planned_and_measured_and_teaches_the_next(
     entry = read_calibration("cpu")
     assert entry is not None
     assert set(entry.factors) & {"compute_share", "memory_share"}
-    again = train(corpus, run, "mesh.fsdp=2", "train.steps=14")  # the last part's are its own
+    again = train(corpus, run, "mesh.fsdp=2", "train.steps=24")  # the last part's are its own
     assert str(run) in again["planned"]["from"]
     assert again["planned"]["step_sec"] == pytest.approx(measured["step_sec"], rel=0.01)
-    assert again["measured"]["steps"] == 1
+    assert again["measured"]["steps"] == 10
+    assert again["measured"]["step_sec"] != measured["step_sec"]
+    short = train(corpus, run, "mesh.fsdp=2", "train.steps=26")
+    assert short["measured"] == again["measured"], "a part too short for a median leaves what was measured before"
     assert "1 steps in a row" in again["measured"]["reason"]
     assert again["measured"]["memory_bytes"] == measured["memory_bytes"]
     assert "step_sec" not in again["measured"]

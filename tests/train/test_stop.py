@@ -22,6 +22,7 @@ def _handlers() -> Iterator[None]:
     [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGUSR1, 75)],
 )
 def test_a_signal_is_noted_and_the_step_ends(number: signal.Signals, status: int) -> None:
+    ours = signal.signal(number, signal.SIG_DFL)  # nohup may have taken SIGHUP
     before = signal.getsignal(number)
     with Stop() as stop:
         assert not stop.asked(1)
@@ -29,6 +30,7 @@ def test_a_signal_is_noted_and_the_step_ends(number: signal.Signals, status: int
         assert stop.asked(1)
     assert (stop.signal, stop.status) == (number, status)
     assert signal.getsignal(number) is before
+    signal.signal(number, ours)
 
 
 def test_what_nohup_ignores_stays_ignored_and_a_launchers_signal_stays_its_own() -> None:

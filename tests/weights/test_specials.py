@@ -23,7 +23,7 @@ from lmkit.data.tokens.chat import NO_TEMPLATE, load_chat_template
 from lmkit.data.tokens.tokenizer import Tokenizer as AnyTokenizer
 from lmkit.data.tokens.tokenizer import load_tokenizer
 from lmkit.weights import start_tokenizer
-from lmkit.weights.specials import read_specials
+from lmkit.weights.specials import read_rules, read_specials
 
 INIT = TokenizerConfig(kind=TokenizerKind.init)
 TEXT, PAIR = "some words", "and more"
@@ -228,3 +228,12 @@ def test_a_run_keeps_what_was_found(tmp_path: Path) -> None:
     (run / "config.yaml").write_text("tokenizer: {kind: [")
     with pytest.raises(ConfigError, match=r"config.yaml is no YAML"):
         read_tokenizer(run)
+
+
+@pytest.mark.parametrize("damage", [
+    {"forced_decoder_ids": 3}, {"forced_decoder_ids": [1]}, {"suppress_tokens": [None]}, {"suppress_tokens": 7},
+    {"lang_to_id": [1]}, {"forced_decoder_ids": [[1, "x"], ["a", 2]]},
+])  # fmt: skip
+def test_rules_of_a_wrong_type_are_one_line(damage: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(damage))}="):
+        read_rules(damage, 100)
