@@ -79,9 +79,7 @@ def test_a_run_is_planned_and_measured_and_teaches_the_next(
     assert again["measured"]["step_sec"] != measured["step_sec"]
     short = train(corpus, run, "mesh.fsdp=2", "train.steps=26")
     assert short["measured"] == again["measured"], "a part too short for a median leaves what was measured before"
-    assert "1 steps in a row" in again["measured"]["reason"]
     assert again["measured"]["memory_bytes"] == measured["memory_bytes"]
-    assert "step_sec" not in again["measured"]
 
 
 def test_the_plan_of_a_run_is_that_of_the_verb() -> None:
