@@ -15,7 +15,7 @@ from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.prepare import Executor, PrepareConfig
 from lmkit.data.sources.listing import expand
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource
-from lmkit.prepare.clean import clean
+from lmkit.prepare.clean import clean, steps
 
 SETTINGS = CleanConfig(normalise=True, exact=True, near=0.8)
 
@@ -63,18 +63,21 @@ def test_slurm_that_is_not_there_is_named(source: TextSource, tmp_path: Path, mo
         clean(source, SETTINGS, PrepareConfig(executor=Executor.slurm, tasks=4), tmp_path / "out")
 
 
-class Deadly(TextSource):
+class Deadly(steps.Read):
     """Kills the worker that unpacks it."""
 
     def __reduce__(self) -> tuple:
         return signal.raise_signal, (signal.SIGKILL,)
 
 
-def test_a_killed_worker_ends_the_job_and_is_named(source: TextSource, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_job_and_is_named(
+    source: TextSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """datatrove's own pool waits for its result for ever."""
-    deadly = Deadly(source.files, source.text_key, source.holdout_every)
+    monkeypatch.setattr("lmkit.prepare.clean.run.Read", Deadly)
     with pytest.raises(UserError, match=r"a worker of the stage 'filter' was killed.*set prepare.workers= below 2"):
-        clean(deadly, SETTINGS, PrepareConfig(workers=2, tasks=4), tmp_path / "out")
+        clean(source, SETTINGS, PrepareConfig(workers=2, tasks=4), tmp_path / "out")
+    monkeypatch.undo()
     clean(source, SETTINGS, PrepareConfig(workers=2, tasks=4), tmp_path / "out")
     assert contents(tmp_path / "out") == local(source, tmp_path / "local")
 
