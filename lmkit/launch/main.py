@@ -6,7 +6,6 @@ from pathlib import Path
 
 from lmkit.config.base import UserError
 from lmkit.config.checks import check_experiment
-from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.launch import Target
 from lmkit.files import private_files
@@ -21,7 +20,7 @@ def launch(experiment: Experiment) -> int:
     settings = experiment.launch
     if not settings.name:
         settings.name = job_name(experiment)  # the time stands still from here
-    script = render(experiment, given_words())
+    script = render(experiment, sys.argv[1:])
     if not settings.submit:
         print(script, end="")
         return 0

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import shlex
+import sys
 import time
 from collections import Counter
 from typing import Any
@@ -14,7 +15,6 @@ from lmkit import hosts
 from lmkit.checkpoint import Checkpoints
 from lmkit.config.base import UserError
 from lmkit.config.checks import check_experiment
-from lmkit.config.entry import given_words
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import TOKENIZER_FILE, write_model, write_tokenizer
@@ -282,5 +282,5 @@ def _due(step: int, every: int) -> bool:
 
 
 def _resume_command(run: RunDir) -> str:
-    words = redact_words(word for word in given_words() if not word.startswith("run.dir="))
+    words = redact_words(word for word in sys.argv[1:] if not word.startswith("run.dir="))
     return f"python -m lmkit.train {shlex.join([*words, f'run.dir={run.path}'])}"

@@ -4,7 +4,6 @@ from lmkit.config.entry.compose import compose, register, to_experiment
 from lmkit.config.entry.errors import explain
 from lmkit.config.entry.keys import GROUPS, TOWERS, all_keys_of, help_text
 from lmkit.config.entry.verb import run_verb
-from lmkit.config.entry.words import given_words
 
 __all__ = [
     "GROUPS",
@@ -12,7 +11,6 @@ __all__ = [
     "all_keys_of",
     "compose",
     "explain",
-    "given_words",
     "help_text",
     "register",
     "run_verb",

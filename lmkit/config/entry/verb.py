@@ -19,7 +19,7 @@ from lmkit.config.entry.keys import help_text
 from lmkit.config.entry.local import run_local
 from lmkit.config.entry.streams import BROKEN_PIPE, showing, silence
 from lmkit.config.entry.sweep import JobEnded, is_elsewhere, send_back
-from lmkit.config.entry.words import note_words, quoted_words
+from lmkit.config.entry.words import quoted_words
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import conf_dir, options_of
 from lmkit.config.saved import take_blocks
@@ -84,13 +84,13 @@ def _compose_and_call(verb: str, target: str, argv: list[str], from_model: bool,
     register(argv)
     statuses: list[int] = []
     words = argv
-    note_words(words)
     argv = take_blocks(argv) if from_model else argv
     argv = quoted_words(argv, sweep=bool({"-m", "--multirun"} & set(argv))) + (["~model"] if from_model else [])
     failures: list[Exception] = []  # kept from Hydra, which would print them its own way
 
     @hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
     def call(composed: DictConfig) -> None:
+        sys.argv = [f"lmkit.{verb}", *words]  # Hydra has read its own; a verb prints and hands on what it was given
         try:
             experiment = to_experiment(composed)
             apart = verb == "prepare" or (verb == "plan" and experiment.plan.calibrate)  # that is about a run there is

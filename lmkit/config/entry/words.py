@@ -5,7 +5,6 @@ Left to Hydra are values in quotes of their own (run.name='a b'), and in a sweep
 """
 
 import re
-import sys
 from collections.abc import Iterable
 
 from lmkit.config.entry.keys import all_keys_of
@@ -14,17 +13,6 @@ from lmkit.config.experiment import Experiment
 _VERBATIM = ("generate.prompt",)  # quotes and ${ are part of it, too
 _INTERPOLATION, _ESCAPED = re.compile(r"(\\*)\$\{"), r"\1\1\\${"
 _OPEN, _CLOSE, _QUOTES = "([{", ")]}", "\"'"
-_given: list[str] = []
-
-
-def given_words() -> list[str]:
-    """The words that the verb was called with, before they were quoted for Hydra."""
-    return list(_given or sys.argv[1:])
-
-
-def note_words(words: Iterable[str]) -> None:
-    """Keeps them for `given_words`."""
-    _given[:] = words
 
 
 def quoted_words(words: Iterable[str], sweep: bool = False) -> list[str]:
