@@ -1,7 +1,8 @@
 """Keys that would change nothing: a key that is set needs what it belongs to.
 
 A key at its default is never refused. What of a configuration has no effect and is said instead (heads of a BERT that
-an objective does not train, the size of a vocabulary that is not trained) is not in the table.
+an objective does not train, the size of a vocabulary that is not trained) is not in the table, nor what a section or
+`checks.py` refuses anyway.
 """
 
 from enum import Enum
@@ -10,13 +11,19 @@ from typing import Any, NamedTuple
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.sections.families import ViTConfig
+from lmkit.config.sections.objective import ON_TEXT, WITH_CLASSES, ObjectiveKind
 
 SET, UNSET = "set", "unset"  # any value but 0, false, '' and nothing in it; only those
-_VOCABULARY = "causal_lm chat masked_lm seq2seq span_corruption"
-_TEXT = "causal_lm masked_lm span_corruption"  # learns from text files; the others from records
-_RECORDS = "seq2seq classify contrastive chat classify_tokens regress"
-_CLASSES = "classify classify_tokens"
-_OF_TEXT = "causal_lm masked_lm span_corruption seq2seq classify contrastive classify_tokens regress"  # all but chat
+
+
+def _all_but(*kinds: ObjectiveKind) -> str:
+    return " ".join(one.name for one in ObjectiveKind if one not in kinds)
+
+
+_RECORDS = _all_but(*ON_TEXT)
+_TEXT = " ".join(one.name for one in ON_TEXT)
+_CLASSES = " ".join(one.name for one in WITH_CLASSES)
+_VOCABULARY = _all_but(*WITH_CLASSES, ObjectiveKind.regress, ObjectiveKind.contrastive)
 
 
 class Need(NamedTuple):
@@ -37,7 +44,7 @@ _NEEDS = {
         Need("target_len", "objective.kind", "seq2seq"),
         Need("isolate_documents", "objective.kind", "causal_lm masked_lm"),
         Need("seq_len text_key", "model", "gpt bert encdec clip"),
-        Need("text_key", "objective.kind", _OF_TEXT),
+        Need("text_key", "objective.kind", _all_but(ObjectiveKind.chat)),
         Need("text_key", "model.num_mels", UNSET),
         Need("heldout_paths", "source", "records image_folder idx audio_folder"),
         Need("label_key image_key audio_key", "source", "records"),
@@ -51,7 +58,7 @@ _NEEDS = {
         Need("messages_key message_format", "objective.kind", "chat"),
         Need("message_format", "tokenizer.chat_template", UNSET),
     ],
-    "data.augment": [Need("flip crop_pixels rotate_degrees scale mixup", "model", "vit clip")],
+    "data.augment": [Need("flip crop_pixels rotate_degrees scale", "model", "vit clip")],
     "data.clean": [
         Need("normalise languages quality pii decontaminate exact near", "objective.kind", _TEXT),
         Need("language_threshold", "languages", SET),
@@ -100,10 +107,7 @@ _MODEL_NEEDS = [
     Need("qkv_bias", "bias", UNSET),
     Need("key_bias", "bias|qkv_bias", SET),
     Need("global_first", "global_every", SET),
-    Need(
-        "experts_per_token renormalize_experts shared_experts capacity_factor balance_loss router_z_loss",
-        "num_experts", SET,
-    ),
+    Need("experts_per_token renormalize_experts", "num_experts", SET),
     Need("position_offset", "position", "learned"),
     Need("max_source_len", "num_mels|position", f"{SET} learned"),
     Need("classify_tokens", "objective.kind", "classify_tokens"),

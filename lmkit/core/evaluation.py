@@ -11,14 +11,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from lmkit import metrics
-from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.config.sections.objective import WITH_CLASSES, ObjectiveKind
 from lmkit.core.state import State
 from lmkit.core.task import Task, bits_per_byte
 from lmkit.objectives.build import Batch
 from lmkit.objectives.sums import Sums
 
 _IN_FLIGHT = 4  # batches dispatched before the first is waited for
-_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
 
 
 def evaluate(
@@ -61,7 +60,7 @@ def _means(task: Task, part: str, results: list[Sums]) -> dict[str, float]:
     means = {"loss": nats}
     if task.kind is ObjectiveKind.causal_lm:
         means["bits_per_byte"] = bits_per_byte(task, part, nats)
-    elif task.kind not in (*_CLASSES, ObjectiveKind.regress, ObjectiveKind.contrastive):
+    elif task.kind not in (*WITH_CLASSES, ObjectiveKind.regress, ObjectiveKind.contrastive):
         means["perplexity"] = metrics.perplexity(nats)
     if task.kind is not ObjectiveKind.regress:
         means["accuracy"] = float(total.correct / weight)
@@ -73,7 +72,7 @@ def _scores(
 ) -> tuple[dict[str, float], np.ndarray | None]:
     """Figures of all rows (or words) that weigh something, where the package for them is installed."""
     real = weights > 0
-    if task.kind in _CLASSES and len(task.labels) > 1 and metrics.available("classification"):
+    if task.kind in WITH_CLASSES and len(task.labels) > 1 and metrics.available("classification"):
         figures = metrics.classification(truth[real], predicted[real], task.labels)
         return figures, metrics.confusion(truth[real], predicted[real], len(task.labels))
     if task.kind is ObjectiveKind.regress and metrics.available("regression"):

@@ -13,7 +13,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import TEXTS, DataConfig, OnCorrupt
 from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
-from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.config.sections.objective import WITH_CLASSES, ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, label_of
 from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets, Words, words_of
@@ -30,8 +30,6 @@ from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import ChatTemplate, load_chat_template
 from lmkit.data.tokens.sample import Part, Sample
 from lmkit.data.tokens.tokenizer import Tokenizer
-
-_WITH_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
 
 
 class RecordData(NamedTuple):
@@ -154,7 +152,7 @@ def _labels(data: DataConfig, kind: ObjectiveKind, sources: list[RecordSource]) 
 
     Raises ConfigError for a class of data.labels that no record has.
     """
-    if kind not in _WITH_CLASSES:
+    if kind not in WITH_CLASSES:
         return []
     found: Counter[str] = Counter()
     for source in sources:

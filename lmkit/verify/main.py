@@ -12,7 +12,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.checks import check_experiment
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.mesh import MeshConfig
-from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.config.sections.objective import WITH_CLASSES, ObjectiveKind
 from lmkit.core.inputs import make_inputs
 from lmkit.cost.collectives import show_traffic
 from lmkit.cost.traffic import least_traffic
@@ -71,7 +71,7 @@ def fit_heads(experiment: Experiment):
     model, kind = experiment.model, experiment.objective.kind
     if kind is ObjectiveKind.regress:
         return dataclasses.replace(model, num_classes=1)
-    if kind in (ObjectiveKind.classify, ObjectiveKind.classify_tokens) and not model.num_classes:  # type: ignore
+    if kind in WITH_CLASSES and not model.num_classes:  # type: ignore
         return dataclasses.replace(model, num_classes=4)
     return model
 

@@ -23,6 +23,7 @@ class ObjectiveKind(Enum):
 
 # They learn from text files; the others from labelled records.
 ON_TEXT = (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm, ObjectiveKind.span_corruption)
+WITH_CLASSES = (ObjectiveKind.classify, ObjectiveKind.classify_tokens)
 
 
 @dataclass
