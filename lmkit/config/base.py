@@ -6,7 +6,7 @@ Nothing here imports jax, hydra or omegaconf: importing the configuration costs 
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -89,32 +89,35 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 def keys_of(schema: type, prefix: str = "") -> list[tuple[str, str, Any, str]]:
     """Every key of a section as (dotted name, type, default, documentation), depth first."""
     rows: list[tuple[str, str, Any, str]] = []
-    for field in dataclasses.fields(schema):
-        name, doc = prefix + field.name, field.metadata.get("doc", "")
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            rows += keys_of(field.type, name + ".")
-            continue
+    for name, field, _ in _walk(schema, prefix):
         if field.default is not dataclasses.MISSING:
             default = field.default
         elif field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         else:
             default = "(required)"
-        rows.append((name, _type_name(field.type), default.name if isinstance(default, Enum) else default, doc))
+        shown = default.name if isinstance(default, Enum) else default
+        rows.append((name, _type_name(field.type), shown, field.metadata.get("doc", "")))
     return rows
 
 
 def free_keys(schema: type, prefix: str = "") -> set[str]:
     """The dotted names of the keys that do not change results."""
-    free: set[str] = set()
-    of_section = getattr(schema, "changes_results", True)
+
+    def changes(field: dataclasses.Field, section: type) -> bool:
+        own = field.metadata.get("changes_results")
+        return getattr(section, "changes_results", True) if own is None else own
+
+    return {name for name, field, section in _walk(schema, prefix) if not changes(field, section)}
+
+
+def _walk(schema: type, prefix: str) -> Iterator[tuple[str, dataclasses.Field, type]]:
+    """Every key as (dotted name, field, its section), depth first."""
     for field in dataclasses.fields(schema):
-        name, own = prefix + field.name, field.metadata.get("changes_results")
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            free |= free_keys(field.type, f"{name}.")
-        elif not (of_section if own is None else own):
-            free.add(name)
-    return free
+            yield from _walk(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field, schema
 
 
 def _type_name(kind: Any) -> str:
