@@ -1,5 +1,6 @@
 """Where a cleaned corpus lies, and in how many pieces. Cleaning itself is `lmkit.prepare.clean`."""
 
+from collections import Counter
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
@@ -8,7 +9,7 @@ from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.data.cache import open_cache, place_of
-from lmkit.data.sources.listing import expand
+from lmkit.data.sources.listing import expand, matching
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource, build_sources
 
 FORMAT = 1
@@ -67,10 +68,6 @@ def evaluation_texts(settings: CleanConfig) -> TextSource | None:
         return None
     files = []
     for path in settings.decontaminate:
-        found = expand(path, TEXT_SUFFIXES, allow_roots=("/",))  # of these texts hashes of words are kept, no more
-        if not found:
-            raise ConfigError(
-                f"data.clean.decontaminate: {path!r} matches no file with one of {', '.join(TEXT_SUFFIXES)}"
-            )
-        files += found
+        # any link may be followed: of these texts hashes of words are kept, no more
+        files += matching(path, TEXT_SUFFIXES, Counter(), allow_roots=("/",), key="data.clean.decontaminate")
     return TextSource(sorted(files, key=lambda file: file.url), "text", 2)

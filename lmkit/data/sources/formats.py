@@ -6,13 +6,14 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from lmkit.config.base import ConfigError
 from lmkit.data.sources.files import PACKED, File, damage, opened, unpacked_ending
 
 LINES, TABLES, JSON = (".jsonl",), (".csv", ".tsv"), (".json",)
+T = TypeVar("T")
 _SAMPLE_CHARS = 200
 _COUNTED = 1 << 23  # bytes whose line ends are counted at a time
 _FIELD_CHARS = 1 << 30  # of a field of a .csv; the csv module's own limit is 131,072
@@ -231,6 +232,17 @@ def half_in(value: Any, key: str) -> Bad | None:
         return Bad("", f"has half a character (a lone surrogate) under {key!r}", sample_of(value))
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return next((bad for one in parts if (bad := half_in(one, key))), None)
+
+
+def usable(found: Iterable[T | Bad], bad: Callable[[Bad], None] | None) -> Iterator[T]:
+    """What can be used, in order. The rest goes to `bad`; without it the first such record is a ConfigError."""
+    for one in found:
+        if not isinstance(one, Bad):
+            yield one
+        elif bad is None:
+            raise ConfigError(f"data: {one.place} {one.reason}")
+        else:
+            bad(one)
 
 
 def check_share(bad: int, records: int, most: float, where: str) -> None:

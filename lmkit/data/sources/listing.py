@@ -73,6 +73,24 @@ def expand(
     return files
 
 
+def matching(
+    path: str, suffixes: tuple[str, ...], left_out: Counter[str], *, asked: tuple[str, ...] = (),
+    allow_roots: Sequence[str] = (), key: str = "data.paths", only: bool = False,
+) -> list[File]:  # fmt: skip
+    """The files of a path, as `expand` gives them; `only`: a path that names one file must end so, too.
+
+    Raises ConfigError, naming the configuration's `key`, where there are none; `left_out` gets what is there instead.
+    """
+    here: Counter[str] = Counter()
+    found = expand(path, suffixes, asked=asked, allow_roots=allow_roots, left_out=here)
+    found = [file for file in found if not only or ending(file.url).endswith((*suffixes, *asked))]
+    if not found:
+        there = f" (there are {left_out_note(here)})" if here else ""
+        raise ConfigError(f"{key}: {path!r} matches no file with one of {', '.join(suffixes)}{there}")
+    left_out += here
+    return found
+
+
 def _found(system: Any, root: str, local: bool) -> tuple[dict[str, Any], str]:
     """What is there by name, and what their names are relative to."""
     if system.isdir(root):

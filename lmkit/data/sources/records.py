@@ -12,9 +12,9 @@ import numpy as np
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig, Source
 from lmkit.data.sources.files import File, ending, read_bytes
-from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, decoded, half_in, read_rows, with_packed
+from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, decoded, half_in, read_rows, usable, with_packed
 from lmkit.data.sources.images import read_idx
-from lmkit.data.sources.listing import expand, left_out_note
+from lmkit.data.sources.listing import matching
 from lmkit.data.sources.roots import resolve
 
 RECORD_SUFFIXES = (*with_packed(*LINES, *TABLES), ".parquet")
@@ -96,16 +96,11 @@ class RecordSource:
             return []
         files: dict[str, File] = {}
         for path in paths:
-            left_out: Counter[str] = Counter()
-            found = expand(path, suffixes, asked=asked, allow_roots=self.config.allow_roots, left_out=left_out)
-            found = [file for file in found if ending(file.url).endswith((*suffixes, *asked))]
-            if not found:
-                there = f" (there are {left_out_note(left_out)})" if left_out else ""
-                raise ConfigError(f"{key}: {path!r} matches no file that ends in one of {', '.join(suffixes)}{there}")
+            roots = self.config.allow_roots
+            found = matching(path, suffixes, self.left_out, asked=asked, allow_roots=roots, key=key, only=True)
             if kind is Source.image_folder:
                 _check_depth(path, found)
             files |= {file.url: file for file in found}
-            self.left_out += left_out
         if not files and key == "data.paths":
             raise ConfigError(f"data.source={kind.name}: no paths: set data.paths=[FILE, FOLDER or GLOB, ...]")
         return [files[url] for url in sorted(files)]
@@ -120,13 +115,7 @@ class RecordSource:
 
         Raises ConfigError for a file that cannot be reached; without `bad` for the first such record, too.
         """
-        for one in self._records():
-            if isinstance(one, Record):
-                yield one
-            elif bad is None:
-                raise ConfigError(f"data: {one.place} {one.reason}")
-            else:
-                bad(one)
+        return usable(self._records(), bad)
 
     def _records(self) -> Iterator[Record | Bad]:
         config = self.config

@@ -12,9 +12,9 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.data import DataConfig, Source
 from lmkit.data.sources.documents import Document, Keys, Reader, read_text_file, read_tree_file
 from lmkit.data.sources.files import File, ending
-from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, with_packed
+from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, usable, with_packed
 from lmkit.data.sources.hf import hf_files, read_hf
-from lmkit.data.sources.listing import ANY, expand, left_out_note
+from lmkit.data.sources.listing import ANY, matching
 from lmkit.data.sources.roots import is_local
 from lmkit.data.sources.warc import WARC_SUFFIXES, read_warc
 from lmkit.files import write_json
@@ -73,13 +73,7 @@ class TextSource:
         """
         read = _READERS.get(self.kind, read_text_file)
         for file in self.files[first::step]:
-            for one in read(file, self.keys):
-                if isinstance(one, Document):
-                    yield one
-                elif bad is None:
-                    raise ConfigError(f"data: {one.place} {one.reason}")
-                else:
-                    bad(one)
+            yield from usable(read(file, self.keys), bad)
 
     def held_out(self, name: str) -> bool:
         """Whether a document is kept for evaluation: a hash of its name, so the same on every machine."""
@@ -142,13 +136,8 @@ def _files(kind: Source, part: str, paths: list[str], config: DataConfig, left_o
     suffixes, asked = _SUFFIXES.get(kind, TEXT_SUFFIXES), _ASKED.get(kind, ())
     files: dict[str, File] = {}
     for path in paths:
-        here: Counter[str] = Counter()
-        found = expand(path, suffixes, asked=asked, allow_roots=config.allow_roots, left_out=here)
-        if not found:
-            there = f" (there are {left_out_note(here)})" if here else ""
-            raise ConfigError(f"data.paths: {path!r} matches no file with one of {', '.join(suffixes)}{there}")
+        found = matching(path, suffixes, left_out, asked=asked, allow_roots=config.allow_roots)
         files |= {f.url: f for f in found}
-        left_out += here
     whole = [files[url] for url in sorted(files)]
     return [one for file in whole for one in _ranges(file)] if kind is Source.text_files else whole
 
