@@ -18,6 +18,7 @@ from lmkit.data.keyed import permute
 
 FORMAT = 2  # of the order of a mixture; it goes up when the same weights and seed deal other rows
 BLOCK = 1024  # rows of a block
+_ENDLESS = np.iinfo(np.int64).max  # rows or blocks
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples, without their whole part, lie evenly between 0 and 1
 _LEVELS = 64  # of the weights on their way; a line of the table each
 
@@ -130,21 +131,21 @@ def _dealt(shares: np.ndarray, phase: np.ndarray, rows: int) -> tuple[np.ndarray
 def _segments(counts: np.ndarray, course: Course) -> tuple[list[Segment], int | None]:
     """The lines of the table, and how many rows there are in all; None without end."""
     caps = np.array(course.max_epochs or [0.0] * len(counts))
-    most = np.iinfo(np.int64).max
-    left = np.array([max(round(cap * int(n)), 1) if cap else most for cap, n in zip(caps, counts, strict=True)])
+    left = np.array([max(round(cap * int(n)), 1) if cap else _ENDLESS for cap, n in zip(caps, counts, strict=True)])
     levels, block, before = _levels(course), 0, np.zeros(len(counts), np.int64)
     phase = np.arange(1, len(counts) + 1) * _GOLDEN % 1.0
     segments: list[Segment] = []
     for (_, weights), end in zip(levels, [*(first for first, _ in levels[1:]), None], strict=True):
         while end is None or block < end:
-            room = np.where(left == most, most, left - before)
+            room = np.where(left == _ENDLESS, _ENDLESS, left - before)
             open_to = np.where(room > 0, weights, 0.0)
             shares = open_to / (math.fsum(open_to) or 1.0)
-            blocks = _blocks_within(shares, phase, room)
-            if blocks is None and end is None and open_to.any():
+            blocks = _blocks_within(shares, phase, room) if open_to.any() else 0
+            if end is not None:
+                blocks = min(blocks, end - block)
+            if blocks == _ENDLESS:
                 return [*segments, Segment(block, before, shares, phase)], None
-            if blocks != 0 and open_to.any():
-                blocks = min(one for one in (blocks, None if end is None else end - block) if one is not None)
+            if blocks:
                 segments.append(Segment(block, before, shares, phase))
                 rows, phase = _dealt(shares, phase, blocks * BLOCK)
             else:  # a part ends in this block
@@ -159,11 +160,11 @@ def _segments(counts: np.ndarray, course: Course) -> tuple[list[Segment], int | 
     raise AssertionError("the last level has no end")
 
 
-def _blocks_within(shares: np.ndarray, phase: np.ndarray, room: np.ndarray) -> int | None:
-    """So many whole blocks can be dealt before a part needs more than its room; None without end."""
-    ending = (room < np.iinfo(np.int64).max) & (shares > 0)
+def _blocks_within(shares: np.ndarray, phase: np.ndarray, room: np.ndarray) -> int:
+    """So many whole blocks can be dealt before a part needs more than its room."""
+    ending = (room < _ENDLESS) & (shares > 0)
     if not ending.any():
-        return None
+        return _ENDLESS
     blocks = int(np.min(room[ending] / (shares[ending] * BLOCK)))  # a few rows off at most
     while (_dealt(shares, phase, (blocks + 1) * BLOCK)[0] <= room).all():
         blocks += 1
