@@ -10,10 +10,15 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 _came_with: list[int] = []  # the umask of the process, while `private_files` has put another in its place
 Checksums = dict[str, list[int]]  # path from the folder -> [bytes, CRC-32]
+
+
+def is_checksum(value: Any) -> bool:
+    """Whether this is [bytes, CRC-32], as a list of checksums has it."""
+    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)
 
 
 def crc32(path: Path) -> int:

@@ -2,11 +2,10 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 from lmkit.config.base import ConfigError
 from lmkit.config.documents import read_document
-from lmkit.files import changes, checksums, write_json
+from lmkit.files import changes, checksums, is_checksum, write_json
 
 NAME = "lmkit_manifest.json"
 
@@ -27,12 +26,7 @@ def check_manifest(folder: Path, part: int = 0, parts: int = 1) -> str:
         sums = read_document(folder / NAME)
     except ConfigError:
         return f"{NAME} is damaged"
-    if not sums or not all(map(_is_sum, sums.values())):
+    if not sums or not all(map(is_checksum, sums.values())):
         return f"{NAME} is damaged"
     mine = dict(itertools.islice(sums.items(), part, None, parts))
     return next(iter(changes(folder, mine)), "")
-
-
-def _is_sum(value: Any) -> bool:
-    """Whether this is [bytes, CRC-32]."""
-    return isinstance(value, list) and len(value) == 2 and all(type(one) is int for one in value)

@@ -29,6 +29,7 @@ from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import template_source
 from lmkit.data.tokens.tokenizer import Tokenizer, has_token
 
+_IDENTITY = ("text_sha256", "sha256", "tokenizer_sha256", "labels")  # of a part of the data
 MASKS = ("<|mask|>", "[MASK]", "<mask>")
 
 
@@ -168,6 +169,16 @@ def _record_task(experiment: Experiment, data: RecordData) -> Task:
     elif isinstance(model, CLIPConfig):
         source += model.vision.num_patches
     return Task(kind, model, data.tokenizer, batches, data.weights, data.labels, source, target, 0, {}, facts, notes)
+
+
+def changed_data(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, str, Any, Any]]:
+    """What says which data these are and is not as it was: (part, name, then, now). Both are a task's facts."""
+    return [
+        (part, name, then[name], now.get(part, {}).get(name))
+        for part, then in before.items()
+        for name in _IDENTITY
+        if name in then and then[name] != now.get(part, {}).get(name)
+    ]
 
 
 def _add_shares(facts: dict[str, Any], batches: Batches, experiment: Experiment) -> None:

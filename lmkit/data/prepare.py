@@ -2,11 +2,11 @@
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.sections.data import DataConfig, OnCorrupt, Source, SourceConfig
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
@@ -102,7 +102,7 @@ def build_tokenizer(
     path = place_of(cache, "tokenizers", [_TOKENIZER_FORMAT, settings(config), *made_from])
     if not (path / TRAINED_ON).is_file():
         make_once(path, lambda folder: _train(folder, config, texts(config.train_mb * 1_000_000)))
-    codec, about = load_tokenizer(path / "tokenizer.json", config), json.loads((path / TRAINED_ON).read_text())
+    codec, about = load_tokenizer(path / "tokenizer.json", config), read_document(path / TRAINED_ON)
     assert isinstance(codec, FastTokenizer)
     codec.trained_on, codec.notes = about["sources"], about["notes"]
     if vocab_size and codec.vocab_size < config.vocab_size:

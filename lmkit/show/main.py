@@ -11,12 +11,13 @@ import yaml
 
 from lmkit.config.base import ConfigError
 from lmkit.config.checks import check_experiment
+from lmkit.config.documents import read_document
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import RUN_FILE, read_experiment, read_tokenizer
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerKind
-from lmkit.core.task import prepare_task
+from lmkit.core.task import changed_data, prepare_task
 from lmkit.data.batches.windows import Batches
 from lmkit.data.store.frame import Frame
 from lmkit.data.tokens.tokenizer import Tokenizer
@@ -83,15 +84,12 @@ def _of_run(path: Path, words: list[str]) -> Source:
         experiment = dataclasses.replace(experiment, tokenizer=read_tokenizer(path))
     task = prepare_task(experiment, _Progress())
     receipt = path / "receipt.json"
-    recorded = json.loads(receipt.read_text()).get("data", {}) if receipt.is_file() else {}
-    for part, facts in recorded.items():
-        for name in ("text_sha256", "sha256", "tokenizer_sha256"):
-            here = task.facts.get(part, {}).get(name)
-            if facts.get(name) != here:
-                raise ConfigError(
-                    f"store={path}: the data of the run are no longer those it learned from: {name} of {part!r} was "
-                    f"{facts.get(name)} and is {here}; bring back its files, or give the store that it read"
-                )
+    recorded = read_document(receipt).get("data", {}) if receipt.is_file() else {}
+    for part, name, then, here in changed_data(recorded, task.facts):
+        raise ConfigError(
+            f"store={path}: the data of the run are no longer those it learned from: {name} of {part!r} was {then} and "
+            f"is {here}; bring back its files, or give the store that it read"
+        )
     return Source(experiment, task.batches, task.tokenizer, task.labels, True)
 
 

@@ -1,7 +1,6 @@
 """The run directory: who owns it, what it was made with, and whether this run may continue it."""
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -15,12 +14,12 @@ import yaml
 
 from lmkit import __version__, hosts
 from lmkit.config.base import ConfigError, free_keys
+from lmkit.config.documents import read_document
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
+from lmkit.core.task import changed_data
 from lmkit.files import lock_file, shared_files, write_json, write_text
 from lmkit.redact import redact, redact_words
-
-_IDENTITY = ("text_sha256", "sha256", "tokenizer_sha256", "labels")  # of a part of the data, as the receipt has it
 
 
 class RunDir:
@@ -67,7 +66,7 @@ class RunDir:
                     f"run.dir={self.path} is not empty and not a run ({others[0]} ...); choose another run.dir="
                 )
             return False
-        rows = differing(redact(yaml.safe_load(file.read_text())), redact(to_plain(experiment)))
+        rows = differing(redact(read_document(file)), redact(to_plain(experiment)))
         # What adapters are of may have moved: weights/start.py checks that it is the same.
         free = free_keys(Experiment) | free_keys(type(experiment.model), "model.")
         free |= {"init_from"} if experiment.lora.rank else set()
@@ -92,22 +91,21 @@ class RunDir:
         `facts` are a task's: by part the hashes of texts, records and tokenizer, the classes, the order's format.
         """
         before = self.read_json("receipt.json").get("data", {}) if self.resumed and hosts.is_first() else {}
-        bad = []
-        for part, now in facts.items():
-            then = before.get(part, {})
-            for name in _IDENTITY:
-                if name in then and then[name] != now.get(name):
-                    bad.append(f"{part}: {name} ({_short(then[name])} there, {_short(now.get(name))} here)")
-            if "mixture" in now and then and then.get("mixture", {}).get("format", 1) != now["mixture"]["format"]:
+        if changed := changed_data(before, facts):
+            shown = ", ".join(
+                f"{part}: {name} ({_short(then)} there, {_short(now)} here)" for part, name, then, now in changed
+            )
+            raise ConfigError(
+                f"run.dir={self.path}: the data are not those that this run began with: {shown}; put them back, or "
+                f"choose another run.dir="
+            )
+        for part, then in before.items():
+            now = facts.get(part, {}).get("mixture")
+            if now and then.get("mixture", {}).get("format", 1) != now["format"]:
                 self.notes.append(
                     f"data {part!r}: lmkit deals the rows of a mixture in another order since this run began; the rows "
                     f"from here on are not those it would have had"
                 )
-        if bad:
-            raise ConfigError(
-                f"run.dir={self.path}: the data are not those that this run began with: {', '.join(bad)}; put them "
-                f"back, or choose another run.dir="
-            )
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Replaces a file in one step, without secrets; of many processes the first does."""
@@ -115,9 +113,9 @@ class RunDir:
             write_json(self.path / name, redact(value))
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A file's contents, or {}."""
+        """A file's contents, or {}. Raises ConfigError where it is damaged."""
         file = self.path / name
-        return json.loads(file.read_text()) if file.is_file() else {}
+        return read_document(file) if file.is_file() else {}
 
     def __enter__(self) -> "RunDir":
         return self

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
 from flax import nnx
 from jax.sharding import Mesh
 
 from lmkit import interop
+from lmkit.config.documents import read_document
 from lmkit.config.saved import RUN_FILE, read_model
 from lmkit.config.sections.model import LinearDType, ModelConfig, TransformerConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig
@@ -44,7 +44,7 @@ class SavedModel:
         if self.source.form is not Form.run:
             return self.config.source_len  # type: ignore[attr-defined]
         file = self.source.home / RUN_FILE
-        data = ((yaml.safe_load(file.read_text()) if file.is_file() else None) or {}).get("data", {})
+        data = read_document(file).get("data", {}) if file.is_file() else {}
         return data.get("seq_len", self.config.source_len)  # type: ignore[attr-defined]
 
     def params(self, mesh: Mesh | None = None) -> LoadedParams:

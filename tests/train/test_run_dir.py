@@ -67,6 +67,15 @@ def test_data_that_changed_are_named(begun: Path, changed: dict[str, Any], words
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "text"), [
+    ("config.yaml", ""), ("config.yaml", "run: {name: ["), ("receipt.json", '{"data": {"rec'), ("receipt.json", "[]"),
+])  # fmt: skip
+def test_a_damaged_file_of_the_run_is_named(begun: Path, name: str, text: str) -> None:
+    (begun / name).write_text(text)
+    with pytest.raises(ConfigError, match=rf"{name} (is no|holds)"), RunDir(experiment(begun)) as run:
+        run.check_data(FACTS)
+
+
 def test_a_mixture_that_is_dealt_in_another_order_is_told(begun: Path) -> None:
     with RunDir(experiment(begun)) as run:
         run.check_data({"records": FACTS["records"] | {"mixture": {"format": 2}}})

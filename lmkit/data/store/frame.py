@@ -19,6 +19,7 @@ import numpy as np
 import tensorstore as ts
 
 from lmkit.config.base import ConfigError, UserError
+from lmkit.files import is_checksum
 
 META, FILES = "meta.json", "files.json"
 Positions = Sequence[int] | np.ndarray
@@ -105,8 +106,7 @@ class Frame:
         """Size and CRC-32 of every file but this list and meta.json. Raises ConfigError where it is damaged."""
         found = self.read_json(FILES)
         for name, one in found.items():
-            numbers = isinstance(one, list) and len(one) == 2 and all(isinstance(number, int) for number in one)
-            if not numbers or not _PLACE.fullmatch(name) or ".." in name.split("/"):
+            if not is_checksum(one) or not _PLACE.fullmatch(name) or ".." in name.split("/"):
                 raise ConfigError(f"{self.place}/{FILES} is damaged at {name!r:.60}; {_REBUILD}")
         return found
 
