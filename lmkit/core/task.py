@@ -21,7 +21,7 @@ from lmkit.data.batches.records import Records
 from lmkit.data.batches.windows import Batches
 from lmkit.data.order.mixing import FORMAT, asked_shares, check_lasts
 from lmkit.data.prepare import TextData, prepare
-from lmkit.data.prepare_records import RecordData, check_records, prepare_records, vocab_size_of
+from lmkit.data.prepare_records import RecordData, check_records, prepare_records
 from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.part_writer import QUARANTINE
 from lmkit.data.store.records import RecordStore
@@ -63,7 +63,7 @@ def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_b
         tokenizer = _with_special_tokens(experiment)
         data = prepare(
             experiment.data, tokenizer, progress, how=experiment.prepare, run=run,
-            vocab_size=vocab_size_of(experiment.model),
+            vocab_size=getattr(experiment.model, "vocab_size", 0),
         )  # fmt: skip
         return _text_task(experiment, data)
     kind, model = experiment.objective.kind, experiment.model

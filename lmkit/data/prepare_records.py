@@ -68,7 +68,7 @@ def prepare_records(
         split = [files, kind.name, *settings, data.holdout_every, data.fold, list(weights.values())]
         codec = build_tokenizer(
             tokenizer, cache, split, lambda limit: _texts(data, sources, weights, fields, limit, progress),
-            vocab_size_of(model),
+            getattr(model, "vocab_size", 0),
         )  # fmt: skip
     fields = build_fields(data, kind, model, codec, labels, chat)  # type: ignore[arg-type]
     sha = codec.sha256() if codec else ""
@@ -97,11 +97,6 @@ def _keys(data: DataConfig) -> list[Any]:
     of_text = ("id_key", "weight_key")
     names = [f.name for f in dataclasses.fields(data) if f.name.endswith("_key") and f.name not in of_text]
     return [getattr(data, name) for name in [*names, "message_format", "resize", "allow_roots"]]
-
-
-def vocab_size_of(model: ModelConfig) -> int:
-    """Tokens of a model's embedding; 0 where it follows the tokenizer, or has none."""
-    return getattr(model.text if isinstance(model, CLIPConfig) else model, "vocab_size", 0)
 
 
 def needs_text(kind: ObjectiveKind, model: ModelConfig) -> bool:

@@ -53,7 +53,7 @@ def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> 
         raise ConfigError(f"{source.path}: neither generation_config.json nor config.json has decoder_start_token_id")
     ends = theirs.get("eos_token_id")
     codec = _codec(inner, ends if isinstance(ends, list) else [ends], [start], [])
-    return codec._replace(rules=read_rules(theirs, getattr(config, "text", config).vocab_size))
+    return codec._replace(rules=read_rules(theirs, config.vocab_size))
 
 
 def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:

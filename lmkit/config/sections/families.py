@@ -213,6 +213,11 @@ class CLIPConfig(ModelConfig):
     def towers(self) -> dict[str, TransformerConfig]:
         return {"model.text": self.text, "model.vision": self.vision}
 
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the text tower's embedding table."""
+        return self.text.vocab_size
+
 
 # A family's schema by the name its presets inherit from.
 MODEL_SCHEMAS: dict[str, type[ModelConfig]] = {
