@@ -258,7 +258,7 @@ def test_a_damaged_store_is_read_or_named(tmp_path: Path, kind: str) -> None:
     read(store)
     files = sorted(path.relative_to(store) for path in store.rglob("*") if path.is_file())
     described = [path for path in files if path.name in ("meta.json", "files.json")]
-    rng = random.Random(kind)
+    rng, named = random.Random(kind), 0
     for number in range(ROUNDS * MORE):
         copy = tmp_path / f"copy{number}"
         shutil.copytree(store, copy)
@@ -268,3 +268,5 @@ def test_a_damaged_store_is_read_or_named(tmp_path: Path, kind: str) -> None:
             read(copy)
         except Exception as error:
             one_line(error, f"{number} {victim}: {(copy / victim).read_bytes()[:2000]!r}")
+            named += 1
+    assert named, "damage is seen"

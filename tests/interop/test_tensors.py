@@ -127,6 +127,11 @@ def test_the_metadata_says_under_which_name_a_tensor_is_stored(folder: Path) -> 
         tensors["one"] = tensors.pop("model.norm.weight")
 
     params = load(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    rewrite(folder, share)
+    with pytest.raises(ConfigError, match=r"missing: model.norm.weight .*extra: one"):
+        load(folder)
+    (folder / "model.safetensors").write_bytes(whole)
     rewrite(folder, share, **{"model.norm.weight": "one"})
     same_trees(params, load(folder))
 
