@@ -1,5 +1,6 @@
 """The learning rate as a function of the step."""
 
+import jax.numpy as jnp
 import optax
 
 from lmkit.config.base import ConfigError
@@ -26,7 +27,8 @@ def make_schedule(config: OptimConfig, steps: int, peak: float) -> optax.Schedul
         tail = min(max(round(config.decay_share * steps), 1), rest)
         after = optax.linear_schedule(peak, last, tail, transition_begin=rest - tail)
     else:
-        after = optax.constant_schedule(peak)
-    if not top:
-        return after
-    return optax.join_schedules([optax.linear_schedule(peak / warm, peak, top), after], [top])
+        after, last = optax.constant_schedule(peak), 0.0
+    if top:
+        after = optax.join_schedules([optax.linear_schedule(peak / warm, peak, top), after], [top])
+    lowest = min(last, peak / max(warm, 1))  # of the warm-up, too
+    return lambda step: jnp.maximum(after(step), lowest)  # a compiled program rounds the end of a line to below 0

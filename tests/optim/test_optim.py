@@ -34,6 +34,8 @@ def test_a_decaying_schedule_ends_at_its_final_rate(schedule: Schedule, warmup: 
     config = OptimConfig(schedule=schedule, warmup_steps=warmup, decay_share=0.8, final_ratio=0.0)
     rates = [float(make_schedule(config, steps, 1.0)(step)) for step in range(steps)]
     assert rates[-1] == pytest.approx(0.0, abs=1e-6)
+    compiled = jax.jit(jax.vmap(make_schedule(config, steps, 1.0)))(np.arange(steps))
+    assert float(compiled.min()) >= 0.0, "no rounding makes a step climb"
     assert max(rates) == rates[max(warmup - 1, 0)] == 1.0, "the peak is reached where the warm-up ends"
     assert rates[0] == pytest.approx(1.0 / max(warmup, 1), rel=1e-5), "the first step learns"
 
