@@ -47,8 +47,18 @@ class Member:
         return f"process {self.id} ({self.name})"
 
 
-class Hub(threading.Thread):
-    """Gathers, watches, and speaks the verdict. A thread of process 0 that ends with it.
+def _message(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except RecursionError:
+        message = None
+    if not isinstance(message, dict):
+        raise ValueError("not a message")
+    return message
+
+
+class Hub:
+    """Gathers, watches, and speaks the verdict, in a thread of process 0 that ends with it.
 
     Args:
         listener: where the others come to.
@@ -57,7 +67,6 @@ class Hub(threading.Thread):
     """
 
     def __init__(self, listener: socket.socket, own: socket.socket, num: int, config: HostsConfig, nodes: list[str]):
-        super().__init__(name="hub", daemon=True)
         self._listener: socket.socket | None = listener
         self._num, self._config, self._nodes = num, config, nodes
         self._members: dict[int, Member] = {}
@@ -73,7 +82,10 @@ class Hub(threading.Thread):
         self._over = self._leaving = False
         self.strangers = 0  # connections that were not of this job
 
-    def run(self) -> None:
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="hub", daemon=True).start()
+
+    def _run(self) -> None:
         while True:
             for key, _ in self._selector.select(_TICK_SEC):
                 if key.data is None:
@@ -98,8 +110,8 @@ class Hub(threading.Thread):
         *lines, member.buffer = (member.buffer + data).split(b"\n")
         try:
             for line in lines:
-                self._handle(member, json.loads(line))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):  # no words of ours
+                self._handle(member, _message(line))
+        except (ValueError, TypeError, KeyError):  # no words of ours
             data = b""
         if not data or len(member.buffer) > (LONGEST if member.proof else _HELLO_BYTES):
             self._drop(member)
