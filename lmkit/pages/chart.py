@@ -14,6 +14,7 @@ from typing import Any, Literal
 MOST_POINTS = 600  # more than one a pixel cannot be seen, and ten charts stay near 200 kB
 WIDTH, HEIGHT = 1000, 400  # units of the viewBox; the page decides the real size
 NUM_COLORS = 6
+ENOUGH = 20  # points of a line of which a few may leave the frame; of fewer, each is seen
 _PATH = '<path class="{}" vector-effect="non-scaling-stroke" d="{}"/>'  # the frame stretches, the line width does not
 
 # What HTML forbids (control characters, surrogates, non-characters), and the marks that turn the direction of text.
@@ -193,9 +194,9 @@ def y_range(chart: Chart) -> Range:
     """Range of the values worth seeing: the first few losses are ten times the rest and would flatten it."""
     series = sorted((s.finite for s in chart.series), key=len, reverse=True)
     spans = [(min(values), max(values)) for values in series]
-    if chart.robust and len(series[0]) >= 4:
-        # Three evaluations have no quantiles: where a longer series sets the range, only the last one must be seen.
-        spans = [_fence(values) if len(values) >= 4 else (values[-1], values[-1]) for values in series]
+    if chart.robust and len(series[0]) >= ENOUGH:
+        # A few evaluations have no quantiles: where a longer series sets the range, only the last one must be seen.
+        spans = [_fence(values) if len(values) >= ENOUGH else (values[-1], values[-1]) for values in series]
     low, high = min(s[0] for s in spans), max(s[1] for s in spans)
     low, high = (min(low, 0.0), max(high, 0.0)) if chart.zero else (low, high)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
