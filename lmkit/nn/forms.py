@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lmkit.compiler.programs import onednn
 from lmkit.nn.float8 import float8_product
+from lmkit.nn.grouped import blocked_product
 from lmkit.nn.product import contract, cpu_product, cpu_scaled, dot, over_rows, transposed
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
@@ -94,6 +95,23 @@ def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec, pr
 def _only_first(entries: tuple) -> bool:
     """Whether at most the first dim of several is split, so that all of them can become one."""
     return len(entries) > 1 and all(entry is None for entry in entries[1:])
+
+
+def expert_block(choices: int, experts: int) -> int:
+    """Rows that `grouped_product` takes at a time, of so many choices of so many experts; 1 where it takes them all.
+
+    Each expert's last block is half empty: with a block of a quarter of an expert's share, that is an eighth of all.
+    """
+    if platform() == "tpu":
+        return 1
+    return 1 << int(math.log2(min(max(choices / experts / 4, 8), 2048)))
+
+
+def grouped_product(x_SI: jax.Array, w_eIO: jax.Array, rows_e: jax.Array, block: int) -> jax.Array:
+    """[S, I] by its own expert's matrix of [e, I, O] to [S, O]: of `rows` rows each, multiples of the block."""
+    if block == 1:
+        return lax.ragged_dot(x_SI, w_eIO, rows_e)
+    return blocked_product(x_SI, w_eIO, rows_e // block, block)
 
 
 def scaled(y: jax.Array, scale_D: jax.Array) -> jax.Array:
