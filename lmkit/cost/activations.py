@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from lmkit.config.sections.model import ContextAttention, Kernel, LinearDType, NormOrder, Remat, TransformerConfig
 from lmkit.nn.blockwise import scores_at_once
+from lmkit.nn.forms import expert_block
+from lmkit.parallel.expert import buffer_rows
 
 _F32 = 4
 
@@ -45,7 +47,11 @@ class Share(NamedTuple):
 
     def copies(self, part: TransformerConfig) -> float:
         """Of a token that there is room for in what experts compute: without a capacity, of all devices' on each."""
-        return part.experts_per_token * (part.capacity_factor or self.experts)
+        if part.capacity_factor:
+            return part.experts_per_token * part.capacity_factor
+        choices, experts = round(self.tokens * part.experts_per_token), max(part.num_experts // self.experts, 1)
+        block = expert_block(choices, experts, "tpu" if self.lanes > 1 else "gpu")
+        return buffer_rows(choices * self.experts, experts, block) / self.tokens
 
 
 def kept_bytes(part: TransformerConfig, share: Share) -> float:
@@ -105,8 +111,8 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     if not part.num_experts:
         return inner
     chosen = share.copies(part)
-    # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
-    each = inner + part.embed_dim * (4 * share.itemsize + 2)
+    # what goes into an expert, what comes out, and its weighted share, and which rows are no choice
+    each = inner + part.embed_dim * (3 * share.itemsize + 1)
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 

@@ -97,12 +97,15 @@ def _only_first(entries: tuple) -> bool:
     return len(entries) > 1 and all(entry is None for entry in entries[1:])
 
 
-def expert_block(choices: int, experts: int) -> int:
-    """Rows that `grouped_product` takes at a time, of so many choices of so many experts; 1 where it takes them all.
+def expert_block(choices: float, experts: float, backend: str = "") -> int:
+    """Rows that `grouped_product` takes at a time, where so many choices are of so many experts; 1 on a TPU: all.
 
     Each expert's last block is half empty: with a block of a quarter of an expert's share, that is an eighth of all.
+
+    Args:
+        backend: cpu, gpu or tpu; "" for the platform that this runs on.
     """
-    if platform() == "tpu":
+    if (backend or platform()) == "tpu":
         return 1
     return 1 << int(math.log2(min(max(choices / experts / 4, 8), 2048)))
 

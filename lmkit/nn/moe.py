@@ -143,7 +143,7 @@ def _on_device(activate, num_experts, capacity, axes, x_BTD, weights_BTk, choice
             run, x_BTD, weights_BTk, choices_BTk, num_experts, capacity, expert=expert, context=context
         )
     else:
-        block = expert_block(choices_BTk.size, num_experts)
+        block = expert_block(choices_BTk.size, len(up))
         y_BTD = dropless(run, x_BTD, weights_BTk, choices_BTk, len(up), grouped_product, block, expert=expert)
     if "scatter" in axes:
         return lax.psum_scatter(y_BTD, "tensor", scatter_dimension=1, tiled=True)

@@ -44,7 +44,7 @@ def dropless(
     order_n, size_e = jnp.argsort(number_n, stable=True), jnp.bincount(number_n, length=num_here + 1)[:num_here]
     rows_e = -(-size_e.astype(jnp.int32) // block) * block
     # A row's choice: its number among its expert's rows, counted on from the expert's first choice.
-    rows = (len(order_n) + num_here * (block - 1)) // block * block
+    rows = buffer_rows(len(order_n), num_here, block)
     expert_S = jnp.sum(jnp.arange(rows)[:, None] >= jnp.cumsum(rows_e), axis=1)
     begin_e, sorted_e = jnp.cumsum(rows_e) - rows_e, jnp.cumsum(size_e) - size_e
     inside_S = jnp.arange(rows) - begin_e.at[expert_S].get(mode="fill", fill_value=0)
@@ -58,6 +58,11 @@ def dropless(
     each_SD = jnp.where(here_S1, each_SD * weight_S1, 0)  # the grouped product says nothing of the rows behind
     y_BTD = jnp.zeros((batch * seq, width), x_BTD.dtype).at[token_S].add(each_SD, mode="drop").reshape(x_BTD.shape)
     return lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True) if expert else y_BTD
+
+
+def buffer_rows(choices: int, experts: int, block: int) -> int:
+    """Rows for so many choices, however they fall on so many experts, each expert's rows a multiple of the block."""
+    return (choices + experts * (block - 1)) // block * block
 
 
 def with_capacity(
