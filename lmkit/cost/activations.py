@@ -116,7 +116,9 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 
-def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, platform: str) -> float:
+def working_bytes(
+    part: TransformerConfig, share: Share, kernel: Kernel, length: int, platform: str, apart: bool = False
+) -> float:
     """While the backward pass of one layer runs, first through the MLP and then through attention: what it makes again,
     and gradients on their way. With remat=full both are made again at the start, since one leads to the other.
 
@@ -129,7 +131,7 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     inputs = (4 if share.stream > 1 and platform != "cpu" else 2) * part.embed_dim * share.itemsize
     width = share.head(part) * share.itemsize / share.tensor
     heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
-    scores = _scores(part, share, kernel, length)
+    scores = _scores(part, share, kernel, length, apart)
     copies = share.copies(part) if part.num_experts else 1
     arrays = 2 * (1 + part.gated) + (0 if part.num_experts else 1 if platform == "tpu" else 2)
     inner = copies * arrays * part.mlp_size * share.itemsize / share.tensor
@@ -142,13 +144,16 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     return share.tokens * (stream + inputs + max(attention + heads + scores, beside + mlp + inner))
 
 
-def _scores(part: TransformerConfig, share: Share, kernel: Kernel, length: int) -> float:
+def _scores(part: TransformerConfig, share: Share, kernel: Kernel, length: int, apart: bool) -> float:
     """A token's, of attention in XLA: float32 scores and their gradient, as many as are there at once; in a ring over
-    `context` also keys and values that come and go, and float32 gradients."""
+    `context` also keys and values that come and go, and float32 gradients. In cuDNN the mask of documents apart, as
+    it is compared and as it is added."""
     local, heads = length // share.context, part.num_heads / share.tensor
     if share.context > 1 and part.context_attention is ContextAttention.ring:
         most = max(scores_at_once(local, local), scores_at_once(local, local // 2, cut=False))
         width = share.head(part) / share.tensor
         moving = 4 * part.kv_heads * (share.itemsize + _F32) + part.num_heads * _F32
         return 2 * _F32 * heads * most / local + moving * width
+    if kernel is Kernel.cudnn and apart:
+        return (1 + share.itemsize) * length
     return 2 * _F32 * heads * scores_at_once(length, length) / length if kernel is Kernel.xla else 0.0

@@ -32,6 +32,11 @@ def attention_backend() -> str:
     return platform()
 
 
+def gpu_capability() -> float:
+    """Of the GPUs here, as NVIDIA counts: 8.0 is an A100, 9.0 an H100; 9.0 where they do not say, or there is none."""
+    return float(getattr(jax.devices()[0], "compute_capability", None) or 9.0) if platform() == "gpu" else 9.0
+
+
 def one_pass_random() -> bool:
     """Whether random numbers are faster written out (nn/random.py): XLA's CPU loops go to memory for each round."""
     return platform() == "cpu"
