@@ -1,7 +1,7 @@
 """Short ways to what many tests need."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
@@ -101,3 +102,12 @@ def load_tool(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """All operations of a program, in the programs that it calls, too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr)):
+            if isinstance(value, ClosedJaxpr | Jaxpr):
+                yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)

@@ -27,6 +27,12 @@ _GPUS = {
 _GPUS |= {"a100_40gb": _GPUS["a100"], "h200": _GPUS["h100"]}
 
 
+def gpu_capability(hardware: HardwareConfig) -> float:
+    """As NVIDIA counts: 8.0 is an A100, 9.0 an H100; 9.0 for what is not in the catalogue."""
+    (major, minor), *_ = _GPUS.get(hardware.name, ((9, 0),))
+    return major + minor / 10
+
+
 def hardware_devices(hardware: HardwareConfig, num_slices: int = 1) -> list[Any]:
     """The devices that a plan's hardware stands for. Raises ConfigError where no compiler for them is here."""
     if hardware.platform == "cpu":

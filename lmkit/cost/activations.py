@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 from lmkit.config.sections.model import ContextAttention, Kernel, LinearDType, NormOrder, Remat, TransformerConfig
 from lmkit.nn.blockwise import scores_at_once
+from lmkit.nn.forms import expert_block
+from lmkit.parallel.expert import buffer_rows
 
 _F32 = 4
 
@@ -45,7 +47,11 @@ class Share(NamedTuple):
 
     def copies(self, part: TransformerConfig) -> float:
         """Of a token that there is room for in what experts compute: without a capacity, of all devices' on each."""
-        return part.experts_per_token * (part.capacity_factor or self.experts)
+        if part.capacity_factor:
+            return part.experts_per_token * part.capacity_factor
+        choices, experts = round(self.tokens * part.experts_per_token), max(part.num_experts // self.experts, 1)
+        block = expert_block(choices, experts, "tpu" if self.lanes > 1 else "gpu")
+        return buffer_rows(choices * self.experts, experts, block) / self.tokens
 
 
 def kept_bytes(part: TransformerConfig, share: Share) -> float:
@@ -105,12 +111,14 @@ def _mlp(part: TransformerConfig, share: Share) -> float:
     if not part.num_experts:
         return inner
     chosen = share.copies(part)
-    # what goes into an expert and what comes out, sorted, and again where what other devices' experts do is left out
-    each = inner + part.embed_dim * (4 * share.itemsize + 2)
+    # what goes into an expert, what comes out, and its weighted share, and which rows are no choice
+    each = inner + part.embed_dim * (3 * share.itemsize + 1)
     return chosen * each + part.embed_dim * _F32 + 2 * part.num_experts * _F32
 
 
-def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length: int, platform: str) -> float:
+def working_bytes(
+    part: TransformerConfig, share: Share, kernel: Kernel, length: int, platform: str, apart: bool = False
+) -> float:
     """While the backward pass of one layer runs, first through the MLP and then through attention: what it makes again,
     and gradients on their way. With remat=full both are made again at the start, since one leads to the other.
 
@@ -123,7 +131,7 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     inputs = (4 if share.stream > 1 and platform != "cpu" else 2) * part.embed_dim * share.itemsize
     width = share.head(part) * share.itemsize / share.tensor
     heads = 2 * (part.num_heads + part.kv_heads) * width  # q, k, v, the result
-    scores = _scores(part, share, kernel, length)
+    scores = _scores(part, share, kernel, length, apart)
     copies = share.copies(part) if part.num_experts else 1
     arrays = 2 * (1 + part.gated) + (0 if part.num_experts else 1 if platform == "tpu" else 2)
     inner = copies * arrays * part.mlp_size * share.itemsize / share.tensor
@@ -136,13 +144,16 @@ def working_bytes(part: TransformerConfig, share: Share, kernel: Kernel, length:
     return share.tokens * (stream + inputs + max(attention + heads + scores, beside + mlp + inner))
 
 
-def _scores(part: TransformerConfig, share: Share, kernel: Kernel, length: int) -> float:
+def _scores(part: TransformerConfig, share: Share, kernel: Kernel, length: int, apart: bool) -> float:
     """A token's, of attention in XLA: float32 scores and their gradient, as many as are there at once; in a ring over
-    `context` also keys and values that come and go, and float32 gradients."""
+    `context` also keys and values that come and go, and float32 gradients. In cuDNN the mask of documents apart, as
+    it is compared and as it is added."""
     local, heads = length // share.context, part.num_heads / share.tensor
     if share.context > 1 and part.context_attention is ContextAttention.ring:
         most = max(scores_at_once(local, local), scores_at_once(local, local // 2, cut=False))
         width = share.head(part) / share.tensor
         moving = 4 * part.kv_heads * (share.itemsize + _F32) + part.num_heads * _F32
         return 2 * _F32 * heads * most / local + moving * width
+    if kernel is Kernel.cudnn and apart:
+        return (1 + share.itemsize) * length
     return 2 * _F32 * heads * scores_at_once(length, length) / length if kernel is Kernel.xla else 0.0

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from lmkit.compiler.programs import has_remat
+from lmkit.compiler.topology import gpu_capability
 from lmkit.config.arithmetic.mesh import AXES, axis_sizes, batch_shards
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, check_mesh
@@ -158,8 +159,16 @@ def kernel_of(context: PlanContext, part: TransformerConfig, length: int) -> Ker
     return choose_kernel(
         part.attention, backend=context.experiment.hardware.platform, dtype=jnp.dtype(part.dtype.name),
         head_size=part.head_size, seq_len=length, softcap=part.attention_softcap,
-        bias=part.position is Position.relative,
+        bias=part.position is Position.relative, apart=documents_apart(context),
+        capability=gpu_capability(context.experiment.hardware),
     )  # fmt: skip
+
+
+def documents_apart(context: PlanContext) -> bool:
+    """Whether attention is handed segments: of documents in a row, and of padding, which all other rows have."""
+    experiment = context.experiment
+    rows = {ObjectiveKind.causal_lm, ObjectiveKind.masked_lm}
+    return experiment.objective.kind not in rows or experiment.data.isolate_documents
 
 
 def local_bytes(tree: object) -> float:

@@ -11,7 +11,7 @@ from lmkit.config.arithmetic.pipeline import Pipe, pipes_of
 from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.cost.activations import Share, kept_bytes, offloaded_bytes, working_bytes
-from lmkit.cost.context import PlanContext, kernel_of, local_bytes
+from lmkit.cost.context import PlanContext, documents_apart, kernel_of, local_bytes
 from lmkit.cost.flops import is_head
 from lmkit.cost.traffic import stack_lengths
 from lmkit.nn.param import is_float8
@@ -118,7 +118,7 @@ def _of_layers(context: PlanContext) -> _Layers:
 
 def _working(context: PlanContext, part: TransformerConfig, share: Share, length: int) -> float:
     platform = context.experiment.hardware.platform
-    return working_bytes(part, share, kernel_of(context, part, length), length, platform)
+    return working_bytes(part, share, kernel_of(context, part, length), length, platform, documents_apart(context))
 
 
 def share_of(context: PlanContext, length: int, attentions: int = 1) -> Share:

@@ -3,7 +3,7 @@
 | kernel | where | needs |
 |---|---|---|
 | xla | everywhere | nothing; see blockwise.py |
-| cudnn | NVIDIA GPUs | bfloat16 or float16, head size a multiple of 8 up to 256, no softcap |
+| cudnn | NVIDIA GPUs | bfloat16 or float16, head size a multiple of 8 up to 256 (128 before Hopper), no softcap |
 | splash | TPUs | T a multiple of 128 |
 
 Where the sequence is split over the mesh axis `context`, see ring.py.
@@ -20,10 +20,12 @@ from jax.sharding import PartitionSpec
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ContextAttention, Kernel
 from lmkit.nn.blockwise import Options, Segments, blockwise_attention, reach
-from lmkit.nn.forms import attention_backend
+from lmkit.nn.forms import attention_backend, gpu_capability
 from lmkit.nn.ring import exchange_heads, ring_attention
 from lmkit.parallel.rules import current_spec, on_each_device, reshard, seq_dim, split_axes
 
+# A block of 128, the library's default, leaves a TPU's matrix units waiting for memory; 512 is MaxText's.
+_SPLASH_BLOCKS = (512, 384, 256, 128)
 _HEADS = ("batch", None, "heads", "head")
 
 
@@ -37,6 +39,8 @@ def choose_kernel(
     softcap: float = 0.0,
     bias: bool = False,
     two_sided: bool = False,
+    apart: bool = False,
+    capability: float = 9.0,
 ) -> Kernel:
     """The kernel that `auto` stands for here; raises ConfigError where the one asked for cannot run.
 
@@ -44,7 +48,10 @@ def choose_kernel(
         seq_len: of queries and of keys; where they differ, any length that both must be a multiple of.
         bias: the scores have an additive one.
         two_sided: a window without causality.
+        apart: each position sees its own segment only; cudnn takes that as a mask [B, 1, T, S] in the scores' dtype.
+        capability: of the GPU, as NVIDIA counts: 8.0 is an A100, 9.0 an H100.
     """
+    widest = 256 if capability >= 9 else 128
     refusals = {Kernel.xla: "", Kernel.cudnn: "", Kernel.splash: ""}
     if seq_len % 128:
         refusals[Kernel.splash] = f"it needs a sequence length that is a multiple of 128, got {seq_len}"
@@ -52,8 +59,10 @@ def choose_kernel(
         refusals[Kernel.cudnn] = f"it needs an NVIDIA GPU, the backend is {backend}"
     elif dtype not in (jnp.bfloat16, jnp.float16):
         refusals[Kernel.cudnn] = f"it needs bfloat16, the compute dtype is {dtype}"
-    elif head_size % 8 or head_size > 256:
-        refusals[Kernel.cudnn] = f"it needs a head size that is a multiple of 8 up to 256, got {head_size}"
+    elif head_size % 8 or head_size > widest:
+        refusals[Kernel.cudnn] = f"it needs a head size that is a multiple of 8 up to {widest}, got {head_size}"
+    elif apart and seq_len % 2:
+        refusals[Kernel.cudnn] = f"it keeps documents apart in sequences of even length only, got {seq_len}"
     elif softcap:
         refusals[Kernel.cudnn] = f"it has no softcap, model.attention_softcap={softcap}"
     elif two_sided:
@@ -110,7 +119,7 @@ def attend(
     kernel = choose_kernel(
         kernel, backend=attention_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
         seq_len=math.gcd(seq_len, num_keys), softcap=softcap, bias=bias_NTS is not None,
-        two_sided=bool(window) and not causal,
+        two_sided=bool(window) and not causal, apart=segments is not None, capability=gpu_capability(),
     )  # fmt: skip
     local = partial({Kernel.xla: _xla, Kernel.cudnn: _cudnn, Kernel.splash: _splash}[kernel], options)
     if split:
@@ -152,8 +161,12 @@ def _splash(options: Options, q, k, v, segments, _bias):
         mask = masks.LocalMask((seq, keys), reach(options), offset=0)
     else:
         mask = masks.CausalMask((seq, keys)) if options.causal else masks.FullMask((seq, keys))
+    rows, columns = (next(size for size in _SPLASH_BLOCKS if length % size == 0) for length in (seq, keys))
+    blocks = splash.BlockSizes(
+        block_q=rows, block_kv=columns, block_q_dkv=rows, block_kv_dkv=columns, block_q_dq=rows, block_kv_dq=columns
+    )
     kernel = splash.make_splash_mqa_single_device(
-        masks.MultiHeadMask([mask] * groups), attn_logits_soft_cap=options.softcap or None,
+        masks.MultiHeadMask([mask] * groups), block_sizes=blocks, attn_logits_soft_cap=options.softcap or None,
         interpret=attention_backend() != "tpu", residual_checkpoint_name="attended",
     )  # fmt: skip
     grouped = (q * options.scale).reshape(*q.shape[:2], k.shape[2], groups, q.shape[-1]).transpose(0, 2, 3, 1, 4)

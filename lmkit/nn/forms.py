@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from lmkit.compiler.programs import onednn
 from lmkit.nn.float8 import float8_product
+from lmkit.nn.grouped import blocked_product
 from lmkit.nn.product import contract, cpu_product, cpu_scaled, dot, over_rows, transposed
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
@@ -29,6 +30,11 @@ def default_dtype() -> jnp.dtype:
 def attention_backend() -> str:
     """The platform whose attention kernels can run: cpu, gpu or tpu (nn/attend.py chooses among them)."""
     return platform()
+
+
+def gpu_capability() -> float:
+    """Of the GPUs here, as NVIDIA counts: 8.0 is an A100, 9.0 an H100; 9.0 where they do not say, or there is none."""
+    return float(getattr(jax.devices()[0], "compute_capability", None) or 9.0) if platform() == "gpu" else 9.0
 
 
 def one_pass_random() -> bool:
@@ -94,6 +100,26 @@ def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec, pr
 def _only_first(entries: tuple) -> bool:
     """Whether at most the first dim of several is split, so that all of them can become one."""
     return len(entries) > 1 and all(entry is None for entry in entries[1:])
+
+
+def expert_block(choices: float, experts: float, backend: str = "") -> int:
+    """Rows that `grouped_product` takes at a time, where so many choices are of so many experts; 1 on a TPU: all.
+
+    Each expert's last block is half empty: with a block of a quarter of an expert's share, that is an eighth of all.
+
+    Args:
+        backend: cpu, gpu or tpu; "" for the platform that this runs on.
+    """
+    if (backend or platform()) == "tpu":
+        return 1
+    return 1 << int(math.log2(min(max(choices / experts / 4, 8), 2048)))
+
+
+def grouped_product(x_SI: jax.Array, w_eIO: jax.Array, rows_e: jax.Array, block: int) -> jax.Array:
+    """[S, I] by its own expert's matrix of [e, I, O] to [S, O]: of `rows` rows each, multiples of the block."""
+    if block == 1:
+        return lax.ragged_dot(x_SI, w_eIO, rows_e)
+    return blocked_product(x_SI, w_eIO, rows_e // block, block)
 
 
 def scaled(y: jax.Array, scale_D: jax.Array) -> jax.Array:

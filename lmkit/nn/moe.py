@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 from lmkit.config.sections.model import TransformerConfig
 from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.attention import LayerInputs
+from lmkit.nn.forms import expert_block, grouped_product
 from lmkit.nn.linear import Linear
 from lmkit.nn.mlp import MLP, activate
 from lmkit.nn.param import param
@@ -142,7 +143,8 @@ def _on_device(activate, num_experts, capacity, axes, x_BTD, weights_BTk, choice
             run, x_BTD, weights_BTk, choices_BTk, num_experts, capacity, expert=expert, context=context
         )
     else:
-        y_BTD = dropless(run, x_BTD, weights_BTk, choices_BTk, len(up), expert=expert)
+        block = expert_block(choices_BTk.size, len(up))
+        y_BTD = dropless(run, x_BTD, weights_BTk, choices_BTk, len(up), grouped_product, block, expert=expert)
     if "scatter" in axes:
         return lax.psum_scatter(y_BTD, "tensor", scatter_dimension=1, tiled=True)
     return lax.psum(y_BTD, "tensor") if "tensor" in axes else y_BTD

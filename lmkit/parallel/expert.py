@@ -14,16 +14,23 @@ from jax import lax
 
 # product(x, w): each token by its own expert's matrix, of w [e, in, out]
 Product = Callable[[jax.Array, jax.Array], jax.Array]
+# multiply(x, w, rows, block): the same, of rows sorted by expert; rows [e], each expert's, multiples of the block
+Grouped = Callable[[jax.Array, jax.Array, jax.Array, int], jax.Array]
 RunExperts = Callable[[jax.Array, Product], jax.Array]  # tokens through the experts of this device
 
 
 def dropless(
-    run: RunExperts, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_here: int, *, expert: bool
-) -> jax.Array:
+    run: RunExperts, x_BTD: jax.Array, weights_BTk: jax.Array, choices_BTk: jax.Array, num_here: int,
+    multiply: Grouped, block: int, *, expert: bool,
+) -> jax.Array:  # fmt: skip
     """sum over the choices of weight * expert(x), [B, T, D]: sorted by expert, grouped products, put back and summed.
 
     With `expert` each device gathers the tokens of all its group, works on those of its own `num_here` experts, and
     the sums are scattered back. Its buffers have room for all of the group's choices: they may all be its own.
+
+    Args:
+        multiply: the grouped product.
+        block: rows of an expert begin at a multiple of it in the buffers, of S rows; the rows between are 0.
     """
     first = 0
     if expert:
@@ -34,15 +41,28 @@ def dropless(
     batch, seq, width = x_BTD.shape
     number_n = choices_BTk.reshape(-1) - first
     number_n = jnp.where((number_n >= 0) & (number_n < num_here), number_n, num_here)  # the others' go last
-    order_n = jnp.argsort(number_n, stable=True)
-    token_n = order_n // choices_BTk.shape[-1]
-    sizes_e = jnp.bincount(number_n, length=num_here + 1)[:num_here].astype(jnp.int32)
-    here_n1 = (jnp.arange(len(order_n)) < jnp.sum(sizes_e))[:, None]  # the grouped product says nothing of the rest
-    sorted_nD = jnp.where(here_n1, x_BTD.reshape(-1, width)[token_n], 0)
-    each_nD = run(sorted_nD, lambda x, w: lax.ragged_dot(x, w, sizes_e))
-    each_nD = jnp.where(here_n1, each_nD * weights_BTk.reshape(-1)[order_n, None], 0)
-    y_BTD = jnp.zeros((batch * seq, width), x_BTD.dtype).at[token_n].add(each_nD).reshape(batch, seq, width)
+    order_n, size_e = jnp.argsort(number_n, stable=True), jnp.bincount(number_n, length=num_here + 1)[:num_here]
+    rows_e = -(-size_e.astype(jnp.int32) // block) * block
+    # A row's choice: its number among its expert's rows, counted on from the expert's first choice.
+    rows = buffer_rows(len(order_n), num_here, block)
+    expert_S = jnp.sum(jnp.arange(rows)[:, None] >= jnp.cumsum(rows_e), axis=1)
+    begin_e, sorted_e = jnp.cumsum(rows_e) - rows_e, jnp.cumsum(size_e) - size_e
+    inside_S = jnp.arange(rows) - begin_e.at[expert_S].get(mode="fill", fill_value=0)
+    here_S = inside_S < size_e.at[expert_S].get(mode="fill", fill_value=0)
+    place_S = jnp.where(here_S, inside_S + sorted_e.at[expert_S].get(mode="fill", fill_value=0), len(order_n))
+    choice_S = order_n.at[place_S].get(mode="fill", fill_value=len(order_n))
+    token_S, here_S1 = choice_S // choices_BTk.shape[-1], here_S[:, None]
+    x_SD = x_BTD.reshape(-1, width).at[token_S].get(mode="fill", fill_value=0)
+    weight_S1 = weights_BTk.reshape(-1).at[choice_S].get(mode="fill", fill_value=0)[:, None]
+    each_SD = run(x_SD, lambda x, w: multiply(x, w, rows_e, block))
+    each_SD = jnp.where(here_S1, each_SD * weight_S1, 0)  # the grouped product says nothing of the rows behind
+    y_BTD = jnp.zeros((batch * seq, width), x_BTD.dtype).at[token_S].add(each_SD, mode="drop").reshape(x_BTD.shape)
     return lax.psum_scatter(y_BTD, "expert", scatter_dimension=0, tiled=True) if expert else y_BTD
+
+
+def buffer_rows(choices: int, experts: int, block: int) -> int:
+    """Rows for so many choices, however they fall on so many experts, each expert's rows a multiple of the block."""
+    return (choices + experts * (block - 1)) // block * block
 
 
 def with_capacity(

@@ -18,6 +18,7 @@ from lmkit.cost.flops import flops_per_row
 from lmkit.cost.hardware import check_fits, known_hardware, matmul_flops, memory_now, peak_flops, peak_memory
 from lmkit.data.store.tokens import TRAIN
 from lmkit.nn.attend import choose_kernel
+from lmkit.nn.forms import gpu_capability
 from lmkit.nn.param import compute_dtype
 from lmkit.train.meter import Meter
 from lmkit.train.run_dir import RunDir, environment
@@ -40,7 +41,7 @@ def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunD
     kernel = choose_kernel(
         model.attention, backend=jax.default_backend(), dtype=dtype, head_size=model.head_size,
         seq_len=task.source_len, softcap=model.attention_softcap,
-        bias=model.position is Position.relative,
+        bias=model.position is Position.relative, capability=gpu_capability(),
     )  # fmt: skip
     env = environment()
     session = {"started": env["started"], "step": first, "command": env["command"], "devices": int(devices.size)}

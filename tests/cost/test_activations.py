@@ -18,9 +18,14 @@ from lmkit.parallel.mesh import build_mesh
 from lmkit.parallel.rules import residual_dims, sharding_of
 
 ROWS, SEQ = 14, 128  # 7 is in no size of a weight: what it divides is of the tokens
+FILLED = 31  # blocks of 128 rows that the tokens' choices of experts may take
 SIZES = {"vocab_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "head_dim": 24, "embed_dim": 64,
          "mlp_dim": 160, "dtype": DType.bfloat16}  # fmt: skip
 LLAMA, GPT2 = {"gated": True}, {"norm": Norm.layernorm, "bias": True, "position": Position.learned}
+
+
+def of_tokens(leaf: jax.ShapeDtypeStruct) -> bool:
+    return leaf.size % 7 == 0 or leaf.size % (FILLED * 128) == 0
 
 
 def traced_bytes(config: GPTConfig, mesh: jax.sharding.Mesh | None = None) -> float:
@@ -37,14 +42,14 @@ def traced_bytes(config: GPTConfig, mesh: jax.sharding.Mesh | None = None) -> fl
     x_BTD = jax.ShapeDtypeStruct((ROWS, SEQ, config.embed_dim), jnp.bfloat16)
     if mesh is None:
         leaves = jax.eval_shape(lambda p, x: jax.vjp(block, p, x)[1], params, x_BTD)
-        return sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(leaves) if leaf.size % 7 == 0)
+        return sum(leaf.dtype.itemsize * leaf.size for leaf in jax.tree.leaves(leaves) if of_tokens(leaf))
     with jax.set_mesh(mesh):
         sharding = sharding_of(residual_dims(SEQ), mesh)
         x_BTD = jax.ShapeDtypeStruct(x_BTD.shape, x_BTD.dtype, sharding=sharding)
         leaves = jax.eval_shape(lambda p, x: jax.vjp(block, p, x)[1], params, x_BTD)
     return sum(
         leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
-        for leaf in jax.tree.leaves(leaves) if leaf.size % 7 == 0
+        for leaf in jax.tree.leaves(leaves) if of_tokens(leaf)
     )  # fmt: skip
 
 

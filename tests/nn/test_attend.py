@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from helpers import rotated
+from helpers import equations, rotated
 from lmkit.config import ConfigError
 from lmkit.config.sections.model import Kernel
 from lmkit.nn.attend import attend, choose_kernel
@@ -125,6 +125,19 @@ def test_another_sequence_of_another_length(kernel: Kernel) -> None:
     np.testing.assert_allclose(got, textbook(q, k, v, (queries, keys), causal=False), atol=3e-5)
 
 
+@pytest.mark.parametrize(("length", "grid"), [(1024, 2), (768, 2), (640, 5)])
+def test_blocks_of_a_tpu_are_as_large_as_divide_the_length(length: int, grid: int) -> None:
+    """Forward and backward: blocks of 512, 384 and 128."""
+    q, k = (jax.ShapeDtypeStruct((1, length, heads, 64), jnp.bfloat16) for heads in (2, 1))
+
+    def loss(*args):
+        return jnp.sum(attend(*args, kernel=Kernel.splash).astype(jnp.float32))
+
+    found = equations(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, k, k).jaxpr)
+    grids = [one.params["grid_mapping"].grid for one in found if one.primitive.name == "pallas_call"]
+    assert [sorted(one) for one in grids] == [sorted([2, grid, grid])] * 3
+
+
 def test_bfloat16_keeps_its_dtype_and_is_close() -> None:
     q, k, v, _, _ = inputs(128)
     got = attend(*(x.astype(jnp.bfloat16) for x in (q, k, v)))
@@ -150,6 +163,10 @@ def test_choice_of_kernel() -> None:
     assert choose(dtype=jnp.dtype(jnp.float32)) is Kernel.xla
     assert choose(softcap=50.0) is Kernel.xla
     assert choose(head_size=36) is Kernel.xla
+    assert choose(head_size=256) is Kernel.cudnn
+    assert choose(head_size=256, capability=8.0) is Kernel.xla
+    assert choose(apart=True) is Kernel.cudnn
+    assert choose(apart=True, seq_len=1023) is Kernel.xla
     assert choose(bias=True) is choose(bias=True, backend="tpu") is Kernel.xla
     assert choose(two_sided=True) is Kernel.xla
     assert choose(two_sided=True, backend="tpu") is Kernel.splash

@@ -1,14 +1,11 @@
 """What is promised in float32 is multiplied in float32 on every platform."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from helpers import equations
 from lmkit.compiler.topology import hardware_devices
 from lmkit.config.entry import compose
 from lmkit.config.sections.model import DType, Kernel
@@ -20,15 +17,6 @@ from lmkit.objectives.build import build_objective
 from lmkit.parallel.mesh import build_mesh
 from lmkit.verify.main import fit_heads
 from lmkit.verify.shrink import shrink
-
-
-def equations(jaxpr: Jaxpr) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, Jaxpr)):
-            if isinstance(value, ClosedJaxpr | Jaxpr):
-                yield from equations(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
-
 
 WORDS = {
     "experts": ["model=gpt", "model.num_experts=4", "model.experts_per_token=2", "model.vocab_size=64"],
