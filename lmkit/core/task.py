@@ -124,6 +124,8 @@ def _text_task(experiment: Experiment, data: TextData) -> Task:
         }
         for name, store in data.stores.items()
     }
+    for name, cleaned in data.cleaned.items():
+        facts[name]["cleaned"] = cleaned
     _add_trained_on(facts, data.tokenizer)
     said = [*data.notes, *data.tokenizer.notes, *unusable_notes(data.stores, facts)]
     for name, layout in (batches.layouts if isinstance(batches, Packed) else {}).items():

@@ -12,7 +12,7 @@ from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.batches.windows import TextData
 from lmkit.data.cache import make_once, open_cache, place_of
-from lmkit.data.sources.corpus import clean_sources
+from lmkit.data.sources.corpus import clean_sources, cleaned_facts
 from lmkit.data.sources.formats import Bad, decoded
 from lmkit.data.sources.listing import left_out_notes
 from lmkit.data.sources.text import TextSource
@@ -39,8 +39,8 @@ def prepare(
     Raises ConfigError for an empty or unreadable corpus, a bad tokenizer file, a cache that cannot be written, a corpus
     that is to be cleaned first.
     """
-    parts = data.sources("text")
-    sources = clean_sources(data, how or PrepareConfig())
+    parts, how = data.sources("text"), how or PrepareConfig()
+    sources = clean_sources(data, how)
     cache = open_cache(data.cache_dir)
     given = {name: part.paths[0] for name, part in parts.items() if part.source is Source.store}
     if given:
@@ -60,7 +60,14 @@ def prepare(
     skip, cache_bytes = data.on_corrupt is OnCorrupt.skip, data.cache_bytes // len(parts)
     stores = {name: TokenStore(given[name], cache_bytes, skip_corrupt=skip) for name in parts}
     notes = left_out_notes({name: source.left_out for name, source in sources.items()})
-    return TextData(codec, stores, {name: part.weight for name, part in parts.items()}, notes)
+    cleaned = cleaned_facts(data, how)
+    notes += tuple(
+        f"data {name!r}: {copies:,} of {facts['source']:,} documents are left out, as earlier parts of the mixture "
+        f"have them"
+        for name, facts in cleaned.items()
+        if (copies := sum(n for key, n in facts.items() if key.startswith("copies_of_")))
+    )
+    return TextData(codec, stores, {name: part.weight for name, part in parts.items()}, notes, cleaned)
 
 
 def _tokenizer_of(given: dict[str, str], config: TokenizerConfig, cache: Path) -> TokenizerConfig:

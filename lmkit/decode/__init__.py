@@ -3,6 +3,7 @@
 from lmkit.decode.beam import BeamSearch
 from lmkit.decode.loop import Decoder, Prompts
 from lmkit.decode.sampling import Sampling
+from lmkit.decode.stamps import Stamps
 from lmkit.decode.text import TextStream
 
-__all__ = ["BeamSearch", "Decoder", "Prompts", "Sampling", "TextStream"]
+__all__ = ["BeamSearch", "Decoder", "Prompts", "Sampling", "Stamps", "TextStream"]

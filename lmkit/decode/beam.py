@@ -13,6 +13,7 @@ from lmkit.compiler.programs import jit
 from lmkit.config.base import ConfigError
 from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
+from lmkit.decode.stamps import said_in
 from lmkit.nn.cache import Cache, cache_specs, take_rows
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import current_spec, on_each_device, reshard
@@ -122,7 +123,9 @@ class BeamSearch:
         (rows, width, limit), size = beams.tokens_BWN.shape, self.decoder.vocab_size
         ends = jnp.array(self.decoder.end_ids, jnp.int32)
         log_probs_RV = jax.nn.log_softmax(logits_RV.astype(jnp.float32)[:, :size], axis=1)
-        log_probs_RV = self.decoder.allowed(penalized(log_probs_RV, beams.seen_RV, self._penalty), number == 0)
+        stamps, tokens_RN = self.decoder.stamps, beams.tokens_BWN.reshape(rows * width, limit)
+        said = said_in(tokens_RN, number, stamps) if stamps else None
+        log_probs_RV = self.decoder.allowed(penalized(log_probs_RV, beams.seen_RV, self._penalty), number == 0, said)
         total_BWV = beams.score_BW[:, :, None] + log_probs_RV.reshape(rows, width, size)
         candidates = min(max(2, 1 + len(ends)) * width, width * size)  # enough that `width` of them go on
         score_BC, flat_BC = jax.lax.top_k(total_BWV.reshape(rows, -1), candidates)

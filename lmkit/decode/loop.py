@@ -18,6 +18,7 @@ from lmkit.config.arithmetic.mesh import batch_shards
 from lmkit.config.sections.model import Position
 from lmkit.decode.check import check_decoder, check_prompts
 from lmkit.decode.sampling import Sampling, check_sampling, choose
+from lmkit.decode.stamps import Said, Stamps, after, nothing_said, with_stamps
 from lmkit.nn.cache import Cache
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
@@ -34,12 +35,14 @@ class Prompts(NamedTuple):
         source: int [B, S] or float [B, S, mels] for an encoder-decoder.
         source_ids: int [B, S], 1 for a token and 0 for padding.
         first_row: what the first row is called; randomness is folded with it, so batches of one job must differ.
+        names: what each row is called, where they do not follow each other.
     """
 
     tokens: Sequence[Sequence[int]]
     source: np.ndarray | None = None
     source_ids: np.ndarray | None = None
     first_row: int = 0
+    names: Sequence[int] | None = None
 
 
 class DecodeState(NamedTuple):
@@ -50,6 +53,7 @@ class DecodeState(NamedTuple):
     done_B: jax.Array  # bool
     row_B: jax.Array  # int32, what its randomness is folded with
     seen_BV: jax.Array | None  # bool, with a repetition penalty
+    said: Said | None  # with time stamps
 
 
 def position_limit(config: Any) -> int:
@@ -101,8 +105,9 @@ def put_batch(prompts: Prompts, mesh: Mesh | None, limit: int) -> dict[str, jax.
     tokens_BT, num_B = np.zeros((total, width), np.int32), np.ones(total, np.int32)
     for row, ids in enumerate(prompts.tokens):
         tokens_BT[row, : len(ids)], num_B[row] = ids, len(ids)
-    row_B = np.arange(total, dtype=np.int32)
-    batch = {"tokens_BT": tokens_BT, "num_B": num_B, "row_B": prompts.first_row + row_B, "done_B": row_B >= real}
+    row_B, names = np.arange(total, dtype=np.int32), prompts.names
+    names_B = prompts.first_row + row_B if names is None else np.resize(np.asarray(names, np.int32), total)
+    batch = {"tokens_BT": tokens_BT, "num_B": num_B, "row_B": names_B, "done_B": row_B >= real}
     for name, value in (("source", prompts.source), ("source_ids_BS", prompts.source_ids)):
         if value is not None:
             batch[name] = np.concatenate([value, np.repeat(value[-1:], total - real, axis=0)])
@@ -127,6 +132,7 @@ class Decoder:
         suppress: tokens that are never chosen.
         suppress_first: tokens that are not chosen as the first after a prompt.
         vocab_size: ids from here on are never chosen; 0 for the model's own.
+        stamps: with it, texts have time stamps.
         mesh: where the parameters are; None without one.
 
     Raises ConfigError for a model that writes no text; its methods do for prompts that it cannot go on from.
@@ -142,12 +148,13 @@ class Decoder:
         suppress: Sequence[int] = (),
         suppress_first: Sequence[int] = (),
         vocab_size: int = 0,
+        stamps: Stamps | None = None,
         mesh: Mesh | None = None,
     ):
         check_decoder(config, vocab_size, end_ids=end_ids, suppress=suppress, suppress_first=suppress_first)
         check_sampling(sampling)
         self.merge, self.mesh, self.limit, self.config = merge, mesh, position_limit(config), config
-        self.sampling, self.end_ids = sampling, tuple(end_ids)
+        self.sampling, self.end_ids, self.stamps = sampling, tuple(end_ids), stamps
         self.vocab_size = min(vocab_size or config.vocab_size, config.vocab_size)
         self._never, self._never_first = (
             np.isin(np.arange(self.vocab_size), ids) if ids else None for ids in (list(suppress), list(suppress_first))
@@ -155,13 +162,13 @@ class Decoder:
         self._prefill = jit(self._prefill_rows, platform_of(mesh), static_argnames="length")
         self._step = jit(self._step_rows, platform_of(mesh), donate_argnums=1)
 
-    def allowed(self, scores_RV: jax.Array, first: jax.Array | bool) -> jax.Array:
-        """The scores with -inf where a token may not be chosen; `first`: after a prompt."""
+    def allowed(self, scores_RV: jax.Array, first: jax.Array | bool, said: Said | None = None) -> jax.Array:
+        """The scores with -inf where a token may not be chosen; `first`: after a prompt; `said`: with time stamps."""
         if self._never is not None:
             scores_RV = jnp.where(self._never, -jnp.inf, scores_RV)
         if self._never_first is not None:
             scores_RV = jnp.where(self._never_first & first, -jnp.inf, scores_RV)
-        return scores_RV
+        return scores_RV if self.stamps is None or said is None else with_stamps(scores_RV, said, self.stamps)
 
     def stream(self, params: Any, prompts: Prompts, *, max_new_tokens: int, seed: int = 0) -> Iterator[np.ndarray]:
         """The next token of every row [B], again and again; NOTHING for rows that have ended before.
@@ -207,7 +214,8 @@ class Decoder:
             seen_BV = rows_only(
                 partial(seen_in, size=self.vocab_size), True, batch["tokens_BT"], batch["num_B"]
             )  # fmt: skip
-        state = DecodeState(cache, batch["num_B"], batch["done_B"], batch["row_B"], seen_BV)
+        said = nothing_said(batch["num_B"]) if self.stamps else None
+        state = DecodeState(cache, batch["num_B"], batch["done_B"], batch["row_B"], seen_BV, said)
         return self._chosen(logits_BV, cache, state, key, first=True)
 
     def _step_rows(self, params: Any, state: DecodeState, key: jax.Array) -> Any:
@@ -221,19 +229,21 @@ class Decoder:
     ) -> tuple[jax.Array, DecodeState]:
         """What each row says now, on every device, and the rows after that."""
 
-        def pick(logits_BV, seen_BV, row_B, index_B, done_B, key):
-            scores_BV = self.allowed(logits_BV[:, : self.vocab_size].astype(jnp.float32), first)
+        def pick(logits_BV, seen_BV, said, row_B, index_B, done_B, key):
+            scores_BV = self.allowed(logits_BV[:, : self.vocab_size].astype(jnp.float32), first, said)
             token_B = choose(scores_BV, seen_BV, self.sampling, key, row_B, index_B)
             if seen_BV is not None:
                 seen_BV = seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
+            if self.stamps is not None:
+                said = after(said, token_B, self.stamps)
             said_B = jnp.where(done_B, NOTHING, token_B)
-            return said_B, token_B, done_B | jnp.isin(token_B, jnp.array(self.end_ids, jnp.int32)), seen_BV
+            return said_B, token_B, done_B | jnp.isin(token_B, jnp.array(self.end_ids, jnp.int32)), seen_BV, said
 
-        said_B, token_B, done_B, seen_BV = rows_only(
-            pick, (True, True, True, None if state.seen_BV is None else True),
-            logits_BV, state.seen_BV, state.row_B, cache.length_B, state.done_B, key,
+        out = (True, True, True, *(None if one is None else True for one in (state.seen_BV, state.said)))
+        said_B, token_B, done_B, seen_BV, said = rows_only(
+            pick, out, logits_BV, state.seen_BV, state.said, state.row_B, cache.length_B, state.done_B, key
         )  # fmt: skip
-        return reshard(said_B, (None,)), DecodeState(cache, token_B, done_B, state.row_B, seen_BV)
+        return reshard(said_B, (None,)), DecodeState(cache, token_B, done_B, state.row_B, seen_BV, said)
 
 
 def seen_in(tokens_BT: jax.Array, num_B: jax.Array, size: int) -> jax.Array:

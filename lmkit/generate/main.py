@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,35 +19,24 @@ from lmkit.data.sources.files import File, read_bytes
 from lmkit.data.sources.formats import Bad, decoded, has_rows, read_rows, text_under
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
+from lmkit.generate.job import Job, Text
 from lmkit.generate.show import Screen
-from lmkit.generate.speech import detect, join, opening, read_windows, windows_of
+from lmkit.generate.speech import (
+    before_sound,
+    check_listens,
+    detect,
+    join,
+    opening,
+    read_windows,
+    stamps_of,
+    windows_of,
+)
+from lmkit.generate.transcribe import read_sounds, transcribe
 from lmkit.parallel.devices import setup_jax
 from lmkit.parallel.mesh import build_mesh
-from lmkit.weights import Codec, SavedModel, open_model
+from lmkit.weights import SavedModel, open_model
 
 _MULTIPLE = 16  # sources are padded to one, so that few lengths are compiled
-
-
-class Text(NamedTuple):
-    """What one row became."""
-
-    text: str
-    tokens: int
-    ended: str  # "end": the model ended it; "stop": a stop string; "length": no more tokens were asked for
-    score: float | None = None  # of a beam
-    ids: tuple[int, ...] = ()
-
-
-class Job(NamedTuple):
-    """What the rows have in common."""
-
-    decoder: Decoder
-    params: Any
-    codec: Codec
-    config: Any
-    settings: GenerateConfig
-    seed: int
-    start: list[int | None]  # of an encoder-decoder; None for a language that is heard first
 
 
 def generate(experiment: Experiment) -> int:
@@ -57,12 +46,15 @@ def generate(experiment: Experiment) -> int:
     texts = settings.audio or read_prompts(settings)
     config = check_writes(model)
     codec = model.codec(experiment.tokenizer)
-    listens = bool(getattr(config, "num_mels", 0))
-    windows = read_windows(config, settings, model.window if listens else 0) if listens or settings.audio else []
+    listens = check_listens(config, settings)
+    start, stamps, before = opening(codec, settings, listens), stamps_of(codec, settings), before_sound(codec, settings)
+    places = model.window if listens else 0
+    sounds = read_sounds(config, settings, places) if stamps else []
+    windows = read_windows(config, settings, places) if listens and not stamps else []
     sources = [one for some in windows for one in some]
-    ids = [] if windows else [codec.encode(text) for text in texts]
-    start = opening(codec, settings, listens)
-    check_lengths(config, [model.window if listens else len(one) for one in sources or ids], settings, len(start))
+    ids = [] if listens else [codec.encode(text) for text in texts]
+    lengths = [places] if listens else [len(one) for one in ids]
+    check_lengths(config, lengths, settings, len(before) + len(start))
     setup_jax(experiment.run)
     mesh = build_mesh(experiment.mesh)
     with _writer(settings.out) as write:
@@ -72,13 +64,15 @@ def generate(experiment: Experiment) -> int:
         )
         decoder = Decoder(
             merge, config, sampling, end_ids=codec.end_ids, suppress=codec.rules.suppress,
-            suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, mesh=mesh,
+            suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, stamps=stamps, mesh=mesh,
         )  # fmt: skip
-        job = Job(decoder, params, codec, config, settings, experiment.run.seed, start)
+        job = Job(decoder, params, codec, config, settings, experiment.run.seed, start, before)
         each = settings.num_samples
         screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))
         make = _searched if settings.num_beams > 1 else _drawn
-        if any(len(some) > 1 for some in windows):
+        if sounds:
+            results = transcribe(job, sounds, places, screen)
+        elif any(len(some) > 1 for some in windows):
             results = _joined(job, make(job, sources, None), [len(some) for some in windows], screen)
         else:
             results = make(job, sources or ids, screen)
@@ -165,7 +159,8 @@ def _batches(job: Job, sources: Sequence[Any], texts_each: int) -> Iterator[Prom
             places = -(-max(len(one) for one in some) // _MULTIPLE) * _MULTIPLE
             source, real = pad_rows(some, places, 0), filled(some, places)
         batch = Prompts([job.start] * len(some), source, real, first)  # type: ignore[list-item]
-        yield detect(job.decoder, job.params, job.start, job.codec, batch)
+        batch = detect(job.decoder, job.params, job.start, job.codec, batch)
+        yield batch._replace(tokens=[[*job.before, *row] for row in batch.tokens])
 
 
 def _joined(job: Job, results: Iterator[Text], counts: list[int], screen: Screen) -> Iterator[Text]:
@@ -235,7 +230,7 @@ def _searched(job: Job, sources: Sequence[Any], screen: Screen | None) -> Iterat
                     screen.show(number, text, done=True)
                 number += 1
                 ended = "stop" if stream.stopped else "length" if len(made) == settings.max_new_tokens else "end"
-                yield Text(text, len(made), ended, score, tuple(made))
+                yield Text(text, len(made), ended, score, ids=tuple(made))
 
 
 @contextlib.contextmanager

@@ -8,22 +8,28 @@ import numpy as np
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.data.sources.audio import HOP, log_mel, read_audio
-from lmkit.decode import Decoder, Prompts, Sampling
+from lmkit.decode import Decoder, Prompts, Sampling, Stamps
+from lmkit.generate.languages import CODES
 from lmkit.weights import Codec
 
 _OVERLAP = 3  # of a window's length, a third is heard by the next one, too
+
+
+def check_listens(config: Any, settings: GenerateConfig) -> bool:
+    """Whether sound is to be heard. Raises ConfigError where model and settings do not fit."""
+    listens = bool(getattr(config, "num_mels", 0))
+    if listens and not settings.audio:
+        raise ConfigError("the model listens to sound: set generate.audio=[FILE, ...]")
+    if settings.audio and not listens:
+        raise ConfigError(f"generate.audio={settings.audio}: the model reads text; set generate.prompt=")
+    return listens
 
 
 def read_windows(config: Any, settings: GenerateConfig, places: int) -> list[list[np.ndarray]]:
     """For each sound file the log-mel frames [2 places, M] of its windows, as in training: silence to the end.
 
     A file that is longer than a window has several, of which each begins before the one before it ends.
-    Raises ConfigError where model and files do not fit.
     """
-    if not settings.audio:
-        raise ConfigError("the model listens to sound: set generate.audio=[FILE, ...]")
-    if not getattr(config, "num_mels", 0):
-        raise ConfigError(f"generate.audio={settings.audio}: the model reads text; set generate.prompt=")
     frames = 2 * places
     step = max(frames - frames // _OVERLAP, 1) * HOP
     found = []
@@ -42,9 +48,11 @@ def opening(codec: Codec, settings: GenerateConfig, listens: bool) -> list[int |
     """
     rules = codec.rules
     ids: list[int | None] = [*codec.start_ids, *rules.forced]
-    for key, known in (("language", rules.languages), ("task", rules.tasks)):
-        name = getattr(settings, key)
-        if name and name not in known:
+    language = settings.language.lower().strip("<|>")
+    language = language if language in rules.languages else CODES.get(language, language)
+    for key, one, known in (("language", language, rules.languages), ("task", settings.task, rules.tasks)):
+        if one and one not in known:
+            name = getattr(settings, key)
             have = f"it has {', '.join(sorted(known))}" if known else "its generation_config.json names none"
             raise ConfigError(
                 f"generate.{key}={name}: the model does not have it, {have}: leave it out.{nearest(name, known)}"
@@ -52,16 +60,48 @@ def opening(codec: Codec, settings: GenerateConfig, listens: bool) -> list[int |
     if not listens:
         return ids
     if rules.languages:
-        given = rules.languages[settings.language] if settings.language else None
+        given = rules.languages[language] if language else None
         ids[1:2] = [given if given is not None or len(ids) < 2 else ids[1]]
     if rules.tasks:
         own = next((one for one in ids if one in rules.tasks.values()), rules.tasks.get("transcribe"))
         task = rules.tasks.get(settings.task, own)
         ids = [one for one in ids if one not in rules.tasks.values()]
         ids[2:2] = [] if task is None else [task]
-    if rules.no_timestamps is not None and ids[-1] != rules.no_timestamps:
-        ids.append(rules.no_timestamps)
-    return ids
+    ids = [one for one in ids if one is None or one != rules.no_timestamps]
+    return ids if settings.timestamps or rules.no_timestamps is None else [*ids, rules.no_timestamps]
+
+
+def stamps_of(codec: Codec, settings: GenerateConfig) -> Stamps | None:
+    """The time stamps that texts have. Raises ConfigError where they are asked for and the model has none."""
+    if not settings.timestamps:
+        return None
+    plain = codec.rules.no_timestamps
+    if plain is None or plain + 1 >= codec.vocab_size:
+        raise ConfigError(
+            "generate.timestamps=True: the model has no time stamps (no_timestamps_token_id of its "
+            "generation_config.json, and tokens after that); leave it out"
+        )
+    return Stamps(plain + 1, min(codec.end_ids, default=plain), plain, codec.rules.latest_stamp)
+
+
+def before_sound(codec: Codec, settings: GenerateConfig) -> list[int]:
+    """The prompt of sounds: a text that is taken for the one before. Raises ConfigError where the model takes none."""
+    if not (settings.audio and settings.prompt.strip()):
+        return []
+    rules, ids = codec.rules, codec.plain(" " + settings.prompt.strip())
+    if rules.previous is None:
+        raise ConfigError(
+            f"generate.prompt={settings.prompt[:20]!r} with generate.audio: the model's files name no token "
+            f"<|startofprev|>, which a text before the sound begins with; leave it out"
+        )
+    special = {*codec.end_ids, *codec.start_ids, *rules.languages.values(), *rules.tasks.values(), rules.previous}
+    if wrong := [
+        one for one in ids if one in special or (rules.no_timestamps is not None and one >= rules.no_timestamps)
+    ]:
+        raise ConfigError(
+            f"generate.prompt={settings.prompt[:20]!r} holds a special token (id {wrong[0]}); leave it out"
+        )
+    return [rules.previous, *ids]
 
 
 def detect(decoder: Decoder, params: Any, start: Sequence[int | None], codec: Codec, batch: Prompts) -> Prompts:

@@ -88,7 +88,10 @@ def _duplicates(kind: str, found: dict[str, Any]) -> str:
     most = max(n for _, n in found["sizes"])
     rows = [(f"{members:,}", f"{n:,}", bar(n, most)) for members, n in found["sizes"]]
     sizes = table((f"{escape(kind)}: documents of a cluster", "Clusters", ""), rows, "bars")
-    return sizes + "".join(texts(f"{kind}: one of {c['size']:,}", c["documents"]) for c in found["largest"])
+    held = ", ".join(f"{escape(repr(part))} {n:,}" for part, n in found.get("of_earlier", {}).items() if n)
+    note = f'<p class="note">Documents that earlier parts of the mixture hold, too: {held}.</p>' if held else ""
+    shown = "".join(texts(f"{kind}: one of {c['size']:,}", c["documents"]) for c in found["largest"])
+    return sizes + note + shown
 
 
 def _quarantine(quarantine: dict[str, Any]) -> str:
@@ -104,6 +107,6 @@ def _quarantine(quarantine: dict[str, Any]) -> str:
 
 
 def _settings(card: dict[str, Any]) -> str:
-    names = ("data.clean", "minhash", "evaluation_texts", "tasks", "source", "evaluation")
+    names = ("data.clean", "minhash", "evaluation_texts", "tasks", "source", "evaluation", "earlier")
     shown = {name: card[name] for name in names if card.get(name)}
     return f"<pre>{escape(json.dumps(shown, indent=1, ensure_ascii=False))}</pre>"

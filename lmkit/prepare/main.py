@@ -53,13 +53,15 @@ def _clean(experiment: Experiment, progress: PrepareProgress) -> None:
     data, how = experiment.data, experiment.prepare
     if not data.clean.active:
         return
-    sources = build_sources(data)
-    if len(sources) > 1 and (data.clean.exact or data.clean.near):
+    sources, earlier = build_sources(data), {}
+    if data.clean.finds_copies and (stores := sorted(set(data.sources("text")) - set(sources))):
         console.print(
-            "each part of the mixture is cleaned by itself: a text that two of them hold stays in both", style="yellow"
-        )
+            f"finished stores hold tokens: their texts are not compared with those of other parts: {', '.join(stores)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
     for name, folder in corpora(data, how).items():
-        clean(sources[name], data.clean, how, folder, progress)
+        clean(sources[name], data.clean, how, folder, progress, earlier)
+        earlier[name] = folder
         progress.finish()
         console.print(f"corpus of {name!r}: {folder / 'report.html'}", soft_wrap=True)
 

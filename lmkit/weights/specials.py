@@ -18,6 +18,9 @@ _PROBES = ("a", "the", "1", ".")
 _NAMES = ("bos_token", "eos_token", "cls_token", "sep_token", "mask_token", "pad_token", "unk_token")
 
 
+_IDS = ("no_timestamps_token_id", "max_initial_timestamp_index", "prev_sot_token_id")
+
+
 class Specials(NamedTuple):
     """Special tokens as text; "" where the folder has none."""
 
@@ -50,7 +53,9 @@ class Rules(NamedTuple):
     suppress_first: tuple[int, ...] = ()  # not chosen first
     languages: Mapping[str, int] = {}
     tasks: Mapping[str, int] = {}
-    no_timestamps: int | None = None
+    no_timestamps: int | None = None  # the token of 0 seconds follows it
+    latest_stamp: int | None = None  # places after 0 that a text's first time stamp has at most
+    previous: int | None = None  # before a text that came before
 
 
 def read_rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
@@ -63,7 +68,7 @@ def read_rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
     except (TypeError, ValueError, AttributeError) as error:
         if isinstance(error, ConfigError):
             raise
-        keys = ("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens", "lang_to_id", "task_to_id")
+        keys = ("forced_decoder_ids", "suppress_tokens", "begin_suppress_tokens", "lang_to_id", "task_to_id", *_IDS)
         found = ", ".join(f"{key}={ids[key]!r:.60}" for key in keys if key in ids)
         raise ConfigError(f"generation_config.json: one of {found} is damaged ({error}); fetch it again") from error
 
@@ -79,10 +84,12 @@ def _rules(ids: Mapping[str, Any], vocab_size: int) -> Rules:
     def known(name: str) -> tuple[int, ...]:
         return tuple(token for token in ids.get(name) or () if 0 <= token < vocab_size)
 
+    if wrong := [name for name in _IDS if type(ids.get(name)) not in (int, type(None))]:
+        raise TypeError(f"{wrong[0]} is no number")
     languages = {name.strip("<|>"): token for name, token in (ids.get("lang_to_id") or {}).items()}
     return Rules(
         tuple(tokens), known("suppress_tokens"), known("begin_suppress_tokens"), languages,
-        ids.get("task_to_id") or {}, ids.get("no_timestamps_token_id"),
+        ids.get("task_to_id") or {}, *(ids.get(name) for name in _IDS),
     )  # fmt: skip
 
 

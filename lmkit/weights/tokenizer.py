@@ -16,6 +16,8 @@ from lmkit.data.tokens.tokenizer import load_tokenizer, vocab_size_of, without_s
 from lmkit.weights.source import Form, ModelSource
 from lmkit.weights.specials import Rules, read_rules, read_specials, special_ids
 
+_PREVIOUS = "<|startofprev|>"  # Whisper's
+
 
 class Codec(NamedTuple):
     """Text to ids and back, with the ids that the model wants around them."""
@@ -26,6 +28,7 @@ class Codec(NamedTuple):
     end_ids: tuple[int, ...]
     start_ids: tuple[int, ...]  # what an encoder-decoder's target begins with
     rules: Rules = Rules()  # of a folder's files
+    plain: Callable[[str], list[int]] = lambda text: []  # text to ids with nothing around them
 
 
 def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> Codec:
@@ -53,7 +56,10 @@ def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> 
         raise ConfigError(f"{source.path}: neither generation_config.json nor config.json has decoder_start_token_id")
     ends = theirs.get("eos_token_id")
     codec = _codec(inner, ends if isinstance(ends, list) else [ends], [start], [])
-    return codec._replace(rules=read_rules(theirs, config.vocab_size))
+    rules = read_rules(theirs, config.vocab_size)
+    if rules.previous is None:
+        rules = rules._replace(previous=inner.token_to_id(_PREVIOUS))
+    return codec._replace(rules=rules, plain=lambda text: inner.encode(text, add_special_tokens=False).ids)
 
 
 def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:

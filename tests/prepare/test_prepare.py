@@ -76,6 +76,28 @@ def test_text_to_be_cleaned_is_cleaned_first(corpus: Path, tmp_path: Path, capsy
     assert "data.weight_key=w with data.clean" in capsys.readouterr().err
 
 
+def test_a_mixture_holds_a_document_once(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pytest.importorskip("datatrove", reason=NEEDS_EXTRA)
+    two = f"a:{{paths:[{corpus}/0*.txt]}},b:{{paths:[{corpus}/1*.txt,{corpus}/03.txt]}}"
+    mixture = f"+data.mixture={{{two},c:{{paths:[%s]}}}}"
+    words = [*TINY, f"data.cache_dir={tmp_path / 'cache'}", "data.holdout_every=5", "data.clean.exact=true"]
+    (tmp_path / "all").mkdir()
+    for number in (3, 11):
+        shutil.copy(corpus / f"{number:02}.txt", tmp_path / "all" / f"again{number}.txt")
+    assert verb("prepare", *words, mixture % (tmp_path / "all")) == 2
+    assert "data.clean: nothing of the text of 'c' is left (see " in capsys.readouterr().err
+    words.append(mixture % f"{corpus}/2*.txt")
+    assert verb("prepare", *words) == 0
+    said = capsys.readouterr().out
+    assert "data 'b': 1 of 11 documents are left out, as earlier parts of the mixture have them" in said
+    task = prepare_task(compose(words), never)
+    cleaned = {name: facts["cleaned"] for name, facts in task.facts.items()}
+    assert cleaned["b"] == {"source": 11, "kept": 10, "copies_of_a": 1}
+    store = task.batches.stores["b"]  # type: ignore[attr-defined]
+    sizes = [(corpus / f"{number}.txt").stat().st_size for number in range(10, 20)]
+    assert sum(store.meta["splits"][split]["bytes"] for split in store.meta["splits"]) == sum(sizes)
+
+
 def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

@@ -38,10 +38,11 @@ class CleanConfig(Section):
     pii: list[Pii] = key([], "email, ip, phone: each is replaced by its name in brackets, such as [EMAIL]")
     decontaminate: list[str] = key([], "paths of evaluation texts: documents that share a run of words with them go")
     decontaminate_ngram: int = key(13, "words of such a run", at_least=3)
-    exact: bool = key(False, "of equal documents the first stays")
+    exact: bool = key(False, "of equal documents the first stays, in the order of the parts of a mixture")
     near: float = key(
-        0.0, "of documents that share so much of their n-grams (Jaccard) one stays; 0 = off", at_least=0.0, at_most=1.0
-    )
+        0.0, "of documents that share so much of their n-grams (Jaccard) one stays, in the same order; 0 = off",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
     near_ngram: int = key(5, "words of such an n-gram", at_least=1)
     near_buckets: int = key(0, "buckets of MinHash; 0 = so many that 97 % of the pairs at `near` meet", at_least=0)
     near_rows: int = key(0, "hashes of a bucket; 0 = with the buckets", at_least=0)
@@ -57,9 +58,13 @@ class CleanConfig(Section):
             raise ConfigError(f"data.clean.near={self.near}: MinHash finds pairs of 0.3 and more; set 0.8, or 0 = off")
 
     @property
+    def finds_copies(self) -> bool:
+        """Whether documents are compared with each other, those of earlier parts of a mixture included."""
+        return self.exact or self.near > 0
+
+    @property
     def active(self) -> bool:
         """Whether anything is to be cleaned."""
         return bool(
-            self.normalise or self.languages or self.quality or self.pii or self.decontaminate or self.exact
-            or self.near
-        )  # fmt: skip
+            self.normalise or self.languages or self.quality or self.pii or self.decontaminate or self.finds_copies
+        )

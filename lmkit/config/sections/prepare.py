@@ -24,7 +24,10 @@ class PrepareConfig(Section):
 
     executor: Executor = key(Executor.local, "who does the work")
     workers: int = key(0, "tasks at a time; 0 = one a core (slurm: no limit)", at_least=0)
-    tasks: int = key(0, "pieces of the work and files of the result; 0 = one for 4 MB, at most a file each", at_least=0)
+    tasks: int = key(
+        0, "pieces of the work and files of the result; 0 = one for 4 MB, at most a file each; where it is more than "
+        "there are files, local .jsonl files are divided", at_least=0,
+    )  # fmt: skip
     partition: str = key("", "slurm: partition; '' = the cluster's own choice")
     time_limit_minutes: int = key(600, "slurm: limit of a task", at_least=1)
     memory_gb: int = key(2, "slurm, ray: memory of a task", at_least=1)

@@ -3,7 +3,7 @@
 Both kinds answer the same questions, so the loader, the step and the evaluation need not know which one they read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,12 +21,16 @@ from lmkit.data.tokens.tokenizer import Tokenizer
 
 
 class TextData(NamedTuple):
-    """Everything read by a run on text: the tokenizer, the stores of the mixture with their weights, what to tell."""
+    """Everything read by a run on text: the tokenizer, the stores of the mixture with their weights, what to tell.
+
+    cleaned: of each part that was cleaned, what became of its documents.
+    """
 
     tokenizer: Tokenizer
     stores: dict[str, TokenStore]
     weights: dict[str, float]
     notes: tuple[str, ...] = ()
+    cleaned: Mapping[str, dict[str, int]] = {}
 
 
 class Origin(NamedTuple):

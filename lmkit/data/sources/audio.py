@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16_000  # Hz, of Whisper and of most speech data
 _WINDOW_SEC, _HOP_SEC = 0.025, 0.010
 HOP = round(_HOP_SEC * SAMPLE_RATE)  # samples a frame
+_BLOCK = 3000  # frames whose spectrum is held at a time: 20 MB
 QUIET = 3  # frames after which padding is no longer heard in a frame: the last of so many is silence
 
 
@@ -79,9 +80,12 @@ def log_mel(samples: np.ndarray, num_mels: int = 80, sample_rate: int = SAMPLE_R
     clip[: len(samples)] = samples[: len(clip)]
     clip = np.pad(clip, window // 2, mode="reflect")
     windows_FR = np.lib.stride_tricks.sliding_window_view(clip, window)[::hop][:frames]
-    spectrum = np.fft.rfft(windows_FR * _hann(window))
-    power_FK = spectrum.real**2 + spectrum.imag**2
-    mel_FM = np.log10(np.maximum((mel_filters(num_mels, window, sample_rate) @ power_FK.T).T, 1e-10))
+    mel_FM = np.empty((frames, num_mels))
+    for first in range(0, frames, _BLOCK):
+        spectrum = np.fft.rfft(windows_FR[first : first + _BLOCK] * _hann(window))
+        power_FK = spectrum.real**2 + spectrum.imag**2
+        mel_FM[first : first + _BLOCK] = (mel_filters(num_mels, window, sample_rate) @ power_FK.T).T
+    mel_FM = np.log10(np.maximum(mel_FM, 1e-10))
     mel_FM = np.maximum(mel_FM, mel_FM.max() - 8.0)
     return ((mel_FM + 4.0) / 4.0).astype(np.float32)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.experiment import to_plain
 from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.data import DataConfig
@@ -16,8 +17,13 @@ FORMAT = 1
 _TASK_BYTES, _MOST_TASKS = 4 << 20, 1000  # of 4 MB the slowest filters take half a minute
 
 
+def in_pieces(source: TextSource, how: PrepareConfig) -> TextSource:
+    """The source with .jsonl files divided, where more pieces are asked for than it has files."""
+    return source.divided(how.tasks) if how.tasks > len(source.files) else source
+
+
 def num_tasks(source: TextSource, how: PrepareConfig) -> int:
-    """Pieces of the work: as set, or by size; a file is never split."""
+    """Pieces of the work: as set, or by size; at most a file (or range of a file) each."""
     derived = min(-(-source.num_bytes // _TASK_BYTES), _MOST_TASKS)
     return max(1, min(how.tasks or derived, len(source.files)))
 
@@ -25,7 +31,7 @@ def num_tasks(source: TextSource, how: PrepareConfig) -> int:
 def corpora(data: DataConfig, how: PrepareConfig) -> dict[str, Path]:
     """The folder of each part of the mixture once it is cleaned; its card.json says that it is whole.
 
-    Raises ConfigError as build_sources does.
+    Where copies are taken out, a part depends on the ones before it. Raises ConfigError as build_sources does.
     """
     sources = build_sources(data)
     if how.out and len(sources) > 1:
@@ -35,16 +41,18 @@ def corpora(data: DataConfig, how: PrepareConfig) -> dict[str, Path]:
     cache, plain = open_cache(data.cache_dir), to_plain(data.clean)
     evaluation = evaluation_texts(data.clean)
     made_from = [FORMAT, plain, evaluation.fingerprint() if evaluation else ""]
-    return {
-        name: place_of(cache, "corpora", [source.fingerprint(), num_tasks(source, how), *made_from])
-        for name, source in sources.items()
-    }
+    found: dict[str, Path] = {}
+    for name, source in ((name, in_pieces(one, how)) for name, one in sources.items()):
+        earlier = [[part, folder.name] for part, folder in found.items()] if data.clean.finds_copies else []
+        own = [source.fingerprint(), num_tasks(source, how), *made_from, *([earlier] if earlier else [])]
+        found[name] = place_of(cache, "corpora", own)
+    return found
 
 
 def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]:
     """The texts of the mixture as they are tokenised: the cleaned ones, where they are to be cleaned.
 
-    Raises ConfigError where that has not been done yet.
+    Raises ConfigError where that has not been done yet, or nothing of a part is left.
     """
     sources = build_sources(data)
     if not data.clean.active:
@@ -56,9 +64,23 @@ def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]
                 f"data.clean: the text of {name!r} has not been cleaned yet: run python -m lmkit.prepare with the same "
                 f"words"
             )
+        if not read_document(folder / "card.json")["documents"]["kept"]:
+            raise ConfigError(
+                f"data.clean: nothing of the text of {name!r} is left (see {folder / 'report.html'}): leave it out, or "
+                f"clean less"
+            )
         files = expand(str(folder / "docs"), (".jsonl",))
         left_out = sources[name].left_out
         found[name] = TextSource(files, "text", data.holdout_every, data.fold, id_key="id", left_out=left_out)
+    return found
+
+
+def cleaned_facts(data: DataConfig, how: PrepareConfig) -> dict[str, dict[str, int]]:
+    """Of each cleaned part: documents read, documents kept, those left out because NAME, an earlier part, has them."""
+    found = {}
+    for name, folder in corpora(data, how).items() if data.clean.active else ():
+        card = read_document(folder / "card.json")
+        found[name] = card["documents"] | {f"copies_of_{part}": n for part, n in card.get("copies", {}).items()}
     return found
 
 

@@ -1,5 +1,6 @@
 """Where text comes from: documents with stable names, readable as often as needed."""
 
+import copy
 import hashlib
 import itertools
 import json
@@ -58,6 +59,13 @@ class TextSource:
     def num_bytes(self) -> int:
         """Size of the files on disk."""
         return sum(f.size for f in self.files)
+
+    def divided(self, pieces: int) -> "TextSource":
+        """The same documents in the same order, local .jsonl files in ranges of lines of at most 1/pieces of it all."""
+        shares = ((file, -(-file.size * pieces // max(self.num_bytes, 1))) for file in self.files)
+        found = copy.copy(self)
+        found.files = [one for file, number in shares for one in _ranges(file, number)]
+        return found
 
     def fingerprint(self) -> str:
         """Changes when a file is added, removed or modified, or another field is read; reads no contents."""
@@ -139,13 +147,15 @@ def _files(kind: Source, part: str, paths: list[str], config: DataConfig, left_o
         found = matching(path, suffixes, left_out, asked=asked, allow_roots=config.allow_roots)
         files |= {f.url: f for f in found}
     whole = [files[url] for url in sorted(files)]
-    return [one for file in whole for one in _ranges(file)] if kind is Source.text_files else whole
+    if kind is not Source.text_files:
+        return whole
+    return [one for file in whole for one in _ranges(file, min(file.size // RANGE_BYTES, MOST_RANGES))]
 
 
-def _ranges(file: File) -> list[File]:
-    """A large local .jsonl as ranges of its lines, as if they were files, so that several workers can read it."""
-    number = min(file.size // RANGE_BYTES, MOST_RANGES)
+def _ranges(file: File, number: int) -> list[File]:
+    """A local .jsonl as ranges of its lines, as if they were files, so that several workers can read it."""
     if number < 2 or not is_local(file.url) or not ending(file.url).endswith(LINES):
         return [file]
-    edges = itertools.pairwise(file.size * n // number for n in range(number + 1))
+    begin = file.span[0] if file.span else 0
+    edges = itertools.pairwise(begin + file.size * n // number for n in range(number + 1))
     return [file._replace(size=end - start, span=(start, end)) for start, end in edges]

@@ -5,7 +5,7 @@ Only `run` and what it imports need the extra; this module does not, so that a v
 
 import importlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
@@ -18,9 +18,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def clean(
-    source: TextSource, settings: CleanConfig, how: PrepareConfig, out: Path, progress: Progress = lambda *_: None
-) -> None:
+    source: TextSource, settings: CleanConfig, how: PrepareConfig, out: Path, progress: Progress = lambda *_: None,
+    earlier: Mapping[str, Path] | None = None,
+) -> None:  # fmt: skip
     """Fills `out`: docs/NNNNN.jsonl, dropped/, quarantine.jsonl, report.html and, last of all, card.json.
+
+    `earlier`: the folders of parts of a mixture that were cleaned before, by name. Of documents that are there, too,
+    none is kept.
 
     Where `out` has a card there is nothing left to do; where an earlier call was killed, this one goes on; where
     another process is at work in it, this one waits. Raises ConfigError where the extra is missing, `out` was made from
@@ -29,7 +33,7 @@ def clean(
     need(how.executor, "cleaning a corpus")
     if settings.languages:
         _need("py3langid", "prepare", "data.clean.languages")
-    importlib.import_module("lmkit.prepare.clean.run").run(source, settings, how, out, progress)
+    importlib.import_module("lmkit.prepare.clean.run").run(source, settings, how, out, progress, earlier)
 
 
 def need(executor: Executor, what: str = "") -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lmkit.files import write_json, write_text
 from lmkit.pages.corpus import page
 from lmkit.prepare.clean.exact import COPY
 from lmkit.prepare.clean.near import minhash_config
-from lmkit.prepare.clean.steps import rows_of
+from lmkit.prepare.clean.steps import Texts, rows_of
 
 # (label of a step, what it counted), in the order of the work
 Counts = list[tuple[str, dict[str, int]]]
@@ -24,9 +25,10 @@ _CLUSTERS, _BAD = 6, 50
 
 
 def write_card(
-    out: Path, work: Path, settings: CleanConfig, tasks: int, counts: Counts, evaluation: dict[str, int]
-) -> None:
-    """Writes out/report.html, then out/card.json."""
+    out: Path, work: Path, settings: CleanConfig, texts: Texts, counts: Counts, evaluation: dict[str, int],
+    owners: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Writes out/report.html, then out/card.json. `owners`: the part of each file of texts that is not this one's."""
     by_label = dict(counts)
     steps = [_step(label, found) for label, found in counts if label not in ("read", "source", "kept", "pii")]
     pii = by_label.get("pii", {})
@@ -38,13 +40,16 @@ def write_card(
         "pii": {kind.name: pii.get(kind.name, 0) for kind in Pii if kind in settings.pii},
         "quarantine": {"records": by_label["read"].get("bad", 0), "first": bad},
         "lengths": {side: _lengths(by_label[side]) for side in ("source", "kept")},
-        "clusters": _clusters(work, settings),
+        "clusters": _clusters(work, settings, texts, owners),
         "samples": _samples(out / "dropped"),
         "evaluation_texts": evaluation,
     }
     if settings.near:
         config = minhash_config(settings)
         card["minhash"] = {"buckets": config.num_buckets, "rows": config.hashes_per_bucket, "words": config.n_grams}
+    if owners:
+        kinds = card["clusters"].values()
+        card["copies"] = {name: sum(one["of_earlier"][name] for one in kinds) for name in dict.fromkeys(owners)}
     _write(out, card)
 
 
@@ -86,8 +91,11 @@ def _samples(dropped: Path) -> dict[str, list[dict[str, str]]]:
     return dict(sorted(found.items()))
 
 
-def _clusters(work: Path, settings: CleanConfig) -> dict[str, Any]:
-    """Sizes of groups of equal or like documents, and a few of the largest."""
+def _clusters(work: Path, settings: CleanConfig, texts: Texts, owners: Sequence[str]) -> dict[str, Any]:
+    """Sizes of groups of equal or like documents, a few of the largest, and of how many an earlier part has the first.
+
+    `texts`: as they were before copies were taken out.
+    """
     found = {}
     if settings.exact:
         parts = [np.load(path) for path in sorted((work / "copies").glob("*.npy"))]
@@ -95,21 +103,26 @@ def _clusters(work: Path, settings: CleanConfig) -> dict[str, Any]:
         firsts = Counter(zip(copies["first_file"].tolist(), copies["first_line"].tolist(), strict=True))
         largest = sorted(firsts.items(), key=lambda row: (-row[1], row[0]))[:_CLUSTERS]
         sizes = sorted(Counter(n + 1 for n in firsts.values()).items())
-        found["exact"] = {"sizes": sizes, "largest": _texts(work / "texts", [[n + 1, [list(at)]] for at, n in largest])}
+        others = Counter(owners[file - texts.tasks] for file in copies["first_file"].tolist() if file >= texts.tasks)
+        shown = _texts(texts, [[n + 1, [list(at)]] for at, n in largest])
+        found["exact"] = {"sizes": sizes, "largest": shown, "of_earlier": others}
     if settings.near:
         near = json.loads((work / "near" / "clusters.json").read_text())
-        folder = work / ("unique" if settings.exact else "texts")
-        found["near"] = {"sizes": near["sizes"], "largest": _texts(folder, near["samples"][:_CLUSTERS])}
+        unique = texts._replace(folder=work / "unique") if settings.exact else texts
+        shown = _texts(unique, near["samples"][:_CLUSTERS])
+        found["near"] = {"sizes": near["sizes"], "largest": shown, "of_earlier": near["of_earlier"]}
+    for one in found.values():
+        one["of_earlier"] = {name: one["of_earlier"].get(name, 0) for name in dict.fromkeys(owners)}
     return found
 
 
-def _texts(folder: Path, clusters: list) -> list[dict[str, Any]]:
+def _texts(files: Texts, clusters: list) -> list[dict[str, Any]]:
     """[size, [(file, line), ...]] with the names and beginnings of those documents."""
     wanted = {tuple(at) for _, members in clusters for at in members}
     texts = {}
     for file in sorted({file for file, _ in wanted}):
         last = max(line for other, line in wanted if other == file)
-        for line, row in enumerate(itertools.islice(rows_of(folder / f"{file:05d}.jsonl"), last + 1)):
+        for line, row in enumerate(itertools.islice(rows_of(files.path(file)), last + 1)):
             if (file, line) in wanted:
                 texts[file, line] = {"id": row["id"], "text": row["text"][:_SAMPLE_CHARS]}
     return [{"size": size, "documents": [texts[tuple(at)] for at in members]} for size, members in clusters]

@@ -9,7 +9,7 @@ the threshold to tell, the texts are compared.
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,6 +20,7 @@ from datatrove.utils.text import TextNormConfig
 from datatrove.utils.word_tokenizers import WordTokenizer
 
 from lmkit.config.sections.clean import CleanConfig
+from lmkit.prepare.clean.steps import Texts
 
 MOST_HASHES, RECALL = 128, 0.97
 _UNSURE = 0.1  # three times the standard error of an estimate of 0.8 from 126 hashes
@@ -60,15 +61,32 @@ def minhash_config(settings: CleanConfig) -> MinhashConfig:
     return MinhashConfig(settings.near_ngram, num_buckets=buckets, hashes_per_bucket=rows, norm_config=norm)
 
 
+class Sign(MinhashDedupSignature):
+    """datatrove's, with files that are numbered from `first`."""
+
+    def __init__(self, work: Path, settings: CleanConfig, first: int = 0):
+        super().__init__(str(work / "signatures"), minhash_config(settings), words_of(settings))  # type: ignore[arg-type]
+        self.first = first
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> None:
+        super().run(data, self.first + rank, world_size)
+
+
 class Cluster(PipelineStep):
-    """Pairs that share a bucket -> NNNNNN.remove for datatrove's filter, and clusters.json. One task."""
+    """Pairs that share a bucket -> NNNNNN.remove for datatrove's filter, and clusters.json. One task.
+
+    Documents of other corpora, which are earlier parts of the mixture, come first and stay. `owners`: of each of their
+    files the name of its part.
+    """
 
     type, name = "near", "cluster"
 
-    def __init__(self, work: Path, texts: Path, signing: MinhashDedupSignature, threshold: float):
+    def __init__(
+        self, work: Path, texts: Texts, signing: MinhashDedupSignature, threshold: float, owners: Sequence[str] = ()
+    ):
         super().__init__()
-        self.work, self.texts, self.signing, self.config, self.threshold = (
-            work, texts, signing, signing.config, threshold
+        self.work, self.texts, self.signing, self.config, self.threshold, self.owners = (
+            work, texts, signing, signing.config, threshold, owners
         )  # fmt: skip
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
@@ -76,17 +94,22 @@ class Cluster(PipelineStep):
         hashes, ngrams = self._hashes(nodes), self._ngrams(nodes)
         out = self.work / "near"
         removed: dict[int, list[int]] = {}
-        sizes, samples = Counter(), []
+        sizes, owned, samples = Counter(), Counter(), []
         for group in groups:
-            for cluster in self._clusters(group, hashes, ngrams):
+            others = nodes[group, 0] >= self.texts.tasks
+            group = np.concatenate([group[others], group[~others]])
+            for cluster in self._clusters(group, int(others.sum()), hashes, ngrams):
                 for file, line in nodes[cluster[1:]].tolist():
                     removed.setdefault(file, []).append(line)
                 sizes[len(cluster)] += 1
+                if (first := int(nodes[cluster[0], 0])) >= self.texts.tasks:
+                    owned[self.owners[first - self.texts.tasks]] += len(cluster) - 1
                 samples = sorted([*samples, (-len(cluster), nodes[cluster[:4]].tolist())])[:_MOST_SAMPLES]
         out.mkdir(parents=True, exist_ok=True)
         for file, lines in removed.items():
             np.array(sorted(lines), "<u4").tofile(out / f"{file:06d}.remove")
         found = {"sizes": sorted(sizes.items()), "samples": [[-size, where] for size, where in samples]}
+        found |= {"of_earlier": owned}
         (out / "clusters.json").write_text(json.dumps(found))
         self.stat_update("clusters", value=sum(sizes.values()))
 
@@ -126,12 +149,17 @@ class Cluster(PipelineStep):
         return ngrams
 
     def _open(self, file: int) -> IO[bytes]:
-        return (self.texts / f"{file:05d}.jsonl").open("rb")
+        return self.texts.path(file).open("rb")
 
-    def _clusters(self, group: np.ndarray, hashes: np.ndarray, ngrams: Callable[[int], np.ndarray]) -> list[list[int]]:
-        """Each document, in order, joins the one that stays and is most like it, or stays itself. Only those of two."""
-        stay: list[list[int]] = []
-        for node in group.tolist():
+    def _clusters(
+        self, group: np.ndarray, fixed: int, hashes: np.ndarray, ngrams: Callable[[int], np.ndarray]
+    ) -> list[list[int]]:
+        """Each document, in order, joins the one that stays and is most like it, or stays itself. Only those of two.
+
+        The first `fixed` stay, whatever they are like.
+        """
+        stay = [[node] for node in group[:fixed].tolist()]
+        for node in group[fixed:].tolist():
             alike = (hashes[[cluster[0] for cluster in stay]] == hashes[node]).mean(axis=1) if stay else np.zeros(0)
             likely = np.flatnonzero(alike >= self.threshold - _UNSURE)
             for best in likely[np.argsort(-alike[likely], kind="stable")].tolist():
@@ -151,7 +179,7 @@ def _jaccard(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _groups(pairs: Path) -> tuple[list[np.ndarray], np.ndarray]:
-    """Documents joined by pairs, as rows of nodes [documents, (file, line)] in the order of the corpus."""
+    """Documents joined by pairs, as rows of nodes [documents, (file, line)] in the order of the files."""
     files = sorted(pairs.glob("*.dups"))
     found = np.concatenate([np.fromfile(file, "<u4").reshape(-1, 4) for file in files]).astype(np.int64)
     if not len(found):

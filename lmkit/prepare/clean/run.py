@@ -1,6 +1,7 @@
 """Cleaning, top to bottom. A stage reads what the one before has written; each of its tasks is done once.
 
 filter      source -> normalise, language, quality, PII, decontamination -> texts, hashes
+earlier     what earlier parts of a mixture keep -> hashes, MinHash signatures
 copies      hashes -> which documents are copies of earlier ones
 signatures  texts without copies -> texts, MinHash signatures
 buckets     signatures -> pairs that may be alike
@@ -8,15 +9,17 @@ clusters    pairs -> which documents are like ones that stay
 documents   texts without those -> docs/
 """
 
+import hashlib
+import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.decont.n_grams import NGramsDecontConfig
-from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupFilter, MinhashDedupSignature
+from datatrove.pipeline.dedup import MinhashDedupBuckets, MinhashDedupFilter
 from datatrove.pipeline.filters import (
     C4QualityFilter,
     FineWebQualityFilter,
@@ -25,10 +28,11 @@ from datatrove.pipeline.filters import (
 )
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.experiment import to_plain
 from lmkit.config.sections.clean import CleanConfig, Rule
 from lmkit.config.sections.prepare import PrepareConfig
-from lmkit.data.sources.corpus import FORMAT, evaluation_texts, num_tasks
+from lmkit.data.sources.corpus import FORMAT, evaluation_texts, in_pieces, num_tasks
 from lmkit.data.sources.formats import check_share
 from lmkit.data.sources.text import TextSource
 from lmkit.files import private_files, write_text
@@ -36,42 +40,57 @@ from lmkit.prepare.clean.card import Counts, write_card
 from lmkit.prepare.clean.decontaminate import Decontaminate, write_index
 from lmkit.prepare.clean.engine import Stage, run_stage
 from lmkit.prepare.clean.exact import DropCopies, FindCopies, Hash
-from lmkit.prepare.clean.near import Cluster, minhash_config, words_of
+from lmkit.prepare.clean.near import Cluster, Sign, minhash_config, words_of
 from lmkit.prepare.clean.pii import Scrub
-from lmkit.prepare.clean.steps import Drop, Keep, Language, Normalise, NotEmpty, Read, ReadBack, Tally
+from lmkit.prepare.clean.steps import Drop, Keep, Language, Normalise, NotEmpty, Read, ReadBack, Tally, Texts
 from lmkit.prepare.clean.work import claimed, counts_of
 
 Progress = Callable[[str, int, int], None]
 Steps = list[tuple[str, PipelineStep]]
 
 
-def run(source: TextSource, settings: CleanConfig, how: PrepareConfig, out: Path, progress: Progress) -> None:
+def run(
+    source: TextSource, settings: CleanConfig, how: PrepareConfig, out: Path, progress: Progress,
+    earlier: Mapping[str, Path] | None = None,
+) -> None:  # fmt: skip
     """See lmkit.prepare.clean.clean."""
     if (out / "card.json").is_file() and not os.access(out, os.W_OK):  # another's, in a cache that is shared
         return
-    with claimed(out.absolute(), made_from(source, settings, num_tasks(source, how))) as work:
+    source, earlier = in_pieces(source, how), dict(earlier or {}) if settings.finds_copies else {}
+    with claimed(out.absolute(), made_from(source, settings, num_tasks(source, how), earlier)) as work:
         if not (out / "card.json").is_file():
-            _Cleaning(source, settings, how, work, progress).run()
+            _Cleaning(source, settings, how, work, progress, earlier).run()
     shutil.rmtree(work, ignore_errors=True)  # what is left out of the result: texts between stages, signatures
 
 
-def made_from(source: TextSource, settings: CleanConfig, tasks: int) -> dict[str, Any]:
+def made_from(source: TextSource, settings: CleanConfig, tasks: int, earlier: Mapping[str, Path]) -> dict[str, Any]:
     """What decides the result. How many bad records are let pass does not."""
     evaluation = evaluation_texts(settings)
-    return {
+    decisive = {
         "format": FORMAT, "source": source.fingerprint(), "tasks": tasks, "data.clean": to_plain(settings),
         "evaluation": evaluation.fingerprint() if evaluation else "",
     }  # fmt: skip
+    cards = {name: read_document(folder / "card.json") for name, folder in earlier.items()}
+    theirs = {
+        name: [card.get(key) for key in (*decisive, "earlier")] for name, card in cards.items()
+    }  # what decided each of them
+    digests = {name: hashlib.sha256(json.dumps(one).encode()).hexdigest()[:16] for name, one in theirs.items()}
+    return decisive | ({"earlier": digests} if digests else {})
 
 
 class _Cleaning:
     """One corpus on its way through the stages."""
 
-    def __init__(self, source: TextSource, settings: CleanConfig, how: PrepareConfig, work: Path, progress: Progress):
+    def __init__(
+        self, source: TextSource, settings: CleanConfig, how: PrepareConfig, work: Path, progress: Progress,
+        earlier: Mapping[str, Path],
+    ):  # fmt: skip
         self.source, self.settings, self.how, self.work = source, settings, how, work
         self.out, self.progress, self.tasks = work.parent, progress, num_tasks(source, how)
+        kept = [(name, file) for name, folder in earlier.items() for file in sorted((folder / "docs").glob("*.jsonl"))]
+        self.owners, self.others = [name for name, _ in kept], [file for _, file in kept]
         self.number, near = 0, settings.near > 0
-        self.count = 1 + settings.exact + 4 * near + (settings.exact and not near)
+        self.count = 1 + settings.exact + 4 * near + (settings.exact and not near) + bool(kept)
 
     def run(self) -> None:
         settings, work = self.settings, self.work
@@ -82,25 +101,27 @@ class _Cleaning:
         texts = self.out / "docs" if last else work / "texts"
         counts = self._stage("filter", self.tasks, self._filters(texts, last))
         self._quarantine(counts)
+        if self.others:
+            self._stage("earlier", len(self.others), self._earlier(texts))
         if settings.exact:
-            self._stage("copies", self.tasks, [("", FindCopies(work / "hashes", work / "copies"))])
+            find = FindCopies(work / "hashes", work / "copies", len(self.others))
+            self._stage("copies", self.tasks, [("", find)])
         if settings.near:
-            config, unique = minhash_config(settings), texts
-            steps: Steps = [("", ReadBack(texts))]
+            config, unique, signing = minhash_config(settings), texts, Sign(work, settings)
+            steps: Steps = [("", ReadBack(self._texts(texts)))]
             if settings.exact:
                 unique = work / "unique"
                 steps += [("exact", self._copies()), ("", Keep(unique))]
-            signing = MinhashDedupSignature(str(work / "signatures"), config, words_of(settings))  # type: ignore[arg-type]
-            steps.append(("", signing))
-            counts += self._stage("signatures", self.tasks, steps)
+            counts += self._stage("signatures", self.tasks, [*steps, ("", signing)])
             buckets = MinhashDedupBuckets(str(work / "signatures"), str(work / "pairs"), config=config)
             self._stage("buckets", config.num_buckets, [("", buckets)])
-            self._stage("clusters", 1, [("", Cluster(work, unique, signing, settings.near))])
+            cluster = Cluster(work, self._texts(unique), signing, settings.near, self.owners)
+            self._stage("clusters", 1, [("", cluster)])
             like = MinhashDedupFilter(str(work / "near"), exclusion_writer=self._drop("near"))
             counts += self._documents(unique, ("near", like))
         elif settings.exact:
             counts += self._documents(texts, ("exact", self._copies()))
-        write_card(self.out, work, settings, self.tasks, counts, evaluation)
+        write_card(self.out, work, settings, self._texts(work / "texts"), counts, evaluation, self.owners)
 
     def _stage(self, name: str, tasks: int, steps: Steps) -> Counts:
         """Runs a stage and returns what it counted."""
@@ -118,7 +139,19 @@ class _Cleaning:
         return counts_of(folder, [label for label, _ in steps])
 
     def _documents(self, texts: Path, last: tuple[str, PipelineStep]) -> Counts:
-        return self._stage("documents", self.tasks, [("", ReadBack(texts)), last, *self._write(self.out / "docs")])
+        return self._stage(
+            "documents", self.tasks, [("", ReadBack(self._texts(texts))), last, *self._write(self.out / "docs")]
+        )
+
+    def _texts(self, folder: Path) -> Texts:
+        return Texts(folder, self.tasks, self.others)
+
+    def _earlier(self, texts: Path) -> Steps:
+        """Hashes and signatures of what the parts before this one keep, in files behind this part's."""
+        steps: Steps = [("", ReadBack(self._texts(texts), self.tasks))]
+        if self.settings.exact:
+            steps.append(("", Hash(self.work / "hashes", self.tasks)))
+        return [*steps, ("", Sign(self.work, self.settings, self.tasks))] if self.settings.near else steps
 
     def _scrub(self) -> Scrub | None:
         return Scrub(self.settings.pii) if self.settings.pii else None
@@ -127,7 +160,7 @@ class _Cleaning:
         return Drop(self.out / "dropped" / step, self._scrub())
 
     def _copies(self) -> DropCopies:
-        return DropCopies(self.work / "copies", self._drop("exact"))
+        return DropCopies(self.work / "copies", self._drop("exact"), self.owners)
 
     def _write(self, folder: Path) -> Steps:
         return [("kept", Tally()), ("", Keep(folder))]

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -52,20 +52,32 @@ class Read(PipelineStep):
                 yield Document(text=_SURROGATES.sub("\ufffd", document.text), id=document.name)
 
 
+class Texts(NamedTuple):
+    """Files of documents by number: those that the tasks of an earlier stage wrote, then those of other corpora."""
+
+    folder: Path
+    tasks: int
+    others: list[Path]
+
+    def path(self, number: int) -> Path:
+        """A file, which is not there where a task kept nothing."""
+        return self.folder / f"{number:05d}.jsonl" if number < self.tasks else self.others[number - self.tasks]
+
+
 class ReadBack(PipelineStep):
-    """The documents that the task of the same number wrote in an earlier stage.
+    """The documents of the file of a task's number, counted from `first`.
 
     datatrove's own reader deals out the files there are: where a task kept nothing, all later ones would shift.
     """
 
     type, name = "read", "earlier stage"
 
-    def __init__(self, folder: Path):
+    def __init__(self, texts: Texts, first: int = 0):
         super().__init__()
-        self.folder = folder
+        self.texts, self.first = texts, first
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        for row in rows_of(self.folder / f"{rank:05d}.jsonl"):
+        for row in rows_of(self.texts.path(self.first + rank)):
             self.stat_update("total", "forwarded")
             yield Document(text=row["text"], id=row["id"])
 

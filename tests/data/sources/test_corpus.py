@@ -10,9 +10,9 @@ from lmkit.config import ConfigError
 from lmkit.config.sections.clean import CleanConfig, Pii, Rule
 from lmkit.config.sections.data import DataConfig, SourceConfig
 from lmkit.config.sections.prepare import Executor, PrepareConfig
-from lmkit.data.sources.corpus import corpora, num_tasks
+from lmkit.data.sources.corpus import corpora, in_pieces, num_tasks
 from lmkit.data.sources.files import File
-from lmkit.data.sources.text import TextSource
+from lmkit.data.sources.text import TextSource, build_sources
 
 
 def data_of(corpus: Path, tmp_path: Path, **clean: Any) -> DataConfig:
@@ -44,6 +44,11 @@ def test_each_part_of_a_mixture_has_its_own(corpus: Path, tmp_path: Path) -> Non
     parts = {"a": SourceConfig(paths=[str(corpus / "0*.txt")]), "b": SourceConfig(paths=[str(corpus / "1*.txt")])}
     data = DataConfig(mixture=parts, cache_dir=str(tmp_path), clean=CleanConfig(exact=True))
     assert len(set(corpora(data, PrepareConfig()).values())) == 2
+    swapped = dataclasses.replace(data, mixture=dict(reversed(parts.items())))
+    here, there = corpora(data, PrepareConfig()), corpora(swapped, PrepareConfig())
+    assert all(here[name] != there[name] for name in parts), "a part depends on those before it"
+    apart = [dataclasses.replace(one, clean=CleanConfig(normalise=True)) for one in (data, swapped)]
+    assert corpora(apart[0], PrepareConfig()) == corpora(apart[1], PrepareConfig())
     assert corpora(data, PrepareConfig(out="here")) == {"a": Path("here/a"), "b": Path("here/b")}
 
 
@@ -53,7 +58,19 @@ def test_each_part_of_a_mixture_has_its_own(corpus: Path, tmp_path: Path) -> Non
 )
 def test_pieces(megabytes: int, files: int, tasks: int, expected: int) -> None:
     source = TextSource([File("u", "n", (megabytes << 20) // files, "")] * files, "text", 20)
-    assert num_tasks(source, PrepareConfig(tasks=tasks)) == expected
+    how = PrepareConfig(tasks=tasks)
+    assert num_tasks(in_pieces(source, how), how) == expected
+
+
+def test_one_file_of_lines_is_divided_where_that_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 90)
+    (tmp_path / "b.txt").write_text("words " * 10)
+    (source,) = build_sources(data_of(tmp_path, tmp_path)).values()
+    names = [[one.name for one in in_pieces(source, PrepareConfig(tasks=tasks)).files] for tasks in (0, 2, 8)]
+    assert [len(one) for one in names] == [2, 2, 9]
+    assert names[2].count("b.txt") == 1
+    how = PrepareConfig(tasks=8)
+    assert num_tasks(in_pieces(source, how), how) == 8
 
 
 def test_evaluation_texts_that_are_not_there_are_named(corpus: Path, tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ def test_a_large_file_is_read_in_ranges_of_its_lines(tmp_path: Path, monkeypatch
             assert source.num_bytes == path.stat().st_size
             assert list(source.documents()) == whole
             assert sorted(one for n in range(3) for one in source.documents(n, 3)) == sorted(whole)
+            again = source.divided(7)
+            assert len(again.files) >= max(7, len(source.files))
+            assert again.num_bytes == source.num_bytes
+            assert list(again.documents()) == whole
             bad = TextSource(source.files, "other", 20)
             places: list[str] = []
             assert not list(bad.documents(bad=lambda one, places=places: places.append(one.place)))

@@ -189,6 +189,69 @@ def test_each_way_of_finding_duplicates_alone(settings: dict[str, Any], tmp_path
     assert sorted(row["text"] for row in rows) == sorted(texts)
 
 
+def rows_of(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for path in sorted((out / "docs").glob("*")) for line in path.open()]
+
+
+@pytest.mark.parametrize(("settings", "workers", "tasks"), [
+    ({"exact": True}, 1, 3), ({"near": 0.7}, 1, 3),
+    pytest.param({"exact": True, "near": 0.7}, 2, 3, marks=pytest.mark.slow),
+])  # fmt: skip
+def test_of_a_mixture_the_first_part_keeps_what_several_hold(
+    settings: dict[str, Any], workers: int, tasks: int, tmp_path: Path
+) -> None:
+    """Copies, and with `near` a text of which one word in 120 is another, in parts before and in the part itself."""
+    texts = [sentences(random.Random(n), 120) for n in range(9)]
+    like = texts[3].replace(texts[3].split()[-1], "otherwise.")
+    parts = {
+        "a": texts[:3],
+        "b": [texts[1], *texts[3:6], texts[3]],
+        "c": [like, texts[6], texts[0], texts[4], texts[7]],
+    }
+    for name, some in parts.items():
+        (tmp_path / name).mkdir()
+        for number, text in enumerate(some):
+            (tmp_path / name / f"{number}.txt").write_text(text)
+    done: dict[str, Path] = {}
+    for name in parts:
+        out, how = tmp_path / "out" / name, PrepareConfig(workers=workers, tasks=tasks)
+        clean(files_of(tmp_path / name), CleanConfig(**settings), how, out, earlier=done)
+        done[name] = out
+    kept = {name: sorted(row["id"] for row in rows_of(out)) for name, out in done.items()}
+    of_c = ["1.txt", "4.txt"] if settings.get("near") else ["0.txt", "1.txt", "4.txt"]
+    assert kept == {"a": ["0.txt", "1.txt", "2.txt"], "b": ["1.txt", "2.txt", "3.txt"], "c": of_c}
+    cards = {name: json.loads((out / "card.json").read_text()) for name, out in done.items()}
+    assert [card.get("copies") for card in cards.values()] == [None, {"a": 1}, {"a": 1, "b": 1 + ("near" in settings)}]
+    if "exact" in settings:
+        exact = next(step for step in cards["c"]["steps"] if step["step"] == "exact")
+        assert exact["dropped"] == {"exact copy of a document in 'a'": 1, "exact copy of a document in 'b'": 1}
+        assert cards["b"]["clusters"]["exact"]["sizes"] == [[2, 2]]
+        said = "Documents that earlier parts of the mixture hold, too: &#x27;a&#x27; 1, &#x27;b&#x27; 1."
+        assert said in (done["c"] / "report.html").read_text()
+    card = done.pop("c") / "card.json"
+    card.unlink()  # as if it had been killed before its end
+    note = {key: value for key, value in cards["c"].items() if key in ("format", "source", "tasks", "data.clean")}
+    (card.parent / "work").mkdir()
+    (card.parent / "work" / "made_from.json").write_text(json.dumps(note | {"evaluation": "", "earlier": {"a": "0"}}))
+    with pytest.raises(ConfigError, match=r"was begun with earlier"):
+        clean(
+            files_of(tmp_path / "c"),
+            CleanConfig(**settings),
+            PrepareConfig(workers=1, tasks=tasks),
+            card.parent,
+            earlier=done,
+        )
+
+
+def test_one_file_is_cleaned_by_several_workers(tmp_path: Path) -> None:
+    source = small(tmp_path / "texts")
+    outs = [tmp_path / f"out{tasks}" for tasks in (1, 3)]
+    for out, tasks in zip(outs, (1, 3), strict=True):
+        clean(source, CleanConfig(exact=True), PrepareConfig(workers=1, tasks=tasks), out)
+    assert len(list((outs[1] / "docs").glob("*"))) == 3
+    assert rows_of(outs[0]) == rows_of(outs[1]), "the same documents, in the same order, under the same names"
+
+
 def test_progress_ends_at_the_whole_of_each_stage(tmp_path: Path) -> None:
     source, seen = small(tmp_path / "texts"), []
     settings = CleanConfig(exact=True, near=0.8)

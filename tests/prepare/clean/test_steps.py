@@ -21,7 +21,7 @@ from lmkit.prepare.clean.exact import DropCopies, FindCopies, Hash
 from lmkit.prepare.clean.near import Cluster, Spaces, minhash_config, words_of
 from lmkit.prepare.clean.pii import Scrub
 from lmkit.prepare.clean.run import NGramsDecontConfig
-from lmkit.prepare.clean.steps import Drop, Keep, Language, Normalise, ReadBack, rows_of
+from lmkit.prepare.clean.steps import Drop, Keep, Language, Normalise, ReadBack, Texts, rows_of
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,9 @@ def test_of_equal_texts_the_first_stays(tasks: int, tmp_path: Path) -> None:
 def test_read_back_gives_a_task_its_own_file(tmp_path: Path) -> None:
     with Keep(tmp_path) as keep:
         keep.write(Document(text="a\u2028b", id="x"), 2)
-    assert [d.text for d in ReadBack(tmp_path).run(None, 2, 3)] == ["a\u2028b"]
-    assert list(ReadBack(tmp_path).run(None, 0, 3)) == []
+    texts = Texts(tmp_path, 3, [])
+    assert [d.text for d in ReadBack(texts).run(None, 2, 3)] == ["a\u2028b"]
+    assert list(ReadBack(texts).run(None, 0, 3)) == []
 
 
 @pytest.mark.parametrize("near", [0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
@@ -158,7 +159,7 @@ def test_a_chain_is_not_a_cluster(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     pairs = np.array([[0, n, 0, n + 1] for n in range(len(texts) - 1)], "<u4")
     pairs.tofile(tmp_path / "pairs" / "00000_00.dups")
-    Cluster(tmp_path, tmp_path / "texts", signing, 0.8).run()
+    Cluster(tmp_path, Texts(tmp_path / "texts", 1, []), signing, 0.8).run()
     # (200 - 15) / (200 + 15) = 0.86 is alike, (200 - 30) / (200 + 30) = 0.74 is not: every second one goes.
     assert np.fromfile(tmp_path / "near" / "000000.remove", "<u4").tolist() == [1, 3, 5, 7]
     assert json.loads((tmp_path / "near" / "clusters.json").read_text())["sizes"] == [[2, 4]]
