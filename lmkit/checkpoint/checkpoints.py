@@ -40,19 +40,11 @@ class Checkpoints:
         if ":/" in str(folder) and not Path(folder).is_absolute():  # pathlib folds the second slash of ://
             raise ConfigError(f"run.dir={folder}: checkpoints go to a local path (a mounted bucket will do)")
         self.folder, self.config, self.without = Path(folder).absolute(), config, without
+        self._values: dict[int, float] = {}
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
-            lowest = config.best is Best.lowest
-            worst = math.inf if lowest else -math.inf  # of a checkpoint that another metric was saved with
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(config.best_metric, worst),
-                    reverse=lowest,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            keep.append(_KeepBest(config, self._values))
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             context=_context(config.compress),
@@ -90,6 +82,10 @@ class Checkpoints:
             ) from error
         self._thread = threading.Thread(target=self._finish, args=(step, response), daemon=True)
         self._thread.start()
+
+    def judge(self, step: int, value: float) -> None:
+        """Takes note of the value of best_metric at a step, for `keep_best`: it may come after the save."""
+        self._values[step] = value
 
     def _finish(self, step: int, response: Any) -> None:
         try:
@@ -164,6 +160,24 @@ class Checkpoints:
         """Waits and releases threads."""
         self.wait()
         self._checkpointer.close()
+
+
+class _KeepBest:
+    """Orbax's rule for `keep_best`: its own BestN knows only values that came with the save."""
+
+    def __init__(self, config: CheckpointConfig, values: dict[int, float]):
+        self._config, self._values = config, values
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        del context
+        sign = 1 if self._config.best is Best.lowest else -1
+        found: dict[int, float] = {}
+        for one in checkpoints:
+            value = (one.metrics or {}).get(self._config.best_metric, math.nan)
+            found[one.step] = self._values.get(one.step, value)
+        ranked = sorted((step for step in found if not math.isnan(found[step])), key=lambda step: sign * found[step])
+        best = set(ranked[: self._config.keep_best])
+        return [one.step in best for one in checkpoints]
 
 
 def _context(compress: bool, partial: bool = False) -> Any:
