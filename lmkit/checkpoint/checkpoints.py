@@ -171,10 +171,8 @@ class _KeepBest:
     def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
         del context
         sign = 1 if self._config.best is Best.lowest else -1
-        found: dict[int, float] = {}
-        for one in checkpoints:
-            value = (one.metrics or {}).get(self._config.best_metric, math.nan)
-            found[one.step] = self._values.get(one.step, value)
+        found = {one.step: (one.metrics or {}).get(self._config.best_metric, math.nan) for one in checkpoints}
+        found |= {step: value for step, value in self._values.items() if step in found}
         ranked = sorted((step for step in found if not math.isnan(found[step])), key=lambda step: sign * found[step])
         best = set(ranked[: self._config.keep_best])
         return [one.step in best for one in checkpoints]
