@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as orbax_v1
 
 from lmkit import hosts
-from lmkit.checkpoint.manifest import check_manifest, write_manifest
+from lmkit.checkpoint.manifest import PROMISED, check_together, is_finished, write_manifest
 from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections.checkpoint import Best, CheckpointConfig
@@ -75,7 +76,8 @@ class Checkpoints:
             state = self._snapshot.of(state)
         metrics = None if value is None or math.isnan(value) else {self.config.best_metric: value}
         try:
-            response = self._checkpointer.save_async(step, state, metrics=metrics)
+            promised = {PROMISED: hosts.count()}
+            response = self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=promised)
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}"
@@ -91,8 +93,7 @@ class Checkpoints:
         try:
             if response is not None:
                 response.result()
-                if hosts.is_first():
-                    write_manifest(self.folder / str(step))
+                write_manifest(self.folder / str(step), hosts.index(), hosts.count())
         except BaseException as error:
             error.add_note(f"step {step}")
             self._failure = error
@@ -114,13 +115,16 @@ class Checkpoints:
     def restore(self, shapes: Any) -> tuple[Any, int, list[str]] | None:
         """The newest good checkpoint as (state, step, what was wrong with newer ones); None where there is none.
 
+        One whose save was cut off before its manifests were whole is taken where no other is good.
+
         `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
         Raises CheckpointError where there are checkpoints and none is good.
         """
         _check_state(shapes)
         shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
-        for step in reversed(json.loads(hosts.share("steps", json.dumps(self.steps())))):
+        whole, cut = json.loads(hosts.share("steps", json.dumps(_by_rank(self.folder, self.steps()))))
+        for step in [*whole, *cut]:
             problem, state = self._check(step), None
             if not problem:
                 try:
@@ -130,7 +134,9 @@ class Checkpoints:
                 problem = next(filter(None, hosts.gather("loaded", problem)), "")
             if not problem:
                 self._set_aside([later for later in self.steps() if later > step])
-                return state, step, skipped
+                lost = [f"checkpoint {later} is not used: its save was cut off" for later in cut if later > step]
+                loose = [f"checkpoint {step} is used although its save was cut off"] if step in cut else []
+                return state, step, [*skipped, *lost, *loose]
             skipped.append(f"checkpoint {step} is not used: {problem}")
         if skipped:
             raise CheckpointError(
@@ -140,10 +146,7 @@ class Checkpoints:
 
     def _check(self, step: int) -> str:
         """What is wrong with a checkpoint's files; of many processes each reads its share of them."""
-        if not self.config.verify:
-            return ""
-        problem = check_manifest(self.folder / str(step), hosts.index(), hosts.count())
-        return next(filter(None, hosts.gather("checked", problem)), "")
+        return check_together(self.folder / str(step)) if self.config.verify else ""
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves bad checkpoints out of the way of the steps that will be saved again; deletes nothing."""
@@ -213,16 +216,17 @@ def load_params(path: str | Path, shapes: Any) -> tuple[Any, str]:
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
 
-    `path` as in `load_params`. Raises ConfigError where there is none.
+    Of many processes each checks its share of the files, so all must call it. `path` as in `load_params`.
+    Raises ConfigError where there is none.
     """
     path = Path(path).expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
-    candidates = (
-        [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
-    )
+    found = [str(step) for steps in _by_rank(folder, _steps(folder)) for step in steps] if folder else []
+    candidates = [folder / step for step in json.loads(hosts.share("candidates", json.dumps(found)))] if folder else []
+    candidates = candidates or ([path] if path.is_dir() else [])
     problems = []
     for candidate in candidates:
-        if problem := check_manifest(candidate):
+        if problem := check_together(candidate):
             problems.append(f"{candidate}: {problem}")
             continue
         try:
@@ -254,6 +258,12 @@ def load_part(place: Path, name: str, shapes: Any) -> Any:
     if lost:
         raise ConfigError(f"init_from={place}: {name} has no {lost[0]} (and {len(lost) - 1} more that were asked for)")
     return loaded
+
+
+def _by_rank(folder: Path, steps: Iterable[int]) -> tuple[list[int], list[int]]:
+    """The steps whose saves are finished, and those whose saves were cut off, the newest of each first."""
+    whole = {step: is_finished(folder / str(step)) for step in sorted(steps, reverse=True)}
+    return [step for step in whole if whole[step]], [step for step in whole if not whole[step]]
 
 
 def _steps(folder: Path) -> list[int]:
