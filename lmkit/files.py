@@ -30,10 +30,10 @@ def crc32(path: Path) -> int:
     return value
 
 
-def checksums(folder: Path, *without: str) -> Checksums:
-    """Of every file of a folder, except those of these names."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
-    return {path.relative_to(folder).as_posix(): [path.stat().st_size, crc32(path)] for path in files}
+def checksums(folder: Path, of: Callable[[str], bool] = lambda _: True) -> Checksums:
+    """Of every file of a folder whose path from there `of` takes."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return {name: [(folder / name).stat().st_size, crc32(folder / name)] for name in names if of(name)}
 
 
 def changes(folder: Path, sums: Mapping[str, list[int]], seen: Callable[[int], None] = lambda _: None) -> list[str]:

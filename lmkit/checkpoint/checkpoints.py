@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import orbax.checkpoint.experimental.v1 as orbax_v1
 
 from lmkit import hosts
-from lmkit.checkpoint.manifest import check_manifest, write_manifest
+from lmkit.checkpoint.manifest import PROMISED, check_together, is_finished, write_manifest
 from lmkit.checkpoint.snapshot import Snapshot
 from lmkit.config.base import ConfigError, UserError
 from lmkit.config.sections.checkpoint import Best, CheckpointConfig
@@ -40,19 +41,11 @@ class Checkpoints:
         if ":/" in str(folder) and not Path(folder).is_absolute():  # pathlib folds the second slash of ://
             raise ConfigError(f"run.dir={folder}: checkpoints go to a local path (a mounted bucket will do)")
         self.folder, self.config, self.without = Path(folder).absolute(), config, without
+        self._values: dict[int, float] = {}
         policies = ocp.training.preservation_policies
         keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_best:
-            lowest = config.best is Best.lowest
-            worst = math.inf if lowest else -math.inf  # of a checkpoint that another metric was saved with
-            keep.append(
-                policies.BestN(
-                    get_metric_fn=lambda metrics: metrics.get(config.best_metric, worst),
-                    reverse=lowest,
-                    n=config.keep_best,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+            keep.append(_KeepBest(config, self._values))
         self._checkpointer = ocp.training.Checkpointer(
             self.folder,
             context=_context(config.compress),
@@ -83,7 +76,8 @@ class Checkpoints:
             state = self._snapshot.of(state)
         metrics = None if value is None or math.isnan(value) else {self.config.best_metric: value}
         try:
-            response = self._checkpointer.save_async(step, state, metrics=metrics)
+            promised = {PROMISED: hosts.count()}
+            response = self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=promised)
         except Exception as error:
             raise CheckpointError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}"
@@ -91,12 +85,15 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._finish, args=(step, response), daemon=True)
         self._thread.start()
 
+    def judge(self, step: int, value: float) -> None:
+        """Takes note of the value of best_metric at a step, for `keep_best`: it may come after the save."""
+        self._values[step] = value
+
     def _finish(self, step: int, response: Any) -> None:
         try:
             if response is not None:
                 response.result()
-                if hosts.is_first():
-                    write_manifest(self.folder / str(step))
+                write_manifest(self.folder / str(step), hosts.index(), hosts.count())
         except BaseException as error:
             error.add_note(f"step {step}")
             self._failure = error
@@ -118,13 +115,16 @@ class Checkpoints:
     def restore(self, shapes: Any) -> tuple[Any, int, list[str]] | None:
         """The newest good checkpoint as (state, step, what was wrong with newer ones); None where there is none.
 
+        One whose save was cut off before its manifests were whole is taken where no other is good.
+
         `shapes` are ShapeDtypeStructs with shardings: of any mesh, not only the one that saved.
         Raises CheckpointError where there are checkpoints and none is good.
         """
         _check_state(shapes)
         shapes = {name: part for name, part in shapes.items() if name not in self.without}
         skipped: list[str] = []
-        for step in reversed(json.loads(hosts.share("steps", json.dumps(self.steps())))):
+        whole, cut = json.loads(hosts.share("steps", json.dumps(_by_rank(self.folder, self.steps()))))
+        for step in [*whole, *cut]:
             problem, state = self._check(step), None
             if not problem:
                 try:
@@ -134,7 +134,9 @@ class Checkpoints:
                 problem = next(filter(None, hosts.gather("loaded", problem)), "")
             if not problem:
                 self._set_aside([later for later in self.steps() if later > step])
-                return state, step, skipped
+                lost = [f"checkpoint {later} is not used: its save was cut off" for later in cut if later > step]
+                loose = [f"checkpoint {step} is used although its save was cut off"] if step in cut else []
+                return state, step, [*skipped, *lost, *loose]
             skipped.append(f"checkpoint {step} is not used: {problem}")
         if skipped:
             raise CheckpointError(
@@ -144,10 +146,7 @@ class Checkpoints:
 
     def _check(self, step: int) -> str:
         """What is wrong with a checkpoint's files; of many processes each reads its share of them."""
-        if not self.config.verify:
-            return ""
-        problem = check_manifest(self.folder / str(step), hosts.index(), hosts.count())
-        return next(filter(None, hosts.gather("checked", problem)), "")
+        return check_together(self.folder / str(step)) if self.config.verify else ""
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves bad checkpoints out of the way of the steps that will be saved again; deletes nothing."""
@@ -164,6 +163,22 @@ class Checkpoints:
         """Waits and releases threads."""
         self.wait()
         self._checkpointer.close()
+
+
+class _KeepBest:
+    """Orbax's rule for `keep_best`: its own BestN knows only values that came with the save."""
+
+    def __init__(self, config: CheckpointConfig, values: dict[int, float]):
+        self._config, self._values = config, values
+
+    def should_preserve(self, checkpoints: Any, *, context: Any) -> list[bool]:
+        del context
+        sign = 1 if self._config.best is Best.lowest else -1
+        found = {one.step: (one.metrics or {}).get(self._config.best_metric, math.nan) for one in checkpoints}
+        found |= {step: value for step, value in self._values.items() if step in found}
+        ranked = sorted((step for step in found if not math.isnan(found[step])), key=lambda step: sign * found[step])
+        best = set(ranked[: self._config.keep_best])
+        return [one.step in best for one in checkpoints]
 
 
 def _context(compress: bool, partial: bool = False) -> Any:
@@ -201,16 +216,17 @@ def load_params(path: str | Path, shapes: Any) -> tuple[Any, str]:
 def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
     """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
 
-    `path` as in `load_params`. Raises ConfigError where there is none.
+    Of many processes each checks its share of the files, so all must call it. `path` as in `load_params`.
+    Raises ConfigError where there is none.
     """
     path = Path(path).expanduser().absolute()
     folder = next((f for f in (path / "checkpoints", path) if f.is_dir() and _steps(f)), None)
-    candidates = (
-        [folder / str(step) for step in reversed(_steps(folder))] if folder else [path] if path.is_dir() else []
-    )
+    found = [str(step) for steps in _by_rank(folder, _steps(folder)) for step in steps] if folder else []
+    candidates = [folder / step for step in json.loads(hosts.share("candidates", json.dumps(found)))] if folder else []
+    candidates = candidates or ([path] if path.is_dir() else [])
     problems = []
     for candidate in candidates:
-        if problem := check_manifest(candidate):
+        if problem := check_together(candidate):
             problems.append(f"{candidate}: {problem}")
             continue
         try:
@@ -242,6 +258,12 @@ def load_part(place: Path, name: str, shapes: Any) -> Any:
     if lost:
         raise ConfigError(f"init_from={place}: {name} has no {lost[0]} (and {len(lost) - 1} more that were asked for)")
     return loaded
+
+
+def _by_rank(folder: Path, steps: Iterable[int]) -> tuple[list[int], list[int]]:
+    """The steps whose saves are finished, and those whose saves were cut off, the newest of each first."""
+    whole = {step: is_finished(folder / str(step)) for step in sorted(steps, reverse=True)}
+    return [step for step in whole if whole[step]], [step for step in whole if not whole[step]]
 
 
 def _steps(folder: Path) -> list[int]:

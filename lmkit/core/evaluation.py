@@ -21,12 +21,14 @@ _IN_FLIGHT = 4  # batches dispatched before the first is waited for
 
 
 def evaluate(
-    step: Callable[[State, Batch], tuple[Sums, Any]], state: State, batches: Iterable[tuple[str, Batch]], task: Task
-) -> tuple[dict[str, float], np.ndarray | None]:
+    step: Callable[[State, Batch], tuple[Sums, Any]], state: State, batches: Iterable[tuple[str, Batch]], task: Task,
+    progressed: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, float], np.ndarray | None]:  # fmt: skip
     """Means over all batches: eval/loss (nats, or squared error), eval/accuracy; and the confusion matrix, or None.
 
     Text adds eval/bits_per_byte or eval/perplexity; classes precision, recall and F1; numbers their errors. With a
-    mixture also eval/<part>/..., and the plain names are means by the mixture's weights.
+    mixture also eval/<part>/..., and the plain names are means by the mixture's weights. `progressed()` is called for
+    every batch that has come back.
     """
     totals: dict[str, list[Sums]] = {}
     truth: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # labels or targets, predictions, weights
@@ -36,8 +38,10 @@ def evaluate(
         if predicted is not None:
             names = ("labels" if "labels" in batch else "targets", "weights")
             truth.append((to_host(batch[names[0]]), to_host(predicted), to_host(batch[names[1]])))
+            progressed()
         elif len(totals[part]) > _IN_FLIGHT:
             jax.block_until_ready(totals[part][-_IN_FLIGHT])
+            progressed()
     parts = {part: _means(task, part, results) for part, results in totals.items()}
     whole = sum(task.weights[part] for part in parts)
     names = next(iter(parts.values()))

@@ -24,7 +24,7 @@ from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.optim import OptimConfig
 from lmkit.models import build_model
 from lmkit.nn.lora import add_lora, is_adapter
-from lmkit.nn.param import ParamSpec, param_specs
+from lmkit.nn.param import ParamSpec, param_specs, resting_dtype
 from lmkit.nn.tree import divide, flat, union
 from lmkit.optim.build import Optim, build_optim
 from lmkit.parallel.devices import platform_of
@@ -165,22 +165,29 @@ def init_state(blueprint: Blueprint, seed: int, known: Any = None) -> State:
 
     `known`: parameters that are there already, all or some; they are donated, so that nothing is there twice.
     """
+    return make_init(blueprint)(root_key(seed, "init"), known or {})
+
+
+def make_init(blueprint: Blueprint) -> Any:
+    """The program init(key, known) -> state of `init_state`."""
 
     def init(key: jax.Array, known: Any) -> State:
         return _init(
             blueprint.model_config, blueprint.lora, blueprint.trainable, blueprint.optim, blueprint.ema, key, known
         )
 
-    made = blueprint.jit(init, out_shardings=blueprint.shardings, donate_argnums=1)
-    return made(root_key(seed, "init"), known or {})
+    return blueprint.jit(init, out_shardings=blueprint.shardings, donate_argnums=1)
 
 
 def _init(
     model: ModelConfig, lora: LoraConfig, trainable: frozenset[str], optim: Optim, ema: float, key: jax.Array,
     known: Any,
 ) -> State:  # fmt: skip
-    every = nnx.to_pure_dict(nnx.split(_build(model, lora, nnx.Rngs(params=key)))[1])
-    params, frozen = divide(union(every, known), trainable)
+    every = nnx.split(_build(model, lora, nnx.Rngs(params=key)))[1]
+    params, frozen = divide(union(nnx.to_pure_dict(every), known), trainable)
+    if lora.rank:  # init_from has them as they are; what optim.freeze names is saved with the run, in float32
+        specs = divide(param_specs(every), trainable)[1]
+        frozen = jax.tree.map(lambda leaf, spec: leaf.astype(resting_dtype(model, spec)), frozen, specs)
     state = {"step": jnp.zeros((), jnp.int32), "params": params, "opt": optim.transform.init(params)}
     return state | ({"ema": jax.tree.map(jnp.copy, params)} if ema else {}) | ({"frozen": frozen} if frozen else {})
 

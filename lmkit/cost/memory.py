@@ -36,6 +36,7 @@ class Memory(NamedTuple):
 
     items: list[Item]
     host_bytes: float  # of a host: what a save copies, and what remat=offload keeps there
+    start: float = 0.0  # while the state is made, or read from init_from: each parameter is there once
 
     @property
     def narrow(self) -> str:
@@ -44,7 +45,7 @@ class Memory(NamedTuple):
 
     @property
     def peak(self) -> float:
-        return self._at(ALWAYS) + self._at(self.narrow)
+        return max(self._at(ALWAYS) + self._at(self.narrow), self.start)
 
     def _at(self, when: str) -> float:
         return sum(item.size for item in self.items if item.when == when)
@@ -75,7 +76,8 @@ def memory_of(context: PlanContext) -> Memory:
     ]
     saved = sum(local_bytes(tree) for name, tree in shapes.items() if name not in context.blueprint.unsaved)
     per_host = min(context.experiment.hardware.devices_per_host, context.num_devices)
-    return Memory([item for item in items if item.size], per_host * (saved + layers.offloaded))
+    start = sum(held.values())
+    return Memory([item for item in items if item.size], per_host * (saved + layers.offloaded), start)
 
 
 class _Layers(NamedTuple):

@@ -55,12 +55,20 @@ class Watchdog:
 
     @contextlib.contextmanager
     def pause(self, doing: str) -> Iterator[None]:
-        """What is no step: an evaluation, a save. It has a limit of its own, and is left out of the median."""
+        """What is no step: an evaluation, a save. It has a limit of its own, and is left out of the median.
+
+        Where `progressed` is called on the way, the limit is from one call to the next.
+        """
         with self._lock:
             self._doing, self._since, self._last = doing, self._clock(), None
         yield
         with self._lock:
             self._doing, self._since = "", self._clock()
+
+    def progressed(self) -> None:
+        """A batch of an evaluation has come back: its limit counts from here."""
+        with self._lock:
+            self._since = self._clock()
 
     def limit(self) -> float:
         """Seconds that what is being done may take; 0 where there is no limit."""

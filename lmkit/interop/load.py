@@ -29,7 +29,7 @@ def load_tensors(
     partial: bool = False,
     notes: list[str] | None = None,
 ) -> Any:
-    """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), float32.
+    """Parameters in a tree like `shapes` (ShapeDtypeStructs, with shardings or without), in their dtypes.
 
     Each device's share of each parameter is read, laid out and placed before the next, so the host holds its share of
     the model and one parameter's share more. Raises ConfigError naming missing, extra and mis-shaped tensors (eight of
@@ -66,25 +66,26 @@ def _place(row: Row, leaf: Any, reader: Reader) -> jax.Array:
     shape, sharding = tuple(leaf.shape), getattr(leaf, "sharding", None)
     whole = tuple((0, size) for size in shape)
     if sharding is None:
-        return jax.device_put(_share(row, shape, whole, reader), may_alias=True)
+        return jax.device_put(_share(row, leaf, whole, reader), may_alias=True)
     pieces, done = [], {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         ranges = tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
         if ranges not in done:
-            done = {ranges: _share(row, shape, ranges, reader)}
+            done = {ranges: _share(row, leaf, ranges, reader)}
         pieces.append(jax.device_put(done[ranges], device, may_alias=len(sharding.device_set) == 1))
     return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
 
 
-def _share(row: Row, shape: tuple[int, ...], ranges: Sequence[Range], reader: Reader) -> np.ndarray:
-    """float32: the part `ranges` of one parameter of this shape."""
+def _share(row: Row, leaf: Any, ranges: Sequence[Range], reader: Reader) -> np.ndarray:
+    """The part `ranges` of one parameter of this shape and dtype."""
+    shape = tuple(leaf.shape)
     out = _empty([last - first for first, last in ranges])
     lead, own = ranges[: row.each], ranges[row.each :]
     for place in product(*(range(last - first) for first, last in lead)):
         name = reader.find(row.names([first + n for n, (first, _) in zip(place, lead, strict=True)]))
         assert name is not None
         out[place] = _one(row, shape[row.each :], own, name, reader)
-    return out
+    return out.astype(leaf.dtype, copy=False)
 
 
 def _one(row: Row, own: tuple[int, ...], ranges: Sequence[Range], name: str, reader: Reader) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx, traverse_util
 
-from lmkit.config.sections.model import DType, LinearDType, TransformerConfig
+from lmkit.config.sections.model import DType, LinearDType, ModelConfig, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
 from lmkit.nn.forms import default_dtype
 
@@ -60,18 +60,17 @@ def param_specs(state: nnx.State) -> dict:
     return traverse_util.unflatten_dict(flat)
 
 
-def for_inference(params: dict, specs: dict, dtype: jnp.dtype) -> dict:
-    """The parameters with all matrices and tables in the compute dtype that are cast to it at each use, and no others:
-    a model that only infers gives the same numbers and reads half of the bytes.
+def resting_dtype(config: ModelConfig, spec: ParamSpec) -> jnp.dtype:
+    """The dtype of a parameter that does not train: the compute dtype where it is cast to that at each use.
 
-    Routers, relative positions and vectors compute in float32.
+    So matrices and tables take half of the bytes and give the same numbers. Routers, relative positions and vectors
+    compute in float32; what is rounded to float8 is rounded from float32.
     """
-
-    def one(spec: ParamSpec, leaf: jax.Array) -> jax.Array:
-        exact = spec.kind is ParamKind.vector or spec.dims[-1] == "expert" or spec.dims[-2:] == ("position", "heads")
-        return leaf if exact else leaf.astype(dtype)
-
-    return jax.tree.map(one, specs, params)
+    parts = config.towers().values()
+    exact = spec.kind is ParamKind.vector or spec.dims[-1] == "expert" or spec.dims[-2:] == ("position", "heads")
+    if exact or any(is_float8(part, spec) for part in parts) or len({part.dtype for part in parts}) != 1:
+        return jnp.dtype(jnp.float32)
+    return compute_dtype(next(iter(parts)).dtype)
 
 
 def is_float8(config: TransformerConfig, spec: ParamSpec) -> bool:

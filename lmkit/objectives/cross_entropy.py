@@ -81,14 +81,14 @@ def _cross_entropy(options, hidden, head, bias, targets, weights):
 
 def _forward(options, hidden, head, bias, targets, weights):
     sums, gradients = _sharded(options, True, hidden, head, bias, targets, weights)
-    return sums, (*gradients, jnp.zeros((), hidden.dtype))
+    return sums, (*gradients, jnp.zeros((), hidden.dtype), jnp.zeros((), head.dtype))
 
 
 def _backward(options, saved, cotangents):
-    d_hidden, d_head, d_bias, like = saved
+    d_hidden, d_head, d_bias, like, like_head = saved
     d_loss = cotangents[0]
     d_bias = None if d_bias is None else d_loss * d_bias
-    return (d_loss * d_hidden).astype(like.dtype), d_loss * d_head, d_bias, None, None
+    return (d_loss * d_hidden).astype(like.dtype), (d_loss * d_head).astype(like_head.dtype), d_bias, None, None
 
 
 _cross_entropy.defvjp(_forward, _backward)

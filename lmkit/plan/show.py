@@ -127,6 +127,7 @@ def _show_memory(console: Console, found: Estimate) -> None:
         size = f"{item.size / _GIB:.2f}" if counted else f"({item.size / _GIB:.2f})"
         rows.append((item.name, size, note))
     rows.append(("together", f"{memory.peak / _GIB:.2f}", f"the most is needed {memory.narrow}"))
+    rows.append(("at the start", f"{memory.start / _GIB:.2f}", "while the state is made, or read from init_from"))
     _table(console, "memory of a device", ("", "GiB", ""), rows)
     host, room = memory.host_bytes / _GIB, found.context.experiment.hardware.host_memory_gib
     limit = f" of {room:,.0f}" if room else ""
@@ -207,7 +208,7 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         "params": found.context.blueprint.num_params,
         "fits": found.fits,
         "memory": {
-            "peak_bytes": memory.peak, "limit_bytes": found.limit, "narrow": memory.narrow,
+            "peak_bytes": memory.peak, "start_bytes": memory.start, "limit_bytes": found.limit, "narrow": memory.narrow,
             "host_bytes": memory.host_bytes, "items": [item._asdict() for item in memory.items],
         },
         "flops_per_step": found.flops,

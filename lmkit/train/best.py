@@ -19,10 +19,11 @@ class BestSoFar:
     def __init__(self, config: CheckpointConfig, patience: int, run: Path):
         self.config, self.patience = config, patience
         self.value, self.step, self.since = math.nan, 0, 0
+        self.values: dict[int, float] = {}  # of the evaluations before, by step
         name = config.best_metric
         rows = [(row["step"], row[name]) for row in read_rows(run / "metrics.jsonl") if row.get(name) is not None]
         for step, value in json.loads(hosts.share("evaluations", json.dumps(rows))):
-            self.see(step, {name: value})
+            self.values[step] = self.see(step, {name: value})
 
     def see(self, step: int, means: dict[str, float]) -> float:
         """Takes note of an evaluation and returns its value. Raises ConfigError where it lacks the metric."""

@@ -144,6 +144,8 @@ class Loop:
         self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()
         train = experiment.train
         self.best = BestSoFar(experiment.checkpoint, train.patience, run.path)
+        for step, value in self.best.values.items():
+            checkpoints.judge(step, value)
         self.trackers = Trackers([])
         if hosts.is_first():
             self.trackers = build_trackers(experiment.tracker, run.path, redact(to_plain(experiment)))
@@ -187,20 +189,25 @@ class Loop:
                     pending = self._log(bar, pending)
                     self.clock.pause()
                     start = time.perf_counter()
-                    with self.watch.pause(f"the evaluation or save at step {step}"):
-                        value = self._evaluate(bar, state, step, last) if evaluating else None
-                        ending = last or self.best.exhausted
-                        if saving or ending:
-                            self.checkpoints.save(step, state, value, last=ending)
+                    if saving:  # first: an evaluation may be long, and what ends it must not cost these steps
+                        self._save(step, state, last)
+                    if evaluating:
+                        with self.watch.pause(f"the evaluation at step {step}"):
+                            self.checkpoints.judge(step, self._evaluate(bar, state, step, last))
+                        if self.best.exhausted:
+                            self._save(step, state, last=True)
                     self.meter.pause(time.perf_counter() - start)
             self._log(bar, pending)
             if self.best.exhausted:
                 name, since = self.best.config.best_metric, self.best.since
                 bar.say(f"stopped early: {name} has been best at step {self.best.step}, {since} evaluations ago")
             if self.stop.signal is not None:  # whenever it came, during an evaluation too
-                with self.watch.pause(f"the save at step {step}"):
-                    self.checkpoints.save(step, state, last=True)
+                self._save(step, state, last=True)
         return state, step
+
+    def _save(self, step: int, state: State, last: bool) -> None:
+        with self.watch.pause(f"the save at step {step}"):
+            self.checkpoints.save(step, state, last=last)
 
     def _log(self, bar: Bar, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
         """Waits for a step; writes its metrics on the logging cadence. Raises where they are no longer numbers."""
@@ -242,17 +249,19 @@ class Loop:
         return dict(sum((Counter(json.loads(one)) for one in found), Counter()))
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
-        """Held-out figures and a sample; returns the value that says which is best. The last is over all rows."""
+        """Held-out figures and a sample; returns the value that says which is best."""
         start = time.perf_counter()
         train, task = self.experiment.train, self.task
+        limit = train.batches_at_end if last else train.eval_batches
         batches = heldout_batches(
-            task.batches, list(task.weights), batch_size=train.batch_size, limit=0 if last else train.eval_batches,
+            task.batches, list(task.weights), batch_size=train.batch_size, limit=limit,
             mesh=self.blueprint.mesh,
         )  # fmt: skip
-        means, confusion = evaluate(self.programs.evaluate, state, batches, task)
+        means, confusion = evaluate(self.programs.evaluate, state, batches, task, self.watch.progressed)
         text = train.sample_prompt + self.sample(state) if self.sample else ""
-        if self.write and (last or train.eval_texts):
-            figures, text = self.write(state, 0 if last else train.eval_texts)
+        whole = last and limit == 0
+        if self.write and (whole or train.eval_texts):
+            figures, text = self.write(state, 0 if whole else train.eval_texts, self.watch.progressed)
             means |= figures
         self.trackers.log(step, means)
         self.latest |= means

@@ -28,11 +28,11 @@ def can_score(task: Task) -> bool:
 
 def make_writer(
     blueprint: Blueprint, task: Task, *, batch_size: int, beams: int, shown: int = 3
-) -> Callable[[State, int], Written]:
-    """write(state, limit) -> BLEU and chrF of translations, or WER and CER of speech, and the first texts.
+) -> Callable[[State, int, Callable[[], None]], Written]:
+    """write(state, limit, progressed) -> BLEU and chrF of translations, or WER and CER of speech, and the first texts.
 
     The likeliest token is taken each time, or the best of `beams`; `limit` texts of each part of the mixture, spread
-    over what is held out, 0 for all.
+    over what is held out, 0 for all. `progressed()` is called after every batch.
     """
     batches, tokenizer, config = task.batches, task.tokenizer, task.model
     assert isinstance(batches, Records)
@@ -53,7 +53,7 @@ def make_writer(
             return [tokenizer.decode(best[0][0]) for best in search.search(params, prompts, max_new_tokens=new)]
         return [tokenizer.decode(ids) for ids in decoder.generate(params, prompts, max_new_tokens=new)]
 
-    def write(state: State, limit: int) -> Written:
+    def write(state: State, limit: int, progressed: Callable[[], None]) -> Written:
         references, texts, sources = [], [], []
         for part, store in batches.stores.items():
             count = len(store.rows[HELDOUT])
@@ -62,6 +62,7 @@ def make_writer(
                 index = chosen[first : first + batch_size]
                 padded = np.pad(index, (0, batch_size - len(index)), mode="edge")  # one shape is compiled
                 texts += write_batch(state, part, padded)[: len(index)]
+                progressed()
             rows = store.rows_of(["target"], HELDOUT, chosen)["target"]
             references += [tokenizer.decode(row.tolist()) for row in rows]
             if "source" in store.columns:

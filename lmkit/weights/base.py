@@ -37,9 +37,9 @@ def weights_at(path: Path) -> Path:
 def fingerprint(place: Path) -> str:
     """Of names, sizes and both ends of the files of weights: cheap, and the same for a copy elsewhere.
 
-    A checkpoint's manifest has the CRC-32 of every file, and stands for them.
+    A checkpoint's manifests have the CRC-32 of every file, and stand for them.
     """
-    names = ("lmkit_manifest.json", "config.json", "*.safetensors")
+    names = ("lmkit_manifest*.json", "config.json", "*.safetensors")
     files = [place] if place.is_file() else sorted({file for name in names for file in place.glob(name)})
     files = files or sorted(file for file in place.rglob("*") if file.is_file())
     digest = hashlib.sha256()

@@ -3,11 +3,12 @@
 The one place that knows all of them. A LoRA run's checkpoints hold adapters alone; its base.json says what they adapt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -18,8 +19,8 @@ from lmkit.config.saved import MODEL_FILE, read_model
 from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.table import unlike
 from lmkit.models import MODELS, build_model
-from lmkit.nn.lora import is_adapter, merge_lora
-from lmkit.nn.param import param_specs
+from lmkit.nn.lora import A, is_adapter, merge_lora
+from lmkit.nn.param import param_specs, resting_dtype
 from lmkit.nn.tree import divide, flat, nested, union
 from lmkit.parallel.devices import devices_here
 from lmkit.parallel.rules import sharding_of
@@ -50,7 +51,8 @@ def load_start(init_from: str, model: ModelConfig, shapes: Any, *, averaged: boo
     """Parameters for a model, without the heads that are not there or have another shape; adapters are folded in.
 
     Args:
-        shapes: ShapeDtypeStructs of its parameters, with shardings or without; no adapters.
+        shapes: ShapeDtypeStructs of its parameters, with shardings or without; no adapters. What is read is rounded to
+            their dtypes after all sums, before it is placed.
         averaged: of a checkpoint take the average that is evaluated (ema, schedule-free), where there is one.
 
     Raises ConfigError where the model there computes something else, or lacks what is no head, naming both.
@@ -61,15 +63,19 @@ def load_start(init_from: str, model: ModelConfig, shapes: Any, *, averaged: boo
     return _from_checkpoint(init_from, path, model, shapes, averaged)
 
 
-def model_shapes(model: ModelConfig, mesh: Mesh | None = None) -> Any:
-    """ShapeDtypeStructs of a model's parameters, sharded over a mesh where one is given, else on the first device."""
+def model_shapes(model: ModelConfig, mesh: Mesh | None = None, *, resting: bool = False) -> Any:
+    """ShapeDtypeStructs of a model's parameters, sharded over a mesh where one is given, else on the first device.
+
+    They are float32, or `resting` those of a model that does not train (`resting_dtype`).
+    """
     specs = param_specs(nnx.split(nnx.eval_shape(lambda: build_model(model, nnx.Rngs(0))))[1])
 
     def shape(path: str, spec: Any) -> jax.ShapeDtypeStruct:
         sharding: Any = SingleDeviceSharding(devices_here()[0])
         if mesh is not None:
             sharding = sharding_of(spec.dims, mesh, spec.shape, path)
-        return jax.ShapeDtypeStruct(spec.shape, jax.numpy.float32, sharding=sharding)
+        dtype = resting_dtype(model, spec) if resting else jnp.float32
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=sharding)
 
     return nested({path: shape(path, spec) for path, spec in flat(specs).items()})
 
@@ -123,22 +129,24 @@ def _read_trained(place: Path, saved: dict[str, Any], shapes: Any, averaged: boo
     """What trained of a checkpoint, or the average of it that is evaluated."""
     if averaged and "ema" in saved:
         return load_part(place, "ema", shapes)
-    params = load_part(place, "params", shapes)
     opt: Any = saved.get("opt")
     last = opt[-1] if averaged and isinstance(opt, list) and opt else None
-    if not isinstance(last, dict) or not {"z", "b1"} <= set(last) or not params:
-        return params
+    if not isinstance(last, dict) or not {"z", "b1"} <= set(last) or not flat(shapes):
+        return load_part(place, "params", shapes)
     # schedule-free: y = (1 - b1) z + b1 x trains, x is evaluated (Defazio et al. 2024, equation 2)
-    one = jax.ShapeDtypeStruct((), jax.numpy.float32, sharding=SingleDeviceSharding(jax.devices()[0]))
-    state = load_part(place, "opt", [*[None] * (len(opt) - 1), {"z": shapes, "b1": one}])[-1]
+    exact = _float32(shapes)
+    params = load_part(place, "params", exact)
+    one = jax.ShapeDtypeStruct((), jnp.float32, sharding=SingleDeviceSharding(jax.devices()[0]))
+    state = load_part(place, "opt", [*[None] * (len(opt) - 1), {"z": exact, "b1": one}])[-1]
     b1 = float(state["b1"])
-    return jax.tree.map(lambda y, z: (y - (1.0 - b1) * z) / b1, params, state["z"])
+    return jax.tree.map(lambda y, z, shape: ((y - (1.0 - b1) * z) / b1).astype(shape.dtype), params, state["z"], shapes)
 
 
 def _folded(run: Path, place: Path, read: Callable, there: Shapes, model: ModelConfig, shapes: Any) -> LoadedParams:
     """The parameters of a LoRA run: its base's, those it trained beside the adapters, the adapters folded in."""
-    base = load_base(run, model, shapes)
     mine, heads, wanted = flat(shapes), _heads(model), {}
+    adapted = {f"{path.removesuffix(A)}.kernel" for path in there if path.endswith(A)}
+    base = load_base(run, model, _float32(shapes, adapted))  # sums are rounded once
     misfit = {path.split(".")[0] for path, shape in there.items() if path in mine and mine[path].shape != shape} & heads
     gone = {head for head in heads for path in there if path.startswith(f"{head}.") and path not in mine}
     placed: Any = next(iter(mine.values())).sharding
@@ -146,14 +154,26 @@ def _folded(run: Path, place: Path, read: Callable, there: Shapes, model: ModelC
     whole = NamedSharding(placed.mesh, PartitionSpec()) if isinstance(placed, NamedSharding) else placed
     for path, shape in there.items():
         if is_adapter(path):
-            wanted[path] = jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=whole)
+            wanted[path] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=whole)
         elif path in mine and path.split(".")[0] not in misfit:
             wanted[path] = mine[path]
     trained = read(nested(wanted))
     kept = nested({path: leaf for path, leaf in flat(base.params).items() if path.split(".")[0] not in misfit})
     scale = read_base(run)["scale"]
     fresh = sorted(misfit | {head for head in base.fresh if not any(path.startswith(f"{head}.") for path in wanted)})
-    return LoadedParams(merge_lora(union(kept, trained), scale), place, fresh, sorted({*base.left, *gone}), base.notes)
+    params = flat(merge_lora(union(kept, trained), scale))
+    for path in adapted & set(params):
+        params[path] = params[path].astype(mine[path].dtype)
+    return LoadedParams(nested(params), place, fresh, sorted({*base.left, *gone}), base.notes)
+
+
+def _float32(shapes: Any, paths: Collection[str] | None = None) -> Any:
+    """The shapes with these leaves, or all, in float32."""
+    return nested({
+        path: jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=getattr(leaf, "sharding", None))
+        if paths is None or path in paths else leaf
+        for path, leaf in flat(shapes).items()
+    })  # fmt: skip
 
 
 def load_base(run: Path, model: ModelConfig, shapes: Any, init_from: str = "") -> LoadedParams:

@@ -18,7 +18,6 @@ from lmkit.config.saved import RUN_FILE, read_model
 from lmkit.config.sections.model import LinearDType, ModelConfig, TransformerConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.models import build_model
-from lmkit.nn.param import compute_dtype, for_inference, param_specs
 from lmkit.weights.load import LoadedParams, load_start, model_shapes
 from lmkit.weights.source import Form, ModelSource, find_model
 from lmkit.weights.tokenizer import Codec, read_codec
@@ -52,7 +51,10 @@ class SavedModel:
 
         They are sharded over the mesh where one is given, else on the first device.
         """
-        found = load_start(str(self.source.path), self.config, model_shapes(self.config, mesh), averaged=True)
+        return self._load(model_shapes(self.config, mesh))
+
+    def _load(self, shapes: Any) -> LoadedParams:
+        found = load_start(str(self.source.path), self.config, shapes, averaged=True)
         assert not found.fresh, found.fresh
         return found
 
@@ -61,10 +63,10 @@ class SavedModel:
         config: Any = self.config
         if isinstance(config, TransformerConfig):
             config = dataclasses.replace(config, linear_dtype=LinearDType.same)
-        graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
-        dtype = compute_dtype(next(iter(config.towers().values())).dtype)
-        params = for_inference(self.params(mesh).params, param_specs(state), dtype)
-        return lambda params: nnx.merge(graph, nnx.State(params)), params
+        graph = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
+        return lambda params: nnx.merge(graph, nnx.State(params)), self._load(
+            model_shapes(config, mesh, resting=True)
+        ).params
 
 
 def open_model(init_from: str) -> SavedModel:

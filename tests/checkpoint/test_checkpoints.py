@@ -74,6 +74,19 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert checkpoints.steps() == [2, 4, 5]
 
 
+def test_a_value_may_come_after_the_save(tmp_path: Path) -> None:
+    """Best is what `judge` said, of this process's own saves and of those that it found."""
+    _, state = make(devices=1)
+    for steps in ({1: 3.0, 2: 1.0, 3: 2.0}, {4: 5.0, 5: 6.0}):
+        checkpoints = Checkpoints(tmp_path / "c", CheckpointConfig(keep_last=1, keep_best=1))
+        for step, loss in {2: 1.0, **steps}.items():
+            if step in steps:
+                checkpoints.save(step, state)
+            checkpoints.judge(step, loss)
+        checkpoints.close()
+    assert checkpoints.steps() == [2, 5]
+
+
 def test_a_save_survives_donation(tmp_path: Path) -> None:
     _, state = make(devices=1)
     before = jax.tree.map(np.array, state)

@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 
 from helpers import MESHES, leaves_equal, random_batch, tiny_experiment, train_steps
-from lmkit.core.setup import compile_programs
-from lmkit.core.state import Blueprint, State, evaluation_params, init_state, make_blueprint, root_key
-from lmkit.core.step import apply_gradients, make_eval_step, make_gradients, split_batch
+from lmkit.core.setup import compile_programs, program_bytes
+from lmkit.core.state import Blueprint, State, evaluation_params, init_state, make_blueprint, make_init, root_key
+from lmkit.core.step import apply_gradients, make_eval_step, make_gradients, make_train_step, split_batch
+from lmkit.cost.estimate import estimate
+from lmkit.nn.lora import is_adapter
+from lmkit.nn.tree import flat, nested
+from lmkit.objectives.build import build_objective
 from lmkit.objectives.sums import Sums
 from lmkit.parallel.mesh import build_mesh
+from lmkit.parallel.rules import sharding_of
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +226,39 @@ def test_a_batch_that_weighs_nothing_moves_nothing() -> None:
     gradients = jax.jit(make_gradients(blueprint, table_sum, accumulate=1, seed=0))
     got, _, _ = gradients(state, FOUR_ROWS | {"weights": np.zeros((4, 1), np.float32)})
     assert not np.asarray(got["embed"]["table"]).any()
+
+
+LORA = ["lora.rank=2", "lora.targets=['*']", "init_from=there", "model.dtype=bfloat16"]
+
+
+def test_a_base_rests_in_the_compute_dtype_and_changes_no_number() -> None:
+    """Two steps equal those with the base in float32, which is rounded at each use, bit for bit."""
+    experiment = tiny_experiment(*LORA, "model.num_layers=1", "mesh.data=1", "mesh.fsdp=2")
+    mesh = build_mesh(experiment.mesh, jax.devices()[:2])
+    blueprint = make_blueprint(experiment.model, experiment.optim, 10, mesh, experiment.lora)
+    size = {dtype: sum(leaf.size for leaf in jax.tree.leaves(blueprint.shapes["frozen"]) if leaf.dtype == dtype)
+            for dtype in (jnp.bfloat16, jnp.float32)}  # fmt: skip
+    assert size[jnp.bfloat16] > 20 * size[jnp.float32] > 0
+    at_rest = init_state(blueprint, 0)
+    exact = at_rest | {"frozen": jax.tree.map(lambda leaf: leaf.astype(jnp.float32), at_rest["frozen"])}
+    step = make_train_step(blueprint, build_objective(experiment.objective), accumulate=1, seed=0)
+    batch = jax.device_put(random_batch(0), sharding_of(("batch", "seq"), mesh))
+    with jax.set_mesh(mesh):
+        step = blueprint.jit(step)
+        states = [step(step(state, batch)[0], batch)[0] for state in (at_rest, exact)]
+    assert leaves_equal(states[0]["params"], states[1]["params"])
+    assert not leaves_equal(states[0]["params"], at_rest["params"])
+
+
+@pytest.mark.parametrize("more", [[], LORA], ids=["all of it", "adapters"])
+def test_nothing_is_there_twice_at_the_start(more: list[str]) -> None:
+    """The program that takes loaded parameters holds the state and no more, as the plan says."""
+    experiment = tiny_experiment("model.embed_dim=128", "hardware=h100_1", "mesh.data=1", *more)
+    mesh = build_mesh(experiment.mesh, jax.devices()[:1])
+    blueprint = make_blueprint(experiment.model, experiment.optim, 10, mesh, experiment.lora)
+    known = nested({path: one for path, one in flat(blueprint.param_shapes).items() if not is_adapter(path)})
+    program = make_init(blueprint).lower(jax.eval_shape(lambda: root_key(0, "init")), known).compile()
+    held = program_bytes(program.memory_analysis(), "cpu")
+    assert held == pytest.approx(blueprint.state_bytes_per_device, rel=0.02)
+    if more:
+        assert held == pytest.approx(estimate(experiment).memory.start, rel=0.02)

@@ -231,6 +231,11 @@ def test_the_watchdog_measures_steps_alone() -> None:
         assert (watch.report()["limit"], watch.report()["sec"], watch.report()["doing"]) == (100, 4.0, "an evaluation")
         clock.now += 4.0
     assert watch.report()["sec"] == 0.0
+    with watch.pause("an evaluation"):
+        for _ in range(100):  # longer than the limit of 100, in batches that are not
+            clock.now += 4.0
+            assert watch.report()["sec"] == 4.0
+            watch.progressed()
     clock.now += 1.0
     watch.ended(6)  # follows the evaluation: no time of a step
     assert watch.limit() == 20.0

@@ -104,6 +104,15 @@ def test_bfloat16_files(tmp_path: Path) -> None:
     same_trees(rounded, load_params(tmp_path / "out", LLAMA, shapes))
 
 
+def test_tensors_are_rounded_before_they_are_placed(tmp_path: Path) -> None:
+    shapes, params = random_params(LLAMA)
+    save_folder(tmp_path / "out", LLAMA, params)
+    half = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jax.numpy.bfloat16), shapes)
+    loaded = load_params(tmp_path / "out", LLAMA, half)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded)} == {"bfloat16"}
+    same_trees(jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16), params), loaded)
+
+
 def edited(folder: Path, change: Any) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from helpers import params_of, tiny_model
 from lmkit.config.sections.model import DType, Norm, Position
-from lmkit.nn.param import for_inference, param_specs
+from lmkit.nn.param import param_specs, resting_dtype
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from lmkit.nn.param import for_inference, param_specs
      {"position": Position.learned, "norm": Norm.layernorm, "bias": True}],
     ids=["llama", "experts", "gpt2"],
 )  # fmt: skip
-def test_parameters_for_inference_give_the_same_logits(form: dict) -> None:
+def test_parameters_at_rest_give_the_same_logits(form: dict) -> None:
     model = tiny_model(dtype=DType.bfloat16, **form)
     graph, params = params_of(model)
     specs = param_specs(nnx.split(model)[1])
@@ -27,7 +27,7 @@ def test_parameters_for_inference_give_the_same_logits(form: dict) -> None:
     def logits(params):
         return nnx.merge(graph, nnx.State(params))(tokens)
 
-    small = for_inference(params, specs, jnp.dtype(jnp.bfloat16))
+    small = jax.tree.map(lambda spec, leaf: leaf.astype(resting_dtype(model.config, spec)), specs, params)
     np.testing.assert_array_equal(logits(small), logits(params))
     kept = {leaf.dtype for leaf in jax.tree.leaves(small)}
     assert kept == {jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32)}

@@ -33,6 +33,13 @@ def test_means_go_over_tokens_within_a_part_and_over_parts_by_the_mixtures_weigh
     assert matrix is None
 
 
+def test_a_long_evaluation_reports_every_batch_that_has_come_back() -> None:
+    task: Any = SimpleNamespace(kind=ObjectiveKind.chat, weights={"a": 1.0}, labels=[])
+    one, back = Sums(*map(jnp.float32, (1.0, 1.0, 1.0, 1.0))), []
+    evaluate(lambda state, batch: (one, None), {}, [("a", {})] * 20, task, lambda: back.append(1))
+    assert len(back) >= 15  # the last ones are on their way
+
+
 def test_rows_without_weight_are_not_judged() -> None:
     pytest.importorskip("sklearn", reason="LOUD: scikit-learn is not installed, figures of classes are not tested")
     task: Any = SimpleNamespace(kind=ObjectiveKind.classify, weights={"a": 1.0}, labels=["x", "y"])

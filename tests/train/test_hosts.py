@@ -92,9 +92,13 @@ def test_two_processes_equal_one_and_leave_one_record(corpus: Path, tmp_path: Pa
     assert (receipt["devices"]["hosts"], receipt["mesh"]["fsdp"]) == (2, 4)
     names = {p.name for p in (tmp_path / "two").iterdir()}
     assert {p.name for p in (tmp_path / "one").iterdir()} == names
-    manifest = json.loads((tmp_path / "two" / "checkpoints" / "4" / "lmkit_manifest.json").read_text())
-    files = [p for p in (tmp_path / "two" / "checkpoints" / "4").rglob("*") if p.is_file()]
-    assert len(manifest) == len(files) - 1
+    saved = tmp_path / "two" / "checkpoints" / "4"
+    manifests = [json.loads((saved / name).read_text()) for name in ("lmkit_manifest.json", "lmkit_manifest.1.json")]
+    assert len(manifests[0] | manifests[1]) == sum(map(len, manifests))
+    assert len(manifests[0] | manifests[1]) == len([p for p in saved.rglob("*") if p.is_file()]) - 2
+    sizes = [sum(size for size, _ in manifest.values()) for manifest in manifests]
+    assert all("process_1" in name for name in manifests[1])
+    assert min(sizes) > 0.4 * sum(sizes), "each has read its half"
 
 
 @pytest.mark.slow

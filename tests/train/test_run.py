@@ -27,6 +27,7 @@ from lmkit.core.state import make_blueprint
 from lmkit.interop import save_folder
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
+from lmkit.train import main
 
 # One document in 300 is held out: at the end of a run all of that is evaluated.
 SMALL = ["+experiment=gpt_tiny", "data.holdout_every=300"]
@@ -68,6 +69,32 @@ def same_run(one: Path, two: Path, step: int) -> None:
     assert losses(one) == losses(two)
     for a, b in zip(checkpoint_digest(one, step), checkpoint_digest(two, step), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_last_step_is_saved_before_its_bounded_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits, heldout, evaluate = [], main.heldout_batches, main.evaluate
+
+    def counted(*args, limit: int, **options):
+        limits.append(limit)
+        return heldout(*args, limit=limit, **options)
+
+    def breaks(*args):
+        if len(limits) == 2:
+            raise MemoryError("the evaluation")
+        return evaluate(*args)
+
+    monkeypatch.setattr(main, "heldout_batches", counted)
+    monkeypatch.setattr(main, "evaluate", breaks)
+    short = [
+        "train.steps=2",
+        "optim.warmup_steps=0",
+        "train.eval_every_steps=1",
+        "train.last_eval_batches=-1",
+        "checkpoint.keep_best=1",
+    ]
+    assert train(f"run.dir={tmp_path / 'run'}", *short, "checkpoint.save_every_steps=0") == 1
+    assert limits == [1, 1]
+    assert (tmp_path / "run" / "checkpoints" / "2" / "lmkit_manifest.json").is_file()
 
 
 def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

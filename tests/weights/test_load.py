@@ -19,13 +19,15 @@ from lmkit.config.entry import run_verb
 from lmkit.config.saved import read_model, read_tokenizer, write_model
 from lmkit.config.sections.checkpoint import CheckpointConfig
 from lmkit.config.sections.families import BERTConfig, Pooling, ViTConfig
-from lmkit.config.sections.model import Position
+from lmkit.config.sections.mesh import MeshConfig
+from lmkit.config.sections.model import DType, Position
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.state import evaluation_params
 from lmkit.data.tokens.vocabulary import train_bpe
 from lmkit.interop import save_folder
 from lmkit.models import build_model
 from lmkit.nn.tree import flat, union
+from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
 from lmkit.weights import load_start, model_shapes, open_model, start_tokenizer
 from lmkit.weights.base import fingerprint, read_base
@@ -170,7 +172,9 @@ def test_a_run_from_before_these_keys_still_resumes(base: Path, tmp_path: Path) 
         [],
     ],
 )
-def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Path) -> None:
+def test_what_is_evaluated_is_what_is_loaded(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SavedModel.params are those that evaluation has, load_start those that train; with frozen parts, too."""
     _, state, blueprint = train_steps(tiny_experiment(*overrides), 3, num_devices=1)
     checkpoints = Checkpoints(tmp_path / "checkpoints", CheckpointConfig())
@@ -181,6 +185,7 @@ def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Pat
     assert set(got) == set(expected)
     for path, leaf in expected.items():
         np.testing.assert_allclose(got[path], leaf, atol=1e-6, err_msg=path)
+    _rounded_as_read(str(tmp_path), {path: np.asarray(leaf) for path, leaf in got.items()}, monkeypatch)
     whole = blueprint.param_shapes
     raw = union(state["params"], state.get("frozen", {}))
     assert leaves_equal(load_start(str(tmp_path), blueprint.model_config, whole).params, raw)
@@ -189,6 +194,24 @@ def test_what_is_evaluated_is_what_is_loaded(overrides: list[str], tmp_path: Pat
         differs = [path for path in got if not np.allclose(got[path], flat(raw)[path], atol=1e-5)]
         assert differs
         assert not any(path.startswith("embed") for path in differs if "optim.freeze=[embed]" in overrides)
+
+
+def _rounded_as_read(source: str, exact: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What generates is read in its own dtypes: no copy in float32 is on the device before."""
+    found, load = [], load_start
+
+    def spy(*args, **options):
+        found.append(load(*args, **options))
+        return found[-1]
+
+    monkeypatch.setattr("lmkit.weights.model.load_start", spy)
+    model = open_model(source)
+    config = dataclasses.replace(model.config, dtype=DType.bfloat16)
+    _, params = dataclasses.replace(model, config=config).for_inference(build_mesh(MeshConfig(), jax.devices()[:1]))
+    assert found[0].params is params
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {"bfloat16", "float32"}
+    for path, leaf in flat(params).items():
+        np.testing.assert_array_equal(leaf, exact[path].astype(leaf.dtype), err_msg=path)
 
 
 ENCODER = {"vocab_size": 64, "num_layers": 2, "num_heads": 2, "embed_dim": 16, "max_seq_len": 32}

@@ -38,7 +38,7 @@ class HostsConfig(Section):
     stall_factor: float = key(20.0, "a step that takes so many medians has stalled: all end; 0 = off", at_least=0.0)
     stall_min_sec: float = key(300.0, "and at least so long", at_least=1.0)
     stall_pause_sec: float = key(
-        3600.0, "the limit of what is no step: compiling, each evaluation, each save", at_least=1.0
+        3600.0, "the limit of what is no step: compiling, a batch of an evaluation, a save", at_least=1.0
     )
 
     @property

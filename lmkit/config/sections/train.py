@@ -21,12 +21,22 @@ class TrainConfig(Section):
     )
     eval_batches: int = key(
         0,
-        "batches in an evaluation on the way; 0 = all held-out text, as at the end",
+        "batches of each part of the mixture in an evaluation, spread over what is held out; 0 = all of it",
         at_least=0,
         changes_results=False,
     )
+    last_eval_batches: int = key(
+        -1,
+        "the same for the evaluation after the last step; -1 = train.eval_batches",
+        at_least=-1,
+        changes_results=False,
+    )
     eval_texts: int = key(
-        64, "with a source: held-out texts written and scored on the way; 0 = none", at_least=0, changes_results=False
+        64,
+        "with a source: held-out texts written and scored in an evaluation, all in a last one that is over all; "
+        "0 = none on the way",
+        at_least=0,
+        changes_results=False,
     )
     eval_beams: int = key(
         1, "beams of the search that writes them; 1 = the likeliest token", at_least=1, changes_results=False
@@ -43,6 +53,11 @@ class TrainConfig(Section):
     )
     sample_prompt: str = key("", "text that the sample continues; '' = start of a document", changes_results=False)
     sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0, changes_results=False)
+
+    @property
+    def batches_at_end(self) -> int:
+        """Batches of the evaluation after the last step; 0 for all."""
+        return self.eval_batches if self.last_eval_batches < 0 else self.last_eval_batches
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,7 +76,7 @@ def _build(
     for left in (folders[0].parent.glob(".*"), work.glob("logs")):  # of a killed build, of a cluster's jobs
         for one in left:
             shutil.rmtree(one)
-    write_json(work / FILES, checksums(work, FILES, META), indent=None)
+    write_json(work / FILES, checksums(work, lambda name: name not in (FILES, META)), indent=None)
     write_json(work / META, meta | {"parts": [{"name": f.name} | p for f, p in zip(folders, found, strict=True)]})
     publish(work, path)
 
