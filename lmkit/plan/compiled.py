@@ -13,6 +13,7 @@ from lmkit.config.base import ConfigError
 from lmkit.core.aot import compile_step
 from lmkit.core.setup import program_bytes
 from lmkit.cost.context import PlanContext, local_bytes
+from lmkit.plan.timed import Timed, timed_of
 
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")
 _VIEWS = (
@@ -40,6 +41,7 @@ class Compiled(NamedTuple):
     sent: list[Collective]
     arrays: list[Large]  # the largest that it makes
     refusal: str  # the compiler's own words where it found that it does not fit; only peak is known then, or 0
+    timed: Timed | None = None  # how long the step takes; None on a CPU, and where it does not fit
 
     def fits(self, limit: float) -> bool:
         """In so many bytes of a device; 0 = not known."""
@@ -71,6 +73,7 @@ def compiled_plan(context: PlanContext) -> Compiled:
     return Compiled(
         seconds, float(analysis.argument_size_in_bytes), float(analysis.temp_size_in_bytes), peak, host,
         collectives(text, blueprint.mesh.shape), large_arrays(text), "",
+        timed_of(context, text),
     )  # fmt: skip
 
 
