@@ -2,7 +2,8 @@
 
 A GPU's compiler estimates no cycles. A kernel is taken to last as long as its bytes (operands and results, once) take
 at the memory's bandwidth, or its products at the rate that was measured of large ones, whichever is longer, and a
-launch. Tiles are chosen when a program is loaded, and small kernels leave most of a GPU idle: neither is in it.
+launch. A copy that runs beside other kernels takes their bandwidth, so it counts as if it ran alone. Tiles are chosen
+when a program is loaded, and small kernels leave most of a GPU idle: neither is in it.
 """
 
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from lmkit.compiler.collectives import Collective, collectives_of
 from lmkit.compiler.hlo import Instruction, Program, parse, size_of
-from lmkit.compiler.timeline import COPY, KERNEL, NETWORK, OTHER, PRODUCT, Price, Timeline, fused, timeline
+from lmkit.compiler.timeline import KERNEL, NETWORK, OTHER, PRODUCT, Price, Timeline, fused, timeline
 from lmkit.config.sections.hardware import HardwareConfig
 
 PRODUCT_SHARE = 788 / 989  # of the peak: 788 TFLOP/s measured of bfloat16 products of 8,192 cubed on an H200
@@ -35,7 +36,7 @@ def gpu_timeline(
             sent = collectives_of(program, lines, one, sizes)
             alone = sum(map(seconds_of, sent)) + LAUNCH_SEC
             return Price(alone, NETWORK, num_bytes=sum(c.sent_bytes for c in sent), label=one.kind, launches=1)
-        if one.opcode in _FREE:
+        if one.opcode in _FREE or one.opcode.endswith("-done"):
             return None
         moved = moved_bytes(program, lines, one)
         flops = _flops(program, lines, one)
@@ -55,7 +56,7 @@ def _kind(program: Program, one: Instruction) -> tuple[str, str]:
     if match := _CUBLAS.search(one.text):
         return PRODUCT, match[0]
     if not any(inner.opcode == "dot" for inner in fused(program, one)):
-        return (COPY if one.opcode.endswith("-start") else OTHER), ""
+        return OTHER, ""
     match = re.search(r'"kind":"(__\w+)"', one.text)
     return PRODUCT, match[1] if match else "XLA's own loop"
 
@@ -110,7 +111,7 @@ def moved_bytes(program: Program, lines: dict[str, Instruction], one: Instructio
     Of an array of which a fusion only takes slices, those; one that it updates in place is neither read nor written as
     a whole.
     """
-    inner = program.computations.get(one.called[0], {}) if one.opcode == "fusion" and one.called else {}
+    inner = program.computations.get(one.called[0], {}) if one.opcode.startswith("fusion") and one.called else {}
     params = {int(each.operands[0]): each.name for each in inner.values() if each.opcode == "parameter"}
     written = sum(map(size_of, one.result))
     read = 0.0
@@ -119,7 +120,7 @@ def moved_bytes(program: Program, lines: dict[str, Instruction], one: Instructio
             continue
         size = sum(map(size_of, lines[name].result))
         users = [each for each in inner.values() if params.get(index) in each.operands]
-        if users and all(each.opcode in ("dynamic-slice", "gather", "slice") for each in users):
+        if users and all(_slices(each, params[index]) for each in users):
             size = sum(sum(map(size_of, each.result)) for each in users)
         elif users and all(_updates(each, params[index]) for each in users):
             written = max(0.0, written - size)
@@ -127,6 +128,10 @@ def moved_bytes(program: Program, lines: dict[str, Instruction], one: Instructio
             size = 0.0
         read += size
     return read + written
+
+
+def _slices(one: Instruction, name: str) -> bool:
+    return one.opcode in ("dynamic-slice", "gather", "slice") and one.operands[0] == name
 
 
 def _updates(one: Instruction, name: str) -> bool:

@@ -23,6 +23,8 @@ class Price(NamedTuple):
     num_bytes: float = 0.0  # read and written
     label: str = ""  # the name of the library's call, or the kind of collective
     launches: int = 0  # kernels
+    starts: str = ""  # it begins something that runs beside what follows, up to what ends the same
+    ends: str = ""  # it waits for what was begun under this name
 
 
 class Operation(NamedTuple):
@@ -74,7 +76,7 @@ def timeline(program: Program, price_of: PriceList) -> Timeline:
     Args:
         program: of a scheduled text.
         price_of: what an instruction costs, given its computation's lines; None where it is free or not known to it.
-            A price of kind NETWORK or COPY on an instruction that starts something runs beside what follows.
+            What an instruction starts runs beside what follows if its kind is NETWORK or COPY.
     """
     walk = _Walk(program, price_of)
     spent = walk.through(program.entry)
@@ -110,25 +112,23 @@ class _Walk:
         free_at: dict[str, float] = {}  # when a lane has done what was started on it
         ends: dict[str, tuple[str, float]] = {}  # lane, and when it ends, by the name of what was started
         for one in lines.values():
-            if one.opcode.endswith(("-done", "-update")):
-                lane, end = ends.get(one.operands[0], ("", 0.0))
-                if one.opcode.endswith("-update"):
-                    ends[one.name] = lane, end
+            inner = self._inner(name, one)
+            price = self.price_of(self.program, lines, one) if not inner.prices else None
+            begun, awaited = _names(one, price)
+            if awaited:
+                lane, end = ends.get(awaited, ("", now))
+                if begun:  # it only passes it on
+                    ends[begun] = lane, end
                 elif end > now:
                     waited[lane] = waited.get(lane, 0.0) + end - now
                     now = end
                 continue
-            inner = self._inner(name, one)
-            seconds = inner.seconds
-            prices += inner.prices
-            price = self.price_of(self.program, lines, one) if not inner.prices else None
-            if price is not None:
-                seconds += price.seconds
-                prices.append((one, price, 1))
-            if one.opcode.endswith("-start"):
-                lane = price.kind if price else next((p.kind for _, p, _ in inner.prices), OTHER)
+            seconds = inner.seconds + (price.seconds if price else 0.0)
+            prices += [*inner.prices, *([(one, price, 1)] if price else [])]
+            lane = price.kind if price else next((p.kind for _, p, _ in inner.prices), OTHER)
+            if begun and lane in (NETWORK, COPY):
                 free_at[lane] = max(now, free_at.get(lane, 0.0)) + seconds
-                ends[one.name] = lane, free_at[lane]
+                ends[begun] = lane, free_at[lane]
                 continue
             now += seconds
             for lane, more in inner.waited.items():
@@ -146,6 +146,17 @@ class _Walk:
             return _repeated(self.through(one.body), 1 if times is None else times)
         cases = [self.through(called) for called in one.called if one.opcode in ("conditional", "call", "async-start")]
         return max(cases, key=lambda case: case.seconds, default=_Spent(0.0, {}, []))
+
+
+def _names(one: Instruction, price: Price | None) -> tuple[str, str]:
+    """What an instruction begins, and what it waits for, as names; "" for none."""
+    if one.opcode.endswith("-start"):
+        return one.name, ""
+    if one.opcode.endswith("-update"):
+        return one.name, one.operands[0]
+    if one.opcode.endswith("-done"):
+        return "", one.operands[0]
+    return (price.starts, price.ends) if price else ("", "")
 
 
 def _repeated(spent: _Spent, times: int) -> _Spent:

@@ -26,6 +26,7 @@ _FREE = (
 _FREE_CALLS = ("AllocateBuffer", "ConcatBitcast", "AssumeGatherIndicesInBound", "AsyncCollectiveStart")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LAYOUT = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
+_CHANNEL = re.compile(r"channel_id=\d+")
 _FAST = "S(1)"  # of a layout: in the fast memory beside the matrix units
 # Products of queries, keys, values and their gradients in each kernel (Dao 2023, algorithms 1 and 2).
 _SPLASH = {"fwd": 2, "dq": 3, "dkv": 4}
@@ -52,12 +53,14 @@ def tpu_timeline(
     clock, bandwidth = clock_hz(hardware), hardware.memory_gb_per_sec * 1e9
 
     def price_of(program: Program, lines: dict[str, Instruction], one: Instruction) -> Price | None:
-        if one.kind:
-            sent = collectives_of(program, lines, one, sizes)
-            return Price(sum(map(seconds_of, sent)), NETWORK, num_bytes=sum(c.sent_bytes for c in sent), label=one.kind)
         if match := _CYCLES.search(one.text):
             product = any(inner.opcode in ("convolution", "dot") for inner in fused(program, one))
             return Price(int(match[1]) / clock, PRODUCT if product else OTHER)
+        sent = collectives_of(program, lines, one, sizes)
+        starts, ends = _chain(program, one)
+        if one.kind or sent or ends:
+            moved, label = sum(c.sent_bytes for c in sent), one.kind or next((c.kind for c in sent), "")
+            return Price(sum(map(seconds_of, sent)), NETWORK, 0.0, moved, label, starts=starts, ends=ends)
         if one.opcode in _FREE or any(f'custom_call_target="{name}"' in one.text for name in _FREE_CALLS):
             return None
         if "tpu_custom_call" in one.text:
@@ -71,6 +74,14 @@ def tpu_timeline(
         return Price(moved / bandwidth, OTHER, num_bytes=moved)
 
     return timeline(parse(text), price_of)
+
+
+def _chain(program: Program, one: Instruction) -> tuple[str, str]:
+    """The channel of an asynchronous collective that a fusion begins, and of one that it ends; "" for none."""
+    inner = list(fused(program, one)) if one.opcode == "fusion" else []
+    channel = next((match[0] for each in inner if each.kind and (match := _CHANNEL.search(each.text))), "")
+    begins, ends = (any(f'"AsyncCollective{what}"' in each.text for each in inner) for what in ("Start", "Done"))
+    return channel if begins else "", channel if ends else ""
 
 
 def _moved(lines: dict[str, Instruction], one: Instruction) -> float:
