@@ -98,6 +98,8 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
         (name, f"{size / _GIB:.2f}" if size else "not told", f"{asked / _GIB:.2f}", why)
         for name, size, asked, why in rows if size or asked
     ])  # fmt: skip
+    if compiled.options:
+        console.print(compiled.options, soft_wrap=True)
     if compiled.timed is not None:
         show_timed(console, found, compiled.timed)
     if compiled.arrays:
@@ -234,7 +236,7 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
             "seconds": compiled.seconds, "peak_bytes": compiled.peak, "argument_bytes": compiled.arguments,
             "temporary_bytes": compiled.temporary, "host_bytes": compiled.host, "refusal": compiled.refusal,
             "fits": compiled.fits(found.limit), "step": compiled.timed and plain_timed(compiled.timed),
-            "arrays": [one._asdict() for one in compiled.arrays],
+            "options": compiled.options, "arrays": [one._asdict() for one in compiled.arrays],
             "sent": [{"axes": axes, "kind": kind} | sums._asdict()
                      for (axes, kind), sums in total(compiled.sent, "axes", "kind").items()],
         },
