@@ -2,7 +2,7 @@
 
 An option that speeds up one program slows down another. A TPU's collective matmul cuts a gather of weights into steps
 beside the product. On large shards that hides the network; on small ones the pieces are slower than the whole: by the
-compiler's cycles 2.6 times the step of gpt2_124m on v5e:2x4 with fsdp=8. So each program is compiled both ways.
+compiler's cycles 2.5 times the step of gpt2_124m on v5e:2x4 with fsdp=8. So each program is compiled both ways.
 """
 
 import hashlib
