@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+from speed import ahead
 from speed.floors import floors_of
 from speed.goals import goal_table, is_plain, kind_of, run_of
 from speed.model import SHAPES, experiment_of
@@ -28,7 +29,7 @@ def render(page: str, folder: Path = BENCHMARKS) -> str:
     """The page with every marked part made anew."""
     found = {kind: records(folder, kind) for kind in KINDS}
     parts = {"goals": goal_table, "rows": rows_table, "sweeps": sweep_tables, "floors": lambda _: floor_table()}
-    parts |= {"others": other_tables}
+    parts |= {"others": other_tables, "aot": lambda _: ahead.table(records(folder, "aot"))}
     return _MARKED.sub(lambda match: f"{match[1]}\n{parts[match[2]](found)}\n{match[3]}", page)
 
 
@@ -116,11 +117,16 @@ def floor_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def update() -> None:
+    """Writes the page anew."""
+    PAGE.write_text(render(PAGE.read_text()))
+    print(PAGE)
+
+
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"  # it runs nothing
-    PAGE.write_text(render(PAGE.read_text()))
-    print(PAGE)
+    update()
 
 
 if __name__ == "__main__":

@@ -73,19 +73,37 @@ def _walk(program: Program, name: str, sizes: Mapping[str, int], known: dict) ->
     found: list[Collective] = []
     lines = program.computations.get(name, {})
     for one in lines.values():
-        if one.kind:
-            found += [] if _continues(lines, one) else _collective(program, lines, one, sizes)
+        if one.kind or one.opcode == "fusion":
+            found += collectives_of(program, lines, one, sizes)
         elif one.opcode == "while":
             found += _repeated(program, name, one, _walk(program, one.body, sizes, known))
         elif one.opcode == "conditional":
             cases = [_walk(program, case, sizes, known) for case in one.called]
             found += max(cases, key=lambda case: sum(c.step_bytes for c in case), default=[])
-        elif one.opcode == "fusion" and any("all-reduce-scatter" in called for called in one.called):
-            found += [_scattered(c, one) for called in one.called for c in _walk(program, called, sizes, known)]
         else:
             found += [c for called in one.called for c in _walk(program, called, sizes, known)]
     known[name] = found
     return found
+
+
+def collectives_of(
+    program: Program, lines: dict[str, Instruction], one: Instruction, sizes: Mapping[str, int]
+) -> list[Collective]:
+    """What an instruction sends once: a collective, or a fusion that carries one; [] for others.
+
+    `lines`: of its computation.
+    """
+    if one.kind:
+        return [] if _continues(lines, one) else _collective(program, lines, one, sizes)
+    if one.opcode != "fusion":
+        return []
+    inner = [(called, each) for called in one.called for each in program.computations.get(called, {}).values()]
+    sent = [
+        (called, c)
+        for called, each in inner
+        for c in collectives_of(program, program.computations[called], each, sizes)
+    ]
+    return [_scattered(c, one) if "all-reduce-scatter" in called else c for called, c in sent]
 
 
 def _repeated(program: Program, where: str, loop: Instruction, body: list[Collective]) -> list[Collective]:

@@ -1,4 +1,4 @@
-"""The text of a compiled program, as far as counting what it sends asks for."""
+"""The text of a compiled program, as far as counting what it sends, and how long it takes, asks for."""
 
 import math
 import re
@@ -16,6 +16,7 @@ _KIND = re.compile(
     r"(all-gather|reduce-scatter|all-reduce|all-to-all|collective-permute)(?:-start)?$|ragged-(all-to-all)$"
 )
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_TABLES = ("FileNames", "FunctionNames", "FileLocations", "StackFrames")
 
 
 class Instruction(NamedTuple):
@@ -61,24 +62,69 @@ class Program(NamedTuple):
 
     entry: str
     computations: dict[str, dict[str, Instruction]]
+    frames: dict[str, str]  # file:line in Python by number of a stack frame
+
+    def place(self, one: Instruction) -> str:
+        """The line of the model's code that an instruction comes from, as file:line; "" where the text has none."""
+        if match := re.search(r"stack_frame_id=(\d+)", one.text):
+            return self.frames.get(match[1], "")
+        match = re.search(r'source_file="([^"]*)" source_line=(\d+)', one.text)
+        return f"{'/'.join(match[1].split('/')[-3:])}:{match[2]}" if match else ""
 
 
 def parse(text: str) -> Program:
     """The computations of `compiled.as_text()`, each with its instructions by name."""
     computations: dict[str, dict[str, Instruction]] = {}
-    entry, current = "", {}
+    entry, current, last = "", {}, ""
     for line in text.splitlines():
         if header := _HEADER.match(line):
-            current = computations.setdefault(header[2], {})
+            current, last = computations.setdefault(header[2], {}), ""
             entry = header[2] if header[1] else entry
         elif match := _LINE.match(line):
-            name, kind, opcode, rest = match.groups()
+            last, kind, opcode, rest = match.groups()
             operands, rest = _arguments(rest)
             called = [name for group in _CALLED.findall(rest) for name in re.findall(r"[\w.\-]+", group)]
-            current[name] = Instruction(name, opcode, kind, operands, tuple(called), rest)
+            current[last] = Instruction(last, opcode, kind, operands, tuple(called), rest)
+        elif line == "}":
+            last = ""
+        elif last:  # an attribute of a kernel goes on over several lines
+            current[last] = current[last]._replace(text=f"{current[last].text}\n{line}")
     if not entry:
         raise ValueError(f"not the text of a compiled program: {text[:80]!r}")
-    return Program(entry, computations)
+    return Program(entry, computations, _frames(text))
+
+
+def _frames(text: str) -> dict[str, str]:
+    """The file and line of each stack frame, from the tables at the head of the text."""
+    tables: dict[str, dict[str, str]] = {name: {} for name in _TABLES}
+    table = None
+    for line in text[: max(text.find("\nENTRY "), 0)].splitlines():
+        if line in tables:
+            table = tables[line]
+        elif table is not None and (match := re.match(r"(\d+) (.*)", line)):
+            table[match[1]] = match[2]
+        elif line:
+            table = None
+    return {frame: _place(tables, frame) for frame in tables["StackFrames"]}
+
+
+def _place(tables: dict[str, dict[str, str]], frame: str) -> str:
+    """The innermost line of a stack that is not in jax, as the last three parts of its path, and the line."""
+    place = ""
+    while words := tables["StackFrames"].get(frame, ""):
+        location = tables["FileLocations"].get(_number(words, "file_location_id"), "")
+        path = tables["FileNames"].get(_number(location, "file_name_id"), "").strip('"')
+        here = f"{'/'.join(path.split('/')[-3:])}:{_number(location, 'line')}"
+        if "/jax/" not in path:
+            return here
+        place = place or here
+        frame = str(int(_number(words, "parent_frame_id") or 1) - 1)  # the text counts from 1 on, with 1 for none
+    return place
+
+
+def _number(words: str, key: str) -> str:
+    match = re.search(rf"\b{key}=(\d+)", words)
+    return match[1] if match else ""
 
 
 def _arguments(rest: str) -> tuple[tuple[str, ...], str]:

@@ -18,17 +18,25 @@ from lmkit.objectives.build import Batch
 def compile_step(
     experiment: Experiment, devices: Sequence[Any], options: dict[str, Any] | None = None
 ) -> tuple[Blueprint, Any]:
-    """The state's blueprint on these devices, and the compiled train step.
+    """The state's blueprint on these devices, and the compiled train step; arguments and errors as of lower_ahead.
 
-    Args:
-        devices: of a slice or of GPUs that need not be here, see compiler/topology.py. Set jax up for the CPU first.
-        options: of the compiler.
+    `options`: of the compiler.
+    """
+    blueprint, lowered = lower_ahead(experiment, devices)
+    return blueprint, lowered.compile(options)
+
+
+def lower_ahead(experiment: Experiment, devices: Sequence[Any]) -> tuple[Blueprint, Any]:
+    """The state's blueprint on these devices, and the train step, ready to compile.
+
+    `devices`: of a slice or of GPUs that need not be here, see compiler/topology.py. Set jax up for the CPU first.
+    Raises ConfigError where the vocabulary is not known.
     """
     mesh = setup_mesh(experiment, devices)
     if any(not part.vocab_size for part in experiment.model.towers().values() if hasattr(part, "tie_embeddings")):
         raise ConfigError("model.vocab_size=0 takes the tokenizer's size, which is not known here: set it")
     blueprint = make_blueprint(experiment.model, experiment.optim, experiment.train.steps, mesh, experiment.lora)
-    return blueprint, lower_step(experiment, blueprint, batch_shapes(experiment, mesh)).compile(options)
+    return blueprint, lower_step(experiment, blueprint, batch_shapes(experiment, mesh))
 
 
 def batch_shapes(experiment: Experiment, mesh: jax.sharding.Mesh) -> Batch:

@@ -18,13 +18,14 @@ from lmkit.config.experiment import Experiment, check_mesh
 from lmkit.config.patterns import covers
 from lmkit.config.sections.model import DType, LinearDType, ModelConfig
 from lmkit.config.sections.run import Products
+from lmkit.core.options import compile_lowered
 from lmkit.core.state import Blueprint, State, init_state
 from lmkit.core.step import make_eval_step, make_train_step
 from lmkit.nn.float8 import check_float8
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import divide, flat, nested
 from lmkit.objectives.build import Batch, build_objective
-from lmkit.parallel.devices import devices_here, platform_of
+from lmkit.parallel.devices import devices_here, platform_of, programs_dir
 from lmkit.parallel.mesh import build_mesh
 from lmkit.weights.base import record_base
 from lmkit.weights.load import load_base, load_start
@@ -39,6 +40,8 @@ class Programs(NamedTuple):
     evaluate: Any
     memory_bytes: int  # peak on one device, arguments included
     with_onednn: bool = False  # whether the step's products call it
+    options: str = ""  # of the step's compiler, where they were chosen, by name
+    why: str = ""  # they were, in words
 
 
 def setup_mesh(experiment: Experiment, devices: Sequence[Any] | None = None) -> Mesh:
@@ -86,11 +89,15 @@ def _in_bfloat16(model: ModelConfig) -> bool:
 
 def compile_programs(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Programs:
     """Compiles the train step, once, from the shapes of a batch. The evaluation step compiles at its first use."""
-    compiled = lower_step(experiment, blueprint, shapes).compile()
-    memory = program_bytes(compiled.memory_analysis(), platform_of(blueprint.mesh))
+    lowered = lower_step(experiment, blueprint, shapes)
+    fastest = compile_lowered(experiment, blueprint, lowered, programs_dir(experiment.run))
+    memory = program_bytes(fastest.compiled.memory_analysis(), platform_of(blueprint.mesh))
     evaluate = blueprint.jit(make_eval_step(blueprint, build_objective(experiment.objective)))
     release_memory()
-    return Programs(compiled, evaluate, memory, use_onednn(experiment, blueprint, shapes))
+    with_onednn = use_onednn(experiment, blueprint, shapes)
+    return Programs(
+        fastest.compiled, evaluate, memory, with_onednn, fastest.name if fastest.words else "", fastest.words
+    )
 
 
 def start_compiling(experiment: Experiment, blueprint: Blueprint, shapes: Batch) -> Future[Programs]:

@@ -1,4 +1,4 @@
-"""What the devices here can do and hold: the catalogue in conf/hardware, short measurements, memory in use."""
+"""What the devices here can do and hold: peaks, short measurements, memory in use."""
 
 import os
 import platform
@@ -11,29 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import yaml
 
 from lmkit.config.base import ConfigError
-from lmkit.config.paths import conf_dir
 from lmkit.config.sections.hardware import HardwareConfig
 
 Clock = Callable[[], float]
-
-
-def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
-    """The catalogue's entry for the devices found (or the one that was chosen); None where there is none."""
-    if config.name != "auto":
-        return config
-    found = [
-        (len(kind), str(path), entry)
-        for path in (conf_dir() / "hardware").glob("*.yaml")
-        for entry in [yaml.safe_load(path.read_text())]
-        for kind in entry.get("device_kinds", [])
-        if device_kind.lower().startswith(kind.lower())
-    ]
-    return (
-        HardwareConfig(**max(found, key=lambda one: one[:2])[2]) if found else None
-    )  # "TPU v5p" says more than "TPU v5"
 
 
 def peak_flops(hardware: HardwareConfig | None, dtype: jnp.dtype) -> float:

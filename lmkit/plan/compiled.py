@@ -6,13 +6,16 @@ from typing import NamedTuple
 
 import jax
 
+from lmkit.compiler.choice import WHOLE
 from lmkit.compiler.collectives import Collective, collectives
 from lmkit.compiler.hlo import parse, size_of
-from lmkit.compiler.topology import COUNTABLE, hardware_devices
+from lmkit.compiler.topology import hardware_devices
 from lmkit.config.base import ConfigError
-from lmkit.core.aot import compile_step
+from lmkit.core.aot import lower_ahead
+from lmkit.core.options import compile_lowered
 from lmkit.core.setup import program_bytes
 from lmkit.cost.context import PlanContext, local_bytes
+from lmkit.plan.timed import Timed, timed_of
 
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")
 _VIEWS = (
@@ -40,6 +43,8 @@ class Compiled(NamedTuple):
     sent: list[Collective]
     arrays: list[Large]  # the largest that it makes
     refusal: str  # the compiler's own words where it found that it does not fit; only peak is known then, or 0
+    timed: Timed | None = None  # how long the step takes; None on a CPU, and where it does not fit
+    options: str = ""  # of the compiler, and why, where they were chosen
 
     def fits(self, limit: float) -> bool:
         """In so many bytes of a device; 0 = not known."""
@@ -47,30 +52,31 @@ class Compiled(NamedTuple):
 
 
 def compiled_plan(context: PlanContext) -> Compiled:
-    """Raises ConfigError where no compiler for that hardware is here.
+    """As `train` would compile it. Raises ConfigError where no compiler for that hardware is here.
 
-    A TPU's collective matmul is off, so that what is sent can be counted.
+    What is sent is counted with a TPU's collective matmul off, if it was compiled so.
     """
     experiment, began = context.experiment, time.perf_counter()
     devices = hardware_devices(experiment.hardware, experiment.mesh.num_slices)
-    options = COUNTABLE if experiment.hardware.platform == "tpu" else None
     try:
-        blueprint, compiled = compile_step(experiment, devices, options)
+        blueprint, lowered = lower_ahead(experiment, devices)
+        fastest = compile_lowered(experiment, blueprint, lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         words = str(error).split(": ", 1)[-1].splitlines()[0]
         return Compiled(time.perf_counter() - began, 0, 0, _needed(words, context), 0, [], [], words)
     seconds = time.perf_counter() - began
-    analysis = compiled.memory_analysis()
+    analysis = fastest.compiled.memory_analysis()
     if analysis is None:
         raise ConfigError(f"hardware={experiment.hardware.name}: its compiler does not tell what memory it uses")
     peak = float(program_bytes(analysis, experiment.hardware.platform))
     host = float(getattr(analysis, "host_temp_size_in_bytes", 0))
-    text = compiled.as_text() or ""
+    text = fastest.compiled.as_text() or ""
+    countable = fastest.programs.get(WHOLE, fastest.compiled).as_text() or ""
     return Compiled(
         seconds, float(analysis.argument_size_in_bytes), float(analysis.temp_size_in_bytes), peak, host,
-        collectives(text, blueprint.mesh.shape), large_arrays(text), "",
+        collectives(countable, blueprint.mesh.shape), large_arrays(text), "", timed_of(context, text), fastest.words,
     )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from lmkit.cost.traffic import traffic_of
 from lmkit.plan.advice import Advice
 from lmkit.plan.compiled import Compiled
 from lmkit.plan.search import Found, Search
+from lmkit.plan.timed import plain_timed, show_timed
 
 _GIB = 2**30
 _SHOWN = 10  # of what a search found
@@ -97,6 +98,10 @@ def _show_compiled(console: Console, found: Estimate, compiled: Compiled) -> Non
         (name, f"{size / _GIB:.2f}" if size else "not told", f"{asked / _GIB:.2f}", why)
         for name, size, asked, why in rows if size or asked
     ])  # fmt: skip
+    if compiled.options:
+        console.print(compiled.options, soft_wrap=True)
+    if compiled.timed is not None:
+        show_timed(console, found, compiled.timed)
     if compiled.arrays:
         rows = [(f"{one.size / _GIB:.2f}", one.array, one.source) for one in compiled.arrays]
         _table(console, "largest arrays that the program makes", ("GiB", "array", "where"), rows)
@@ -231,7 +236,8 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         "compiled": compiled and {
             "seconds": compiled.seconds, "peak_bytes": compiled.peak, "argument_bytes": compiled.arguments,
             "temporary_bytes": compiled.temporary, "host_bytes": compiled.host, "refusal": compiled.refusal,
-            "fits": compiled.fits(found.limit), "arrays": [one._asdict() for one in compiled.arrays],
+            "fits": compiled.fits(found.limit), "step": compiled.timed and plain_timed(compiled.timed),
+            "options": compiled.options, "arrays": [one._asdict() for one in compiled.arrays],
             "sent": [{"axes": axes, "kind": kind} | sums._asdict()
                      for (axes, kind), sums in total(compiled.sent, "axes", "kind").items()],
         },

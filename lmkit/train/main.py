@@ -139,7 +139,10 @@ class Loop:
     ):  # fmt: skip
         self.experiment, self.blueprint, self.task, self.checkpoints = experiment, blueprint, task, checkpoints
         self.path, self.programs = run.path, programs
-        facts.add_compiled(receipt, experiment.hardware, programs.memory_bytes, programs.with_onednn)
+        hosts.agree(
+            "the compiler's options", programs.options
+        )  # of different programs the processes would wait forever
+        facts.add_compiled(receipt, experiment.hardware, programs)
         receipt["planned"] = plan_run(experiment, blueprint) if hosts.is_first() else {}
         self.receipt, self.write_json, self.clock = receipt, run.write_json, Clock()
         train = experiment.train

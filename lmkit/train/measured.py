@@ -15,12 +15,12 @@ import jax
 
 from lmkit.config.calibration import read_calibration
 from lmkit.config.experiment import Experiment
-from lmkit.config.sections.hardware import HardwareConfig, sized
+from lmkit.config.sections.hardware import HardwareConfig, known_hardware, sized
 from lmkit.config.sections.plan import ASSUMED
 from lmkit.console import size
 from lmkit.core.state import Blueprint
 from lmkit.cost.estimate import Estimate, estimate
-from lmkit.cost.hardware import copy_rate, cores_here, device_name, known_hardware, matmul_flops, peak_resident
+from lmkit.cost.hardware import copy_rate, cores_here, device_name, matmul_flops, peak_resident
 from lmkit.cost.terms import terms_of
 from lmkit.nn.param import compute_dtype
 

@@ -8,14 +8,15 @@ import jax
 
 from lmkit.config.arithmetic.pipeline import pipes_of
 from lmkit.config.experiment import Experiment
-from lmkit.config.sections.hardware import HardwareConfig
+from lmkit.config.sections.hardware import HardwareConfig, known_hardware
 from lmkit.config.sections.model import Position
 from lmkit.console import console, count, duration, header, size
 from lmkit.core.evaluation import headline
+from lmkit.core.setup import Programs
 from lmkit.core.state import Blueprint
 from lmkit.core.task import Task, trained_on
 from lmkit.cost.flops import flops_per_row
-from lmkit.cost.hardware import check_fits, known_hardware, matmul_flops, memory_now, peak_flops, peak_memory
+from lmkit.cost.hardware import check_fits, matmul_flops, memory_now, peak_flops, peak_memory
 from lmkit.data.store.tokens import TRAIN
 from lmkit.nn.attend import choose_kernel
 from lmkit.nn.forms import gpu_capability
@@ -84,16 +85,20 @@ def describe(experiment: Experiment, blueprint: Blueprint, task: Task, run: RunD
     }
 
 
-def add_compiled(receipt: dict[str, Any], config: HardwareConfig, memory_bytes: int, with_onednn: bool) -> None:
+def add_compiled(receipt: dict[str, Any], config: HardwareConfig, programs: Programs) -> None:
     """What the compiler says the step needs, and what multiplies. Raises ConfigError where a known device has less."""
-    expected = receipt["expected"]
+    expected, memory_bytes, with_onednn = receipt["expected"], programs.memory_bytes, programs.with_onednn
     expected["memory_bytes"] = memory_bytes
+    if programs.options:
+        receipt["devices"]["options"] = programs.why
     if receipt["devices"]["kind"] == "cpu":  # there the process holds it, beside the interpreter and the compiler
         expected["memory_bytes"] += memory_now()["memory/host_bytes"] - expected["state_bytes"]
         receipt["devices"]["products"] = "onednn" if with_onednn else "xla"
     check_fits(known_hardware(config, receipt["devices"]["kind"]), memory_bytes)
     library = ", products by oneDNN" if with_onednn else ""
     console.print(f"compiled the step: {size(memory_bytes)} a device at its peak{library}", style="dim")
+    if programs.options:
+        console.print(programs.why, style="dim", soft_wrap=True)
 
 
 def show_header(experiment: Experiment, receipt: dict[str, Any], notes: list[str]) -> None:

@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from helpers import ROOT
+from lmkit.compiler.network import network_of
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
 from lmkit.config.sections.mesh import MeshConfig
@@ -23,7 +24,6 @@ from lmkit.cost.context import make_context
 from lmkit.cost.estimate import Estimate, estimate
 from lmkit.cost.flops import flops_per_row
 from lmkit.cost.memory import ALWAYS, LOSS
-from lmkit.cost.network import network_of
 from lmkit.cost.traffic import traffic_of
 from lmkit.cost.work import flops_by_part, repeated_flops
 from lmkit.parallel.mesh import AXES, build_mesh

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import pytest
 
 from lmkit.config import ConfigError
-from lmkit.config.sections.hardware import HardwareConfig
-from lmkit.cost.hardware import check_fits, known_hardware, peak_flops
+from lmkit.config.sections.hardware import HardwareConfig, known_hardware
+from lmkit.cost.hardware import check_fits, peak_flops
 
 
 @pytest.mark.parametrize(

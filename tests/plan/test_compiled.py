@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from helpers import ROOT, load_tool
 from lmkit.compiler.topology import hardware_devices
@@ -13,7 +14,9 @@ from lmkit.config.entry import compose, run_verb
 from lmkit.cost.estimate import Estimate, estimate
 from lmkit.cost.traffic import traffic_of
 from lmkit.plan import compiled as module
-from lmkit.plan.compiled import compiled_plan, large_arrays
+from lmkit.plan.compiled import Compiled, compiled_plan, large_arrays
+from lmkit.plan.show import as_plain, show
+from lmkit.plan.timed import plain_timed, timed_of
 
 TABLE = load_tool("plan_table")
 
@@ -153,3 +156,35 @@ def test_what_a_tpu_refuses_is_told() -> None:
     assert "memory" in compiled.refusal
     assert compiled.peak == pytest.approx(found.memory.peak, rel=0.1)
     assert not compiled.fits(0)
+
+
+TPU_TEXT = """HloModule m, is_scheduled=true
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %a = f32[8]{0} fusion(%p), calls=%x, metadata={op_name="jit(step)/mix"}, backend_config={"estimated_cycles":"3006000"}
+  %d = f32[8]{0} convolution(%p, %p), metadata={op_name="jit(step)/dot"}, backend_config={"estimated_cycles":"1503000"}
+}
+"""
+
+
+def test_the_time_by_the_compiler_stands_beside_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    found = planned("+experiment=gpt_tiny", "hardware=v5e_4", "model.vocab_size=512")
+    timed = timed_of(found.context, TPU_TEXT)
+    assert timed is not None
+    assert timed.timeline.seconds == pytest.approx(3e-3, rel=1e-3)
+    flops = sum(found.flops.values()) / 4
+    assert timed.mfu == pytest.approx(flops / 197e12 / timed.timeline.seconds)
+    assert timed.compute_floor == pytest.approx(flops / 197e12)
+    assert timed.bandwidth_floor == pytest.approx(sum(found.memory_traffic.values()) / 819e9)
+    plain = plain_timed(timed)
+    assert plain["busy_sec"] == pytest.approx({"product": 1e-3, "other": 2e-3}, rel=1e-3)
+    assert [one["source"] for one in plain["dearest"]] == ["jit(step)/mix", "jit(step)/dot"]
+    compiled = Compiled(1.0, 2.0, 3.0, 4.0, 0.0, [], [], "", timed, "compiler options: x")
+    show(Console(width=200), found, [], compiled)
+    shown = capsys.readouterr().out
+    assert "by arithmetic" in shown
+    assert "33.3% matrix products" in shown
+    assert "Never compared with a measured step" in shown
+    assert "compiler options: x" in shown
+    assert as_plain(found, [], compiled)["compiled"]["step"]["seconds"] == timed.timeline.seconds
+    assert timed_of(planned("+experiment=gpt_tiny", "hardware=cpu_1", "model.vocab_size=512").context, "") is None

@@ -120,3 +120,19 @@ def sized(option: str) -> dict[str, Any] | None:
         entry["topology"] = match["sides"]
         entry["devices"] = math.prod(sides_of(match["sides"])) * entry.get("devices_per_chip", 1)
     return entry
+
+
+def known_hardware(config: HardwareConfig, device_kind: str) -> HardwareConfig | None:
+    """The catalogue's entry for the devices found (or the one that was chosen); None where there is none."""
+    if config.name != "auto":
+        return config
+    found = [
+        (len(kind), str(path), entry)
+        for path in (conf_dir() / "hardware").glob("*.yaml")
+        for entry in [yaml.safe_load(path.read_text())]
+        for kind in entry.get("device_kinds", [])
+        if device_kind.lower().startswith(kind.lower())
+    ]
+    return (
+        HardwareConfig(**max(found, key=lambda one: one[:2])[2]) if found else None
+    )  # "TPU v5p" says more than "TPU v5"

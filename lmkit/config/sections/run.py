@@ -16,6 +16,18 @@ class Products(Enum):
     onednn = 2
 
 
+class CollectiveMatmul(Enum):
+    """Whether a TPU's compiler may cut gathers of weights into steps beside their products, in the train step.
+
+    `auto`: it is compiled with and without, and the faster by the compiler's own cycles is kept. `compiler`: as the
+    compiler decides. `never`: whole gathers.
+    """
+
+    auto = 0
+    compiler = 1
+    never = 2
+
+
 @dataclass
 class RunConfig(Section):
     """Where a run lives and what makes it repeatable."""
@@ -35,6 +47,10 @@ class RunConfig(Section):
     cpu_products: Products = key(
         Products.auto, "library of the train step's products on a CPU; oneDNN's are not cached"
     )
+    collective_matmul: CollectiveMatmul = key(
+        CollectiveMatmul.auto, "of a TPU's train step: auto compiles it with and without and keeps the faster by the "
+        "compiler's cycles, remembered in run.compile_cache; compiler = as the compiler decides; never"
+    )  # fmt: skip
     umask: str = key(
         "077", "octal umask of the run's files: 077 = for their owner alone, 022 = others may read them, 002 = a group "
         "shares them. The cache keeps the umask of the process"
