@@ -48,6 +48,11 @@ class ParamSpec:
         """Leading dims that are not the matrix's own: layers of a stack, experts of a mixture."""
         return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "layer", "expert")), len(self.dims))
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in float32 in every model: routers, relative positions and vectors do."""
+        return self.kind is ParamKind.vector or self.dims[-1] == "expert" or self.dims[-2:] == ("position", "heads")
+
 
 def param_specs(state: nnx.State) -> dict:
     """The spec of every parameter, in a tree shaped like `nnx.to_pure_dict(state)`."""
@@ -63,15 +68,8 @@ def param_specs(state: nnx.State) -> dict:
 def for_inference(params: dict, specs: dict, dtype: jnp.dtype) -> dict:
     """The parameters with all matrices and tables in the compute dtype that are cast to it at each use, and no others:
     a model that only infers gives the same numbers and reads half of the bytes.
-
-    Routers, relative positions and vectors compute in float32.
     """
-
-    def one(spec: ParamSpec, leaf: jax.Array) -> jax.Array:
-        exact = spec.kind is ParamKind.vector or spec.dims[-1] == "expert" or spec.dims[-2:] == ("position", "heads")
-        return leaf if exact else leaf.astype(dtype)
-
-    return jax.tree.map(one, specs, params)
+    return jax.tree.map(lambda spec, leaf: leaf if spec.exact else leaf.astype(dtype), specs, params)
 
 
 def is_float8(config: TransformerConfig, spec: ParamSpec) -> bool:
