@@ -96,7 +96,7 @@ def apply_gradients(
 ) -> tuple[State, Metrics]:
     """The state after an update with what `make_gradients` gave, and the step's metrics."""
     number = state["step"]
-    params, opt = _update(blueprint, grads, state["opt"], state["params"])
+    params, opt = update_params(blueprint, grads, state["opt"], state["params"])
     new = {**state, "step": number + 1, "params": params, "opt": opt}
     if blueprint.ema:
         new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
@@ -116,7 +116,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
 
 
-def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
+def update_params(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
     """Optax on the mesh: its own code knows no sharding types, so inside it they are inferred."""
 
     def update(grads, opt, params):

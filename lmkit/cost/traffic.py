@@ -13,6 +13,7 @@
 | context | keys and values round the ring, or positions exchanged for heads | forward, backward, and again with remat |
 | expert | tokens to their experts and back | the same |
 | stage | the stream handed on, a micro-batch at a time | forward and backward |
+| fsdp, tensor | with Muon, pieces of matrices for whole ones and back, in float32 | in the update |
 | all | gradients of what every device has whole (norms, biases) summed | as over that axis |
 
 Over `fsdp` and the axes beside it a micro-batch's gradients are summed before the next begins: whole, they would take
@@ -33,12 +34,13 @@ from lmkit.config.arithmetic.mesh import AXES, batch_shards
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.families import EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import ContextAttention, Remat, TransformerConfig
-from lmkit.config.sections.optim import ParamKind
+from lmkit.config.sections.optim import Optimizer, ParamKind
 from lmkit.core.state import Blueprint
 from lmkit.cost.flops import is_head
 from lmkit.nn.moe import capacity_of
 from lmkit.nn.param import ParamSpec, compute_dtype, is_float8
 from lmkit.nn.tree import flat
+from lmkit.optim.muon import exchanges, pools
 from lmkit.parallel.rules import DATA, sums_late
 
 _F32 = 4
@@ -69,6 +71,7 @@ def traffic_of(experiment: Experiment, blueprint: Blueprint, itemsize: int) -> l
         for path, spec in specs.items()
         for row in _of_parameter(experiment, sizes, path, spec, shapes[path], path in blueprint.trainable, itemsize)
     ]
+    rows += _of_update(experiment, blueprint)
     heads = any(is_head(experiment.model, path) for path in specs)
     for part in experiment.model.towers().values():
         for more in (_of_stream, _of_context, _of_experts, _of_stages):
@@ -127,6 +130,23 @@ def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     """How often a parameter is gathered: what an unrolled layer without remat gathered can still be there backward."""
     again = any(part.remat is not Remat.none or part.scan_layers for part in experiment.model.towers().values())
     return 2 if again and spec.in_stack else 1
+
+
+def _of_update(experiment: Experiment, blueprint: Blueprint) -> Iterator[Least]:
+    """Muon's matrices, brought together and taken apart again; see optim/muon.py."""
+    if experiment.optim.kind is not Optimizer.muon:
+        return
+    sizes, specs = blueprint.mesh.shape, flat(blueprint.specs)
+    for pool in pools({path: spec for path, spec in specs.items() if path in blueprint.trainable}, sizes):
+        steps = exchanges(pool, sizes)
+        one = pool.rows * pool.columns * _F32 / math.prod(step.size for step in steps)  # a piece, which grows
+        for step in steps:
+            sent = step.count * one * (step.size - 1)
+            if step.alone:
+                yield Least((step.axis,), "all-gather", sent, "Muon: matrices put together")
+            else:
+                yield Least((step.axis,), "all-to-all", 2 * sent / step.size, "Muon: matrices dealt out and back")
+            one *= step.size
 
 
 def stack_lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:

@@ -100,3 +100,15 @@ def test_bfloat16_halves_what_travels() -> None:
     whole, half = (summed(least(*words, f"model.dtype={dtype}")) for dtype in ("float32", "bfloat16"))
     assert half["fsdp", "reduce-scatter"] == whole["fsdp", "reduce-scatter"] / 2
     assert half["fsdp", "all-reduce"] == whole["fsdp", "all-reduce"]
+
+
+def test_muon_deals_its_matrices_out_and_back() -> None:
+    """By hand: of the 4 of 16 x 16 and the 2 of 16 x 64 each device takes one, and of a fourth filled up none."""
+    words = ["mesh.data=2", "mesh.fsdp=4", "model.num_layers=1"]
+    plain, muon = summed(least(*words)), summed(least(*words, "optim=muon"))
+    square, wide = 4 * 16 * 16 * 4 / 4, 4 * 16 * 64 * 4 / 4  # of four on four devices, a device's pieces
+    assert muon["fsdp", "all-to-all"] - plain["fsdp", "all-to-all"] == pytest.approx(2 * (square + wide) * 3 / 4)
+    alone = summed(least("mesh.data=4", "mesh.fsdp=2", "optim=muon", "optim.freeze=[stack.blocks.mlp.up]"))
+    assert alone["fsdp", "all-gather"] - summed(least("mesh.data=4", "mesh.fsdp=2"))["fsdp", "all-gather"] == (
+        pytest.approx(4 * 16 * 64 / 2)
+    )  # one matrix: every device takes all of it
