@@ -6,10 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 
 from lmkit.core.state import Blueprint, State, evaluation_params, root_key
+from lmkit.nn.param import compute_dtype
+from lmkit.nn.tree import divide
 from lmkit.objectives.build import Batch, Objective
 from lmkit.objectives.sums import Sums
+from lmkit.parallel.rules import DATA, on_each, sums_late
 
 Metrics = dict[str, jax.Array]
 
@@ -20,7 +24,8 @@ def make_gradients(
     """gradients(state, batch) -> (of the trained parameters, the sums, the weight that they are divided by).
 
     They are those of the mean loss per unit of weight over the whole global batch, whatever the number of devices or
-    micro-batches; sums over micro-batches are float32.
+    micro-batches; sums over micro-batches are float32. With several, each device of `data` adds up its own, and they
+    are reduced over `data` once, after the last (`_once_over_data`). The objective's sums must be sums over rows then.
     """
     dropout_key = root_key(seed, "dropout")
 
@@ -44,11 +49,34 @@ def make_gradients(
 
     def gradients(state: State, batch: Batch) -> tuple[Any, Sums, jax.Array]:
         key = jax.random.fold_in(dropout_key, state["step"])
-        grads, sums = summed(state["params"], state.get("frozen", {}), batch, key)
+        late = sums_late(blueprint.mesh.shape, accumulate)
+        run = _once_over_data(blueprint, summed) if late else summed
+        grads, sums = run(state["params"], state.get("frozen", {}), batch, key)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)  # a batch that weighs nothing has no gradient
         return jax.tree.map(lambda g: g / weight, grads), sums, weight
 
     return gradients
+
+
+def _once_over_data(blueprint: Blueprint, summed: Callable) -> Callable:
+    """`summed` on the rows of each device of `data`, its results added up over `data` at the end.
+
+    Left to the types of arrays, each micro-batch's gradients would be all-reduced, as a sum over rows is one over all
+    devices. Over `fsdp` they still are scattered each time: a device has no room for all of them. What is computed in
+    the compute dtype travels in it, as gradients do that are not accumulated.
+    """
+    dtype = compute_dtype(next(iter(blueprint.model_config.towers().values())).dtype)
+    specs, _ = divide(blueprint.specs, blueprint.trainable)
+    whole, rows = PartitionSpec(), PartitionSpec(DATA)
+
+    def add_up(params: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Any, Sums]:
+        grads, sums = summed(params, frozen, batch, key)
+        travel = jax.tree.map(lambda spec, g: g if spec.exact else g.astype(dtype), specs, grads)
+        travel, sums = jax.lax.psum((travel, sums), DATA)
+        return jax.tree.map(lambda g, like: g.astype(like.dtype), travel, grads), sums
+
+    shardings = (blueprint.shardings["params"], blueprint.shardings["step"])
+    return on_each(DATA, add_up, (whole, whole, rows, whole), whole, shardings)
 
 
 def make_train_step(
@@ -68,7 +96,7 @@ def apply_gradients(
 ) -> tuple[State, Metrics]:
     """The state after an update with what `make_gradients` gave, and the step's metrics."""
     number = state["step"]
-    params, opt = _update(blueprint, grads, state["opt"], state["params"])
+    params, opt = update_params(blueprint, grads, state["opt"], state["params"])
     new = {**state, "step": number + 1, "params": params, "opt": opt}
     if blueprint.ema:
         new["ema"] = jax.tree.map(lambda old, now: old + (1.0 - blueprint.ema) * (now - old), state["ema"], params)
@@ -88,7 +116,7 @@ def split_batch(batch: Batch, parts: int) -> Batch:
     return jax.tree.map(lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
 
 
-def _update(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
+def update_params(blueprint: Blueprint, grads: Any, opt: Any, params: Any) -> tuple[Any, Any]:
     """Optax on the mesh: its own code knows no sharding types, so inside it they are inferred."""
 
     def update(grads, opt, params):

@@ -4,15 +4,20 @@
 |---|---|---|
 | fsdp | layers' kernels gathered | forward, and again backward, since what was gathered is not kept |
 | fsdp | the head gathered | once: the loss makes its gradient while the logits are at hand |
-| fsdp | gradients scattered | once |
+| fsdp | gradients scattered | once a micro-batch |
 | fsdp | rows of the embedding exchanged, never its table | forward and backward |
-| data, expert, context, stage | each device's shard of the gradients summed, where they have the same ones | once |
+| data | each device's shard of the gradients summed | once (beside a pipeline: a micro-batch) |
+| expert, context, stage | the same, where they have the same ones | once a micro-batch |
 | tensor | the stream gathered before, scattered after sub-layers | forward, its gradient backward, what remat repeats |
 | tensor | rows of the embedding, the stream before the head, the loss's sums | forward and backward |
 | context | keys and values round the ring, or positions exchanged for heads | forward, backward, and again with remat |
 | expert | tokens to their experts and back | the same |
 | stage | the stream handed on, a micro-batch at a time | forward and backward |
-| all | gradients of what every device has whole (norms, biases) summed | once |
+| fsdp, tensor | with Muon, pieces of matrices for whole ones and back, in float32 | in the update |
+| all | gradients of what every device has whole (norms, biases) summed | as over that axis |
+
+Over `fsdp` and the axes beside it a micro-batch's gradients are summed before the next begins: whole, they would take
+of each device's memory what `fsdp` is there to save. Over `data` devices have the same shards, which wait.
 
 Rajbhandari et al. 2020, section 7.2.2 (fsdp), Korthikanti et al. 2022, section 4.2.2 (tensor). Kernels and activations
 travel in the compute dtype, kernels of float8 linear layers in that, gradients of vectors and of the ring's keys in
@@ -29,12 +34,14 @@ from lmkit.config.arithmetic.mesh import AXES, batch_shards
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.families import EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import ContextAttention, Remat, TransformerConfig
-from lmkit.config.sections.optim import ParamKind
+from lmkit.config.sections.optim import Optimizer, ParamKind
 from lmkit.core.state import Blueprint
 from lmkit.cost.flops import is_head
 from lmkit.nn.moe import capacity_of
 from lmkit.nn.param import ParamSpec, compute_dtype, is_float8
 from lmkit.nn.tree import flat
+from lmkit.optim.muon import exchanges, pools
+from lmkit.parallel.rules import DATA, sums_late
 
 _F32 = 4
 
@@ -64,6 +71,7 @@ def traffic_of(experiment: Experiment, blueprint: Blueprint, itemsize: int) -> l
         for path, spec in specs.items()
         for row in _of_parameter(experiment, sizes, path, spec, shapes[path], path in blueprint.trainable, itemsize)
     ]
+    rows += _of_update(experiment, blueprint)
     heads = any(is_head(experiment.model, path) for path in specs)
     for part in experiment.model.towers().values():
         for more in (_of_stream, _of_context, _of_experts, _of_stages):
@@ -85,14 +93,14 @@ def _of_parameter(
     others = tuple(axis for axis in AXES if sizes.get(axis, 1) > 1 and axis not in split)
     micro, looked_up = experiment.train.accumulate_steps, spec.kind is ParamKind.embedding
     if spec.kind is ParamKind.vector:
-        group = math.prod(sizes[axis] for axis in others)
-        if trained and group > 1:
-            yield Least(others, "all-reduce", 2 * local * _F32 * (group - 1) / group, "gradients of norms and biases")
+        if trained:
+            yield from _summed(sizes, others, micro, local * _F32, local * _F32, "gradients of norms and biases")
         return
     others = tuple(axis for axis in others if axis not in ("fsdp", "tensor"))
-    if trained and (group := math.prod(sizes[axis] for axis in others)) > 1:
+    if trained:
         size = _F32 if looked_up and not is_head(experiment.model, path) else itemsize
-        yield Least(others, "all-reduce", 2 * local * size * (group - 1) / group, "gradients")
+        last = _F32 if spec.exact else itemsize
+        yield from _summed(sizes, others, micro, local * size, local * last, "gradients")
     if "fsdp" not in split or (looked_up and not is_head(experiment.model, path)):
         return
     what = "layers" if spec.in_stack else "head and ends"
@@ -104,10 +112,41 @@ def _of_parameter(
         yield Least(("fsdp",), "reduce-scatter", one * itemsize, f"{what}: gradients")
 
 
+def _summed(
+    sizes: Mapping[str, int], axes: tuple[str, ...], micro: int, size: float, last: float, why: str
+) -> Iterator[Least]:
+    """All-reduces over these axes: of `size` bytes in each micro-batch, or over data of `last` after all of them."""
+    late = sums_late(sizes, micro)
+    for group, times, one in (
+        (tuple(axis for axis in axes if not (late and axis == DATA)), micro, size),
+        (tuple(axis for axis in axes if late and axis == DATA), 1, last),
+    ):
+        number = math.prod(sizes[axis] for axis in group)
+        if number > 1:
+            yield Least(group, "all-reduce", 2 * times * one * (number - 1) / number, why)
+
+
 def _passes(experiment: Experiment, spec: ParamSpec) -> int:
     """How often a parameter is gathered: what an unrolled layer without remat gathered can still be there backward."""
     again = any(part.remat is not Remat.none or part.scan_layers for part in experiment.model.towers().values())
     return 2 if again and spec.in_stack else 1
+
+
+def _of_update(experiment: Experiment, blueprint: Blueprint) -> Iterator[Least]:
+    """Muon's matrices, brought together and taken apart again; see optim/muon.py."""
+    if experiment.optim.kind is not Optimizer.muon:
+        return
+    sizes, specs = blueprint.mesh.shape, flat(blueprint.specs)
+    for pool in pools({path: spec for path, spec in specs.items() if path in blueprint.trainable}, sizes):
+        steps = exchanges(pool, sizes)
+        one = pool.rows * pool.columns * _F32 / math.prod(step.size for step in steps)  # a piece, which grows
+        for step in steps:
+            sent = step.count * one * (step.size - 1)
+            if step.alone:
+                yield Least((step.axis,), "all-gather", sent, "Muon: matrices put together")
+            else:
+                yield Least((step.axis,), "all-to-all", 2 * sent / step.size, "Muon: matrices dealt out and back")
+            one *= step.size
 
 
 def stack_lengths(experiment: Experiment, part: TransformerConfig) -> list[tuple[int, int, int]]:

@@ -17,13 +17,14 @@ import dataclasses
 import math
 
 from lmkit.config.sections.model import LinearDType, NormOrder, Remat
-from lmkit.config.sections.optim import Optimizer, ParamKind
+from lmkit.config.sections.optim import Optimizer
 from lmkit.cost.activations import kept_bytes
 from lmkit.cost.context import PlanContext, local_bytes
 from lmkit.cost.flops import SCORES, flops_of_each, is_head
 from lmkit.cost.memory import share_of
 from lmkit.cost.traffic import stack_lengths
 from lmkit.nn.tree import flat
+from lmkit.optim.muon import exchanges, pools
 
 _F32 = 4
 OUTSIDE = ("head", "ends")  # parts of the model that are in none of its layers
@@ -85,21 +86,20 @@ def update_flops(context: PlanContext) -> float:
     """The optimiser's own matrix products, in a step over all devices: Muon's.
 
     Each of 5 iterations on a matrix [m, n], m <= n, is X Xᵀ, its square, and their product with X (Jordan et al. 2024):
-    4 m² n + 2 m³. A device works on its shard of layers and experts; rows and columns count as if shared out, too.
+    4 m² n + 2 m³. Each device works on whole matrices, its share of those dealt out with what fills the shares up
+    (optim/muon.py); devices with the same shards do the same work.
     """
     if context.experiment.optim.kind is not Optimizer.muon:
         return 0.0
-    total, specs = 0.0, flat(context.blueprint.specs)
-    for path, leaf in flat(context.blueprint.shapes["params"]).items():
-        spec = specs[path]
-        if spec.kind is not ParamKind.matrix:
-            continue
-        split = spec.stacked + spec.num_in
-        sides = math.prod(leaf.shape[spec.stacked : split]), math.prod(leaf.shape[split:])
-        m, n, matrices = min(sides), max(sides), math.prod(leaf.shape[: spec.stacked])
-        local = math.prod(leaf.sharding.shard_shape(leaf.shape)) / leaf.size
-        total += _ITERATIONS * matrices * (4.0 * m * m * n + 2.0 * m**3) * local * context.num_devices
-    return total
+    per_device, sizes = 0.0, context.blueprint.mesh.shape
+    trained = {
+        path: spec for path, spec in flat(context.blueprint.specs).items() if path in context.blueprint.trainable
+    }
+    for pool in pools(trained, sizes):
+        m, n, steps = pool.rows, pool.columns, exchanges(pool, sizes)
+        matrices = max(1, steps[-1].count // steps[-1].size) if steps else pool.count
+        per_device += _ITERATIONS * matrices * (4.0 * m * m * n + 2.0 * m**3)
+    return per_device * context.num_devices
 
 
 def memory_traffic(context: PlanContext) -> dict[str, float]:

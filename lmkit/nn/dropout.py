@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lmkit.nn.random import bernoulli
-from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
+from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard, row_numbers
 
 
 def dropout(
@@ -20,7 +20,7 @@ def dropout(
     if key is None or rate == 0.0:
         return x_BTD
     batch, seq, width = x_BTD.shape
-    rows_B = reshard(jnp.arange(batch), dims[:1]) if rows_B is None else rows_B
+    rows_B = row_numbers(batch) if rows_B is None else rows_B
     keep = partial(_keep, rate=rate, width=width)
     if (spec := current_spec(dims)) is not None:
         parts = [current_spec((dim,)) for dim in dims[:2]]

@@ -138,6 +138,14 @@ def recomputed(x: jax.Array) -> jax.Array:
     return x if platform() == "cpu" else lax.optimization_barrier(x)
 
 
+def exchangeable(x: jax.Array) -> jax.Array:
+    """`x` as an all-to-all takes it that cuts it up.
+
+    XLA's CPU compiler fails where the pieces are arrays that were joined before and lie in memory in several orders.
+    """
+    return lax.optimization_barrier(x) if platform() == "cpu" else x
+
+
 def picked(logits_nV: jax.Array, index_n: jax.Array, hit_nV: jax.Array) -> jax.Array:
     """[n] of the logits, and 0 where the index lies outside the slice of the vocabulary; `hit` marks the index.
 

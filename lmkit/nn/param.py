@@ -48,6 +48,11 @@ class ParamSpec:
         """Leading dims that are not the matrix's own: layers of a stack, experts of a mixture."""
         return next((n for n, dim in enumerate(self.dims) if dim not in ("layers", "layer", "expert")), len(self.dims))
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in float32 in every model: routers, relative positions and vectors do."""
+        return self.kind is ParamKind.vector or self.dims[-1] == "expert" or self.dims[-2:] == ("position", "heads")
+
 
 def param_specs(state: nnx.State) -> dict:
     """The spec of every parameter, in a tree shaped like `nnx.to_pure_dict(state)`."""
@@ -67,8 +72,7 @@ def resting_dtype(config: ModelConfig, spec: ParamSpec) -> jnp.dtype:
     compute in float32; what is rounded to float8 is rounded from float32.
     """
     parts = config.towers().values()
-    exact = spec.kind is ParamKind.vector or spec.dims[-1] == "expert" or spec.dims[-2:] == ("position", "heads")
-    if exact or any(is_float8(part, spec) for part in parts) or len({part.dtype for part in parts}) != 1:
+    if spec.exact or any(is_float8(part, spec) for part in parts) or len({part.dtype for part in parts}) != 1:
         return jnp.dtype(jnp.float32)
     return compute_dtype(next(iter(parts)).dtype)
 

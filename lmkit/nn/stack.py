@@ -15,7 +15,7 @@ from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import Auxiliary, emit
 from lmkit.nn.cache import Cache, NewKeysValues
 from lmkit.nn.pipeline import one_layer, pipelined
-from lmkit.parallel.rules import reshard, split_axes
+from lmkit.parallel.rules import row_numbers, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
 _policies = jax.checkpoint_policies
@@ -75,7 +75,7 @@ class Stack(nnx.Module):
         layers = (nnx.to_pure_dict(state), each, jnp.arange(self.num_layers))
         if self._staged:
             if key is not None:
-                inputs = inputs._replace(rows_B=reshard(jnp.arange(x_BTD.shape[0]), ("batch",)))
+                inputs = inputs._replace(rows_B=row_numbers(x_BTD.shape[0]))
             options = {"microbatches": self.microbatches, "rounds": self.rounds}
             x_BTD, auxiliary = pipelined(run, layers, x_BTD, inputs, key, **options)
         else:

@@ -9,6 +9,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ModelConfig
 from lmkit.nn.auxiliary import Auxiliary
 from lmkit.objectives.sums import Sums
+from lmkit.parallel.rules import over_data
 
 
 def add_router(model: ModelConfig, sums: Sums, auxiliary: Sequence[Auxiliary]) -> Sums:
@@ -46,7 +47,7 @@ def router_figures(auxiliary: Sequence[Auxiliary]) -> dict[str, jax.Array]:
 
     The first three are means over layers, so that their weights mean the same at any depth.
     """
-    layers = [_of_layers(**sums) for sums in auxiliary]
+    layers = [_of_layers(**sums) for sums in over_data(list(auxiliary))]
     every = {name: jnp.concatenate([one[name] for one in layers]) for name in layers[0]}
     return {name: jnp.max(x) if name == "max_load" else jnp.mean(x) for name, x in every.items()}
 

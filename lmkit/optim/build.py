@@ -14,6 +14,7 @@ from lmkit.config.patterns import matching
 from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind
 from lmkit.nn.param import ParamSpec
 from lmkit.nn.tree import flat, nested
+from lmkit.optim.muon import scale_by_muon
 from lmkit.optim.schedule import make_schedule
 
 
@@ -82,30 +83,19 @@ def _schedule_free(config: OptimConfig, decays: Any, rate: optax.Schedule) -> op
 def _muon(
     config: OptimConfig, steps: int, specs: Any, decays: Any, rate: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for matrices, Adam for the rest, each with its own peak rate.
-
-    Every matrix is orthogonalised as what it is, [inputs, outputs]: heads are outputs of q, k, v and inputs of
-    the output projection, and layers are a batch. (Optax's default takes 2-D leaves only, which in a scanned
-    stack are norms and biases.)
-    """
-
-    def dimensions(spec: ParamSpec):
-        if spec.kind is not ParamKind.matrix:
-            return optax.MaskedNode()
-        split = spec.stacked + spec.num_in
-        return contrib.MuonDimensionNumbers(tuple(range(spec.stacked, split)), tuple(range(split, len(spec.dims))))
-
+    """Muon (Jordan et al. 2024) for matrices, Adam for the rest, each with its own peak rate."""
     labels = jax.tree.map(lambda spec: "muon" if spec.kind is ParamKind.matrix else "adam", specs)
-    numbers = jax.tree.map(dimensions, specs)
     only = {
         label: jax.tree.map(
             lambda decay, own, label=label: decay if own == label else optax.MaskedNode(), decays, labels
         )
         for label in ("muon", "adam")
     }
-    muon = contrib.scale_by_muon(beta=config.momentum, weight_dimension_numbers=numbers)
     widths = jax.tree.map(_width_factor, specs)
-    rule = optax.chain(muon, optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, widths, updates)))
+    rule = optax.chain(
+        scale_by_muon(config.momentum, specs),
+        optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, widths, updates)),
+    )
     adam_rate = make_schedule(config, steps, config.adam_learning_rate)
     return optax.partition(
         {

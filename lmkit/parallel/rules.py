@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.arithmetic.mesh import BATCH_AXES
+from lmkit.config.arithmetic.pipeline import STAGE
 from lmkit.config.base import ConfigError
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +37,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "layers": ("stage",),
     "layer": (),  # of a stack of one
 }
+DATA = "data"  # the axis whose devices have the same parameters, and differ in their rows alone
 Dims = Sequence[str | None]
 WHOLE: Dims = ("batch", None, "width")  # each device has its rows whole
 
@@ -78,7 +81,31 @@ def split_axes() -> dict[str, int]:
 
 def in_pipeline() -> bool:
     """Whether this is one stage's work, where the other axes alone are laid out by rules."""
-    return AxisType.Manual in jax.sharding.get_abstract_mesh().axis_types
+    return _is_manual(STAGE)
+
+
+def _is_manual(axis: str) -> bool:
+    mesh = jax.sharding.get_abstract_mesh()
+    return (axis, AxisType.Manual) in zip(mesh.axis_names, mesh.axis_types, strict=True)
+
+
+def sums_late(sizes: Mapping[str, int], micro: int) -> bool:
+    """Whether gradients of so many micro-batches are reduced over `data` once, after the last (core/step.py).
+
+    Not beside a pipeline: its rows are split over stages first, and it has micro-batches of its own.
+    """
+    return micro > 1 and sizes.get(DATA, 1) > 1 and sizes.get(STAGE, 1) == 1
+
+
+def over_data(sums: Any) -> Any:
+    """Sums over the rows here as sums over those of all devices: they are, but where each device has its own rows."""
+    return jax.lax.psum(sums, DATA) if _is_manual(DATA) else sums
+
+
+def row_numbers(rows: int) -> jax.Array:
+    """int [B]: the numbers in the batch of the rows here, laid out over it."""
+    first = jax.lax.axis_index(DATA) * rows if _is_manual(DATA) else 0
+    return reshard(first + jnp.arange(rows), ("batch",))
 
 
 def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = True) -> Callable:
@@ -91,6 +118,38 @@ def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = 
     free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
     check &= len(free) == len(mesh.axis_names)
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check)
+
+
+def on_each(axis: str, f: Callable, in_specs: Sequence[Any], out_specs: Any, out_sharding: Any) -> Callable:
+    """shard_map over one axis of the mesh; over the others its arguments and results stay laid out as they are.
+
+    A shard_map over some Explicit axes would gather all that passes its border over the others (jax 0.10.2 to 0.12.0).
+    So they are Auto at the border, and Explicit again inside.
+
+    Args:
+        in_specs: of the arguments, over `axis` alone, as out_specs are of the results; prefixes of trees.
+        out_sharding: of the results, over all axes.
+    """
+    others = tuple(name for name in split_axes() if name != axis)
+    options = {"in_specs": tuple(in_specs), "out_specs": out_specs, "axis_names": {axis}, "check_vma": False}
+    if not others:
+        return jax.shard_map(f, **options)
+
+    def without(x: jax.Array) -> PartitionSpec:
+        kept = (
+            tuple(name for name in ((part,) if isinstance(part, str) else part or ()) if name in others)
+            for part in jax.typeof(x).sharding.spec
+        )
+        return PartitionSpec(*[names or None for names in kept])
+
+    def call(*args: Any) -> Any:
+        inner = jax.sharding.explicit_axes(f, axes=others, in_sharding=jax.tree.map(without, args))
+        outer = jax.sharding.auto_axes(
+            lambda *args: jax.shard_map(inner, **options)(*args), axes=others, out_sharding=out_sharding
+        )
+        return outer(*args)
+
+    return call
 
 
 def seq_dim(seq_len: int) -> str | None:

@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 
 from helpers import MESHES, leaves_equal, random_batch, tiny_experiment, train_steps
+from lmkit.compiler.collectives import collectives
+from lmkit.core.aot import compile_step
 from lmkit.core.setup import compile_programs, program_bytes
 from lmkit.core.state import Blueprint, State, evaluation_params, init_state, make_blueprint, make_init, root_key
 from lmkit.core.step import apply_gradients, make_eval_step, make_gradients, make_train_step, split_batch
+from lmkit.cost.collectives import traffic_rows
 from lmkit.cost.estimate import estimate
+from lmkit.cost.traffic import least_traffic
 from lmkit.nn.lora import is_adapter
 from lmkit.nn.tree import flat, nested
 from lmkit.objectives.build import build_objective
@@ -40,6 +44,31 @@ def test_accumulated_equals_full_batch(mesh_name: str | None, one_device: list[f
     mesh = MESHES[mesh_name] if mesh_name else ["mesh.data=1"]
     losses, _, _ = train_steps(tiny_experiment("train.accumulate_steps=2", *mesh), 10, 8 if mesh_name else 1)
     np.testing.assert_allclose(losses, one_device, rtol=1e-5)
+
+
+def test_accumulated_rows_are_the_batchs_on_each_device_of_data() -> None:
+    """Dropout of a row, and a router's load, hang on the rows of other devices; gradients alone are summed late."""
+    words = ["model.dropout=0.2", "model.num_experts=4", "model.balance_loss=0.5", "train.accumulate_steps=2"]
+    words += ["model.num_layers=1", "model.embed_dim=32", "model.num_heads=2"]
+    one, _, _ = train_steps(tiny_experiment(*words), 3, num_devices=1)
+    many, _, _ = train_steps(tiny_experiment(*words, "mesh.data=2", "mesh.fsdp=2"), 3, num_devices=4)
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["fsdp", pytest.param("tensor", marks=pytest.mark.slow)])
+def test_gradients_are_reduced_over_data_once(axis: str) -> None:
+    """However many micro-batches; and nothing more is sent over the other axes where each device of data goes alone."""
+    words = ["model.num_layers=1", "model.embed_dim=32", "model.num_heads=2", "data.seq_len=16", "mesh.data=2"]
+    words += [f"mesh.{axis}=2", "train.batch_size=16", "train.accumulate_steps=4"]
+    experiment = tiny_experiment(*words)
+    blueprint, compiled = compile_step(experiment, jax.devices()[:4])
+    found = collectives(compiled.as_text(), blueprint.mesh.shape)
+    rows = traffic_rows(found, least_traffic(experiment, blueprint))
+    sent, asked = rows[("data",), "all-reduce"]
+    assert sent.sent_bytes == pytest.approx(asked, rel=0.02)
+    assert [axes for axes, _ in rows if "data" in axes] == [("data",)]
+    gathers, asked = rows[(axis,), "all-gather"]
+    assert gathers.sent_bytes < 1.05 * asked
 
 
 def test_dropout_is_the_same_on_every_mesh() -> None:

@@ -225,6 +225,8 @@ def test_muons_own_products_are_counted() -> None:
     assert found.update == 4 * 5 * (4 * square + 2 * wide)
     split = planned("gpt_small", "hardware=h100_8", "mesh.data=2", "mesh.fsdp=4")
     assert split.update == pytest.approx(2 * found.update)  # on both of data: only fsdp shares it out
+    filled = planned("gpt_small", "hardware=h100_8", "mesh.data=1", "mesh.fsdp=8", "model.num_layers=1")
+    assert filled.update == 8 * 5 * (square + wide)  # 4 and 2 matrices: as if there were 8 of each
     without = planned("gpt_small", "hardware=cpu_1", "optim=adamw", "optim.learning_rate=1e-3")
     assert without.update == 0
     assert found.step.compute - without.step.compute == pytest.approx(found.update / (0.14e12 * 0.7))

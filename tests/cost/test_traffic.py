@@ -36,6 +36,18 @@ def test_data_sums_every_gradient_once() -> None:
     }  # fmt: skip
 
 
+def test_data_waits_for_the_last_micro_batch() -> None:
+    """Other axes do not: theirs is once a micro-batch, beside a pipeline that of data, too."""
+    words = ["train.accumulate_steps=4", "train.batch_size=32"]
+    found = summed(least("mesh.data=2", "mesh.context=4", *words))
+    shared = KERNELS + 2 * HEAD + NORMS
+    assert found["data", "all-reduce"] == pytest.approx(2 * 4 * shared / 2)
+    assert found["context", "all-reduce"] == pytest.approx(4 * 2 * 4 * shared * 3 / 4)
+    piped = summed(least("mesh.data=4", "mesh.stage=2", "model.num_layers=2", *words))
+    assert piped["data", "all-reduce"] == pytest.approx(4 * 2 * 4 * (KERNELS + 2 * 16) * 3 / 4)
+    assert piped["stage", "data", "all-reduce"] > 4 * 2 * 4 * 2 * HEAD * 7 / 8
+
+
 @pytest.mark.parametrize(("words", "gathers", "scatters"), [
     (["model.remat=full"], 2, 1),
     (["model.scan_layers=false", "model.remat=none"], 1, 1),
@@ -48,7 +60,7 @@ def test_fsdp_gathers_and_scatters(words: list[str], gathers: int, scatters: int
     assert found["fsdp", "all-gather"] == pytest.approx(4 * (gathers * KERNELS + micro * HEAD) * 7 / 8 + ids)
     assert found["fsdp", "reduce-scatter"] == pytest.approx(4 * scatters * (KERNELS + HEAD) * 7 / 8)
     assert found["fsdp", "all-to-all"] == pytest.approx(2 * stream * 7 / 8)
-    assert found["fsdp", "all-reduce"] == pytest.approx(2 * 4 * NORMS * 7 / 8)
+    assert found["fsdp", "all-reduce"] == pytest.approx(micro * 2 * 4 * NORMS * 7 / 8)
 
 
 @pytest.mark.parametrize(("remat", "gathers", "scatters"), [
@@ -88,3 +100,15 @@ def test_bfloat16_halves_what_travels() -> None:
     whole, half = (summed(least(*words, f"model.dtype={dtype}")) for dtype in ("float32", "bfloat16"))
     assert half["fsdp", "reduce-scatter"] == whole["fsdp", "reduce-scatter"] / 2
     assert half["fsdp", "all-reduce"] == whole["fsdp", "all-reduce"]
+
+
+def test_muon_deals_its_matrices_out_and_back() -> None:
+    """By hand: of the 4 of 16 x 16 and the 2 of 16 x 64 each device takes one, and of a fourth filled up none."""
+    words = ["mesh.data=2", "mesh.fsdp=4", "model.num_layers=1"]
+    plain, muon = summed(least(*words)), summed(least(*words, "optim=muon"))
+    square, wide = 4 * 16 * 16 * 4 / 4, 4 * 16 * 64 * 4 / 4  # of four on four devices, a device's pieces
+    assert muon["fsdp", "all-to-all"] - plain["fsdp", "all-to-all"] == pytest.approx(2 * (square + wide) * 3 / 4)
+    alone = summed(least("mesh.data=4", "mesh.fsdp=2", "optim=muon", "optim.freeze=[stack.blocks.mlp.up]"))
+    assert alone["fsdp", "all-gather"] - summed(least("mesh.data=4", "mesh.fsdp=2"))["fsdp", "all-gather"] == (
+        pytest.approx(4 * 16 * 64 / 2)
+    )  # one matrix: every device takes all of it

@@ -1,5 +1,7 @@
 """Schedules, decay masks, Muon's matrices, every rule."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +9,17 @@ import pytest
 from flax import nnx
 
 from helpers import tiny_config, tiny_experiment, train_steps
+from lmkit.compiler.collectives import collectives
 from lmkit.config.base import ConfigError
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.optim import OptimConfig, Optimizer, ParamKind, Schedule
-from lmkit.core.state import evaluation_params
+from lmkit.core.state import evaluation_params, make_blueprint
+from lmkit.core.step import update_params
 from lmkit.models import GPT
 from lmkit.nn.param import ParamSpec, param_specs
 from lmkit.optim import build_optim, make_schedule
+from lmkit.parallel.mesh import build_mesh
 
 
 @pytest.mark.parametrize(("schedule", "expected"), [
@@ -111,6 +118,33 @@ def test_rules_that_mix_elements_are_equal_on_a_mesh(kind: Optimizer) -> None:
     if kind is Optimizer.muon:
         assert moments
         assert all(any(spec) for spec in moments), "moments are sharded like their parameters"
+
+
+@pytest.mark.parametrize("mesh", [{"fsdp": 4, "tensor": 2}, {"fsdp": 8}, {"expert": 2, "fsdp": 2, "tensor": 2}])
+def test_muons_update_is_the_same_where_matrices_are_dealt_out(mesh: dict[str, int]) -> None:
+    """Some pools fill their devices, some do not, and the router is one matrix of which every device takes all."""
+    config = GPTConfig(vocab_size=8, num_layers=3, num_heads=4, num_kv_heads=2, embed_dim=16, num_experts=2)
+    optim = OptimConfig(kind=Optimizer.muon, warmup_steps=0, schedule=Schedule.constant)
+    made = {}
+    for sizes in ({}, mesh):
+        devices = jax.devices()[: math.prod(sizes.values())]
+        blueprint = make_blueprint(config, optim, 10, build_mesh(MeshConfig(**{"data": 1, **sizes}), devices))
+        rng = np.random.default_rng(0)
+        state = jax.tree.map(
+            lambda leaf, rng=rng: jax.device_put(rng.standard_normal(leaf.shape).astype(leaf.dtype), leaf.sharding),
+            blueprint.shapes["params"],
+        )
+        opt = jax.jit(blueprint.optim.transform.init, out_shardings=blueprint.shardings["opt"])(state)
+        with jax.set_mesh(blueprint.mesh):
+            update = jax.jit(lambda params, opt, made=blueprint: update_params(made, params, opt, params)[0])
+            lines = update.lower(state, opt).compile()
+            made[str(sizes)] = lines(state, opt)
+        if sizes:
+            kinds = {one.kind for one in collectives(lines.as_text(), blueprint.mesh.shape) if one.sent_bytes > 64}
+            assert "all-to-all" in kinds
+            assert kinds <= {"all-to-all", "all-gather"}
+    for one, many in zip(*(jax.tree.leaves(jax.device_get(tree)) for tree in made.values()), strict=True):
+        np.testing.assert_allclose(one, many, atol=2e-6)
 
 
 def test_adamw_by_hand() -> None:
