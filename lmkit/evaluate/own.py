@@ -1,5 +1,6 @@
 """A model's own task: its figures on all that is held out, each with an interval."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,9 +52,9 @@ class Judged(NamedTuple):
         return np.bincount(cells.astype(np.int64), minlength=classes**2).reshape(classes, classes)
 
 
-def judge(experiment: Experiment, model: SavedModel) -> Judged:
-    """Scores the model on its own task. Raises ConfigError where data and model do not go together."""
-    own = own_experiment(experiment, model)
+def judge(experiment: Experiment, place: str, model: SavedModel) -> Judged:
+    """Scores the model at `place` on its own task. Raises ConfigError where data and model do not go together."""
+    own = own_experiment(dataclasses.replace(experiment, init_from=place), model)
     mesh, config = build_mesh(own.mesh), own.evaluate
     task, notes = own_task(own, model)
     shards = batch_shards(mesh.shape)

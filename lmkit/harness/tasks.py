@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.evaluate import EvaluateConfig
 from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.core.environment import environment
 from lmkit.data.tokens.chat import load_chat_template
 from lmkit.weights import Form, SavedModel, start_tokenizer
 
@@ -107,7 +109,8 @@ def make_model(model: SavedModel, tokenizer: TokenizerConfig, config: EvaluateCo
 def run_tasks(model: Any, tasks: Tasks, config: EvaluateConfig, *, limit: int, seed: int, about: Json) -> Json:
     """lm-eval's results of the tasks, samples among them. Every process computes the same."""
     evaluator = importlib.import_module("lm_eval.evaluator")
-    with _one_process():
+    commit = environment()["git"].get("commit")  # lm-eval's own look at git complains to the terminal outside of one
+    with _one_process(), mock.patch.object(evaluator, "get_git_commit_hash", lambda: commit):
         found = evaluator.simple_evaluate(
             model, tasks=list(tasks.asked),
             num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot, limit=limit or None,

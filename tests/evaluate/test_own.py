@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from evaluate.runs import TEXT_MODEL, evaluate, make_run, results, write_images, write_records
+from harness.runs import TEXT_MODEL, evaluate, make_run, results, write_images, write_records
 
 from lmkit import metrics
 from lmkit.core.evaluation import evaluate as evaluate_step
