@@ -1,9 +1,11 @@
 """What every verb shows while it works: a header, bars with an ETA, and figures in words."""
 
 import time
+from collections.abc import Callable
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 console = Console(highlight=False)
@@ -16,7 +18,7 @@ class Bar:
         self.live = console.is_terminal and not console.quiet
         self.steps = steps
         self._began, self._first = time.perf_counter(), first
-        self._progress = Progress(
+        self._progress = progress.Progress(
             TextColumn("[bold]training"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
@@ -54,6 +56,24 @@ class Bar:
         console.print(text, markup=False)
 
 
+class Progress:
+    """A bar with an ETA on a terminal; elsewhere a line now and then. Call it with what is done and what there is."""
+
+    def __init__(self, what: str, every_sec: float = 10.0):
+        self._what, self._every, self._began = what, every_sec, time.perf_counter()
+        self._said, self._bar = self._began, PrepareProgress(lambda number: f"{number:,}")
+
+    def __call__(self, done: int, total: int) -> None:
+        if console.is_terminal:
+            self._bar(self._what, done, total)
+            if done >= total:
+                self._bar.finish()
+        elif (now := time.perf_counter()) - self._said >= self._every and done < total:
+            self._said, elapsed = now, now - self._began
+            left = duration(elapsed / max(done, 1) * (total - done))
+            console.print(f"{self._what}: {done:,} of {total:,}  elapsed {duration(elapsed)}  ETA {left}")
+
+
 def header(title: str, rows: dict[str, str]) -> None:
     """A table of facts."""
     table = Table(title=f"[bold]{title}", show_header=False, box=None, title_justify="left", padding=(0, 2, 0, 0))
@@ -65,10 +85,14 @@ def header(title: str, rows: dict[str, str]) -> None:
 
 
 class PrepareProgress:
-    """Progress of data preparation: a line when a phase starts and one when it ends, a bar on a terminal."""
+    """Progress of data preparation: a line when a phase starts and one when it ends, a bar on a terminal.
 
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
+    `words`: how an amount is written.
+    """
+
+    def __init__(self, words: Callable[[float], str] | None = None) -> None:
+        self._words = words or size
+        self._progress: progress.Progress | None = None
         self._phase = ""
         self._began = 0.0
 
@@ -76,7 +100,7 @@ class PrepareProgress:
         if phase != self._phase:
             self.finish()
             self._phase, self._began = phase, time.perf_counter()
-            progress = Progress(
+            bar = progress.Progress(
                 TextColumn(f"[bold]{phase}"),
                 BarColumn(),
                 TextColumn("{task.percentage:.0f} % of {task.fields[size]}"),
@@ -86,9 +110,9 @@ class PrepareProgress:
                 disable=console.quiet or not console.is_terminal,
                 transient=True,
             )
-            self._task = progress.add_task(phase, total=total, size=size(total))
-            progress.start()
-            self._progress = progress
+            self._task = bar.add_task(phase, total=total, size=self._words(total))
+            bar.start()
+            self._progress = bar
         assert self._progress is not None
         self._progress.update(self._task, completed=done, total=total)
 

@@ -42,9 +42,10 @@ FLOORS = [
     {"lmkit.interop"},
     {"lmkit.weights"},
     {"lmkit.core"},
-    {"lmkit.cost"},
+    {"lmkit.cost", "lmkit.harness"},
     {
         "lmkit.__main__",
+        "lmkit.evaluate",
         "lmkit.export",
         "lmkit.generate",
         "lmkit.launch",

@@ -9,6 +9,7 @@ from lmkit.config.arithmetic.mesh_checks import check_axes, check_divides
 from lmkit.config.base import ConfigError, key
 from lmkit.config.sections.checkpoint import CheckpointConfig
 from lmkit.config.sections.data import DataConfig
+from lmkit.config.sections.evaluate import EvaluateConfig
 from lmkit.config.sections.export import ExportConfig
 from lmkit.config.sections.families import CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.generate import GenerateConfig
@@ -46,6 +47,7 @@ class Experiment:
     hardware: HardwareConfig = field(default_factory=HardwareConfig)
     verify: VerifyConfig = field(default_factory=VerifyConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     export: ExportConfig = field(default_factory=ExportConfig)

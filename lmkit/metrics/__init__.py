@@ -2,7 +2,7 @@
 
 from lmkit.metrics.packages import available, require
 from lmkit.metrics.tables import classification, confusion, format_confusion, regression
-from lmkit.metrics.text import perplexity, speech, translation, translation_signature
+from lmkit.metrics.text import perplexity, speech, speech_errors, translation, translation_signature
 
 __all__ = [
     "available",
@@ -13,6 +13,7 @@ __all__ = [
     "regression",
     "require",
     "speech",
+    "speech_errors",
     "translation",
     "translation_signature",
 ]

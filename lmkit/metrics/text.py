@@ -34,12 +34,26 @@ def speech(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, fl
 
     Both sides are lower-cased and lose their punctuation first: an apostrophe vanishes, other marks part words.
     """
+    return {
+        name: float(wrong.sum() / length.sum())
+        for name, (wrong, length) in speech_errors(references, hypotheses).items()
+    }
+
+
+def speech_errors(references: Sequence[str], hypotheses: Sequence[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each text the edits, and the words or characters of its reference: what `speech` is made of, float [N]."""
     package = require("speech")
     check_texts("speech", references, hypotheses)
     truth, answers = [_spoken(text) for text in references], [_spoken(text) for text in hypotheses]
     if not any(truth):
         raise ConfigError(f"speech: the {len(truth)} references hold no words; check the transcripts")
-    return {"wer": float(package.wer(truth, answers)), "cer": float(package.cer(truth, answers))}
+    found = {}
+    for name, process in (("wer", package.process_words), ("cer", package.process_characters)):
+        each = [process([a], [b]) for a, b in zip(truth, answers, strict=True)]
+        wrong = [one.substitutions + one.deletions + one.insertions for one in each]
+        length = [one.hits + one.substitutions + one.deletions for one in each]
+        found[name] = (np.array(wrong, float), np.array(length, float))
+    return found
 
 
 def perplexity(nll: float) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lmkit.config.sections.objective import ObjectiveConfig
+from lmkit.config.sections.objective import ObjectiveConfig, ObjectiveKind
 from lmkit.nn.check import check_like, check_tokens
 from lmkit.nn.forms import exact_einsum
 from lmkit.objectives.cross_entropy import cross_entropy
@@ -14,6 +14,8 @@ from lmkit.objectives.sums import Sums
 from lmkit.parallel.rules import current_spec, gathered_dims, reshard, residual_dims
 
 Batch = dict[str, Any]  # name to an array [B, ...], or to its shape
+# Hidden states [B, T, D], the head [V, D], its bias [V] or None, the softcap of the logits
+Outputs = tuple[jax.Array, jax.Array, jax.Array | None, float]
 
 
 def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
@@ -21,8 +23,7 @@ def causal_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
 
     `segment_ids` (int [B, T]), where there, keep packed documents apart.
     """
-    hidden_BTD = model.hidden(batch["inputs"], batch.get("segment_ids"), None, key)
-    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), None, model.config.logit_softcap), None
+    return _over_vocabulary(config, batch, *vocabulary_outputs(ObjectiveKind.causal_lm, model, batch, key)), None
 
 
 def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None) -> tuple[Sums, None]:
@@ -36,6 +37,14 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
     of each micro-batch.
     """
     hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
+    sums = _over_vocabulary(config, batch, *_masked_outputs(model, batch, hidden_BTD))
+    if "next_sentence" in batch:
+        rows = label_sums(config, model.next_sentence_logits(hidden_BTD), batch["next_sentence"])
+        sums = sums._replace(loss=sums.loss + rows.loss / rows.weight * sums.weight)
+    return sums, None
+
+
+def _masked_outputs(model, batch: Batch, hidden_BTD) -> Outputs:
     if "masked_positions" in batch:
         check_tokens(batch["masked_positions"], name="masked_positions")
         check_like(
@@ -44,11 +53,7 @@ def masked_lm(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | Non
             masked_positions=batch["masked_positions"],
         )
     predicted_BPD = _pick(hidden_BTD, batch["masked_positions"]) if "masked_positions" in batch else hidden_BTD
-    sums = _over_vocabulary(config, model.lm_head(predicted_BPD), batch, model.head_VD(), model.head_bias_V())
-    if "next_sentence" in batch:
-        rows = label_sums(config, model.next_sentence_logits(hidden_BTD), batch["next_sentence"])
-        sums = sums._replace(loss=sums.loss + rows.loss / rows.weight * sums.weight)
-    return sums, None
+    return model.lm_head(predicted_BPD), model.head_VD(), model.head_bias_V(), 0.0
 
 
 def _pick(hidden_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
@@ -66,13 +71,24 @@ def seq2seq(config: ObjectiveConfig, model, batch: Batch, key: jax.Array | None)
 
     `source_segment_ids` (int [B, S]) and `segment_ids` (int [B, T]), where there, say which belong together.
     """
-    hidden_BTD = model.hidden(
-        batch["source"], batch["inputs"], batch.get("source_segment_ids"), batch.get("segment_ids"), key
-    )
-    return _over_vocabulary(config, hidden_BTD, batch, model.head_VD(), model.head_bias_V()), None
+    return _over_vocabulary(config, batch, *vocabulary_outputs(ObjectiveKind.seq2seq, model, batch, key)), None
 
 
-def _over_vocabulary(config: ObjectiveConfig, hidden_BTD, batch: Batch, head_VD, bias_V, softcap: float = 0.0) -> Sums:
+def vocabulary_outputs(kind: ObjectiveKind, model, batch: Batch, key: jax.Array | None) -> Outputs:
+    """What the logits of a batch's `targets` are made of."""
+    if kind is ObjectiveKind.masked_lm:
+        hidden_BTD = model.encode(batch["inputs"], batch.get("segment_ids"), None, batch.get("types"), key)
+        return _masked_outputs(model, batch, hidden_BTD)
+    if kind in (ObjectiveKind.seq2seq, ObjectiveKind.span_corruption):
+        hidden_BTD = model.hidden(
+            batch["source"], batch["inputs"], batch.get("source_segment_ids"), batch.get("segment_ids"), key
+        )
+        return hidden_BTD, model.head_VD(), model.head_bias_V(), 0.0
+    hidden_BTD = model.hidden(batch["inputs"], batch.get("segment_ids"), None, key)
+    return hidden_BTD, model.head_VD(), None, model.config.logit_softcap
+
+
+def _over_vocabulary(config: ObjectiveConfig, batch: Batch, hidden_BTD, head_VD, bias_V, softcap: float) -> Sums:
     loss, nll, correct = cross_entropy(
         hidden_BTD, head_VD, batch["targets"], batch["weights"], bias_V, chunk_tokens=config.chunk_tokens,
         z_loss=config.z_loss, label_smoothing=config.label_smoothing, softcap=softcap,

@@ -25,6 +25,7 @@ from lmkit.core.evaluation import evaluate, headline, write_confusion
 from lmkit.core.setup import Programs, setup_mesh, start_compiling, starting_state
 from lmkit.core.state import Blueprint, State, make_blueprint
 from lmkit.core.task import Task, prepare_task, settled
+from lmkit.core.texts import can_score, make_writer
 from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.files import private_files, shared_files
@@ -41,7 +42,6 @@ from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import make_sampler
 from lmkit.train.stop import Stop
-from lmkit.train.texts import can_score, make_writer
 from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
@@ -264,8 +264,8 @@ class Loop:
         text = train.sample_prompt + self.sample(state) if self.sample else ""
         whole = last and limit == 0
         if self.write and (whole or train.eval_texts):
-            figures, text = self.write(state, 0 if whole else train.eval_texts, self.watch.progressed)
-            means |= figures
+            written = self.write(state, 0 if whole else train.eval_texts, self.watch.progressed)
+            means, text = means | written.figures, written.shown
         self.trackers.log(step, means)
         self.latest |= means
         bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")

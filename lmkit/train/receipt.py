@@ -11,6 +11,7 @@ from lmkit.config.experiment import Experiment
 from lmkit.config.sections.hardware import HardwareConfig, known_hardware
 from lmkit.config.sections.model import Position
 from lmkit.console import console, count, duration, header, size
+from lmkit.core.environment import environment
 from lmkit.core.evaluation import headline
 from lmkit.core.setup import Programs
 from lmkit.core.state import Blueprint
@@ -22,7 +23,7 @@ from lmkit.nn.attend import choose_kernel
 from lmkit.nn.forms import gpu_capability
 from lmkit.nn.param import compute_dtype
 from lmkit.train.meter import Meter
-from lmkit.train.run_dir import RunDir, environment
+from lmkit.train.run_dir import RunDir
 
 # Share of the peak that a first guess assumes: of a data sheet's peak, and of a matmul rate measured here.
 _SHARE_OF_PEAK, _SHARE_OF_MEASURED = 0.4, 0.35

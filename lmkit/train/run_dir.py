@@ -1,25 +1,20 @@
 """The run directory: who owns it, what it was made with, and whether this run may continue it."""
 
 import contextlib
-import os
-import platform
-import subprocess
-import sys
-import time
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
 import yaml
 
-from lmkit import __version__, hosts
+from lmkit import hosts
 from lmkit.config.base import ConfigError, free_keys
 from lmkit.config.documents import read_document
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.sections.data import SourceConfig
+from lmkit.core.environment import versions
 from lmkit.core.task import changed_data
 from lmkit.files import lock_file, shared_files, write_json, write_text
-from lmkit.redact import redact, redact_words
+from lmkit.redact import redact
 
 
 class RunDir:
@@ -164,37 +159,3 @@ def check_same(experiment: Experiment) -> None:
     plain = to_plain(experiment)
     del plain["hosts"], plain["run"]["dir"]  # that of '' has the time in its name
     hosts.agree("the experiment", plain | {"versions": versions()})
-
-
-def versions() -> dict[str, str]:
-    """Of everything that has a part in the numbers."""
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorstore", "numpy", "tokenizers", "grain")
-    return {"lmkit": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in packages}
-
-
-def environment() -> dict[str, Any]:
-    """What a run depends on outside its configuration: versions, code, flags, machine."""
-    flags = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES", "JAX_DEFAULT_MATMUL_PRECISION")
-    return {
-        "command": redact_words(sys.orig_argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "versions": versions(),
-        "git": _git(),
-        "flags": {name: os.environ[name] for name in flags if name in os.environ},
-        "host": {"system": platform.platform(), "machine": platform.machine(), "cpus": os.cpu_count()},
-    }
-
-
-def _git() -> dict[str, str]:
-    """Commit and uncommitted diff of lmkit's checkout; {} where it is installed."""
-
-    def git(*words: str) -> str:
-        folder = Path(__file__).resolve().parents[2]
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10).stdout
-
-    try:
-        if not (Path(__file__).resolve().parents[2] / ".git").exists():
-            return {}
-        return {"commit": git("rev-parse", "HEAD").strip(), "diff": git("diff", "HEAD")[:200_000]}
-    except (OSError, subprocess.TimeoutExpired):
-        return {}

@@ -27,6 +27,7 @@ class Codec(NamedTuple):
     vocab_size: int
     end_ids: tuple[int, ...]
     start_ids: tuple[int, ...]  # what an encoder-decoder's target begins with
+    bare: Callable[[str], list[int]]  # as encode, with no special tokens
     rules: Rules = Rules()  # of a folder's files
     plain: Callable[[str], list[int]] = lambda text: []  # text to ids with nothing around them
 
@@ -66,11 +67,14 @@ def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:
     def encode(text: str) -> list[int]:
         return [*begin, *inner.encode(text).ids]  # with the special tokens that the file's own template adds
 
+    def bare(text: str) -> list[int]:
+        return inner.encode(text, add_special_tokens=False).ids
+
     def decode(ids: list[int]) -> str:
         return inner.decode(ids, skip_special_tokens=True)
 
     ends, start = ([token for token in some if token is not None] for some in (ends, start))
-    return Codec(encode, decode, vocab_size_of(inner), tuple(ends), tuple(start))
+    return Codec(encode, decode, vocab_size_of(inner), tuple(ends), tuple(start), bare)
 
 
 def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
@@ -79,12 +83,15 @@ def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
     codec = load_tokenizer(given or settings.path, settings)
     sources = isinstance(config, EncDecConfig)
 
+    def bare(text: str) -> list[int]:
+        return codec.encode_batch([text])[0].tolist()
+
     def encode(text: str) -> list[int]:
-        ids = codec.encode_batch([text])[0].tolist()
+        ids = bare(text)
         return [*codec.source_start_ids, *ids, codec.end_id] if sources else [codec.end_id, *ids]
 
     start = codec.target_start_ids if sources else [codec.end_id]
-    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), tuple(start))
+    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), tuple(start), bare)
 
 
 def tokenizer_file(path: Path) -> Path | None:

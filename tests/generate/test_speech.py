@@ -47,7 +47,7 @@ def test_rows_of_each_file() -> None:
 
 def test_what_a_transcript_begins_with() -> None:
     def begin(rules: Rules, **settings: str) -> list[int | None]:
-        codec = Codec(lambda text: [], lambda ids: "", 40, (0,), (1,), rules)
+        codec = Codec(lambda text: [], lambda ids: "", 40, (0,), (1,), lambda text: [], rules)
         return opening(codec, GenerateConfig(audio=["a.wav"], **settings), True)  # type: ignore[arg-type]
 
     assert begin(WHISPER) == [1, None, 20, 30]

@@ -11,8 +11,9 @@ import yaml
 from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment
+from lmkit.core.environment import environment
 from lmkit.files import private_files, shared_files
-from lmkit.train.run_dir import RunDir, environment
+from lmkit.train.run_dir import RunDir
 
 FACTS: dict[str, Any] = {"records": {"sha256": "ab" * 32, "tokenizer_sha256": "cd" * 32, "labels": ["a", "b"]}}
 

@@ -18,6 +18,8 @@ from lmkit.data.store.tokens import HELDOUT, TRAIN
 class Records:
     """Labelled records, every one once an epoch."""
 
+    evaluated = HELDOUT  # the split that num_heldout and heldout are of
+
     def __init__(
         self, stores: dict[str, RecordStore], weights: dict[str, float], fields: Sequence[Field], config: DataConfig,
         seed: int, batch_size: int = 0,
@@ -84,12 +86,12 @@ class Records:
         return {what: count for store in self.stores.values() for what, count in store.lost.items()}
 
     def num_heldout(self, part: str) -> int:
-        return len(self.stores[part].rows[HELDOUT])
+        return len(self.stores[part].rows[self.evaluated])
 
     def heldout(self, part: str, index: np.ndarray) -> Batch:
         store, last = self.stores[part], self.num_heldout(part) - 1
         names = [name for one in self.fields for name in one.columns]
-        columns = store.rows_of(names, HELDOUT, np.minimum(index, last))
+        columns = store.rows_of(names, self.evaluated, np.minimum(index, last))
         batch = self._batch(RecordRows(columns, hash64(HELD, index), training=False))
         beyond = index > last
         if self.mixup:

@@ -49,6 +49,7 @@ class Batches(Protocol):
     """Where a run's batches come from. Rows are numbers within a global batch."""
 
     order: Order
+    evaluated: str  # the split that num_heldout and heldout are of
 
     def shapes(self) -> Shapes:
         """(shape, dtype) of each array without its batch dim."""
@@ -95,6 +96,8 @@ def make_batch(
 
 class Windows:
     """Windows of token streams: the next token, hidden tokens or cut-out spans are predicted."""
+
+    evaluated = HELDOUT  # the split that num_heldout and heldout are of
 
     def __init__(
         self, stores: dict[str, TokenStore], weights: dict[str, float], tokenizer: Tokenizer, config: DataConfig,
@@ -202,14 +205,14 @@ class Windows:
         return batch
 
     def num_heldout(self, part: str) -> int:
-        size = self.stores[part].num_tokens(HELDOUT)
+        size = self.stores[part].num_tokens(self.evaluated)
         if self.cutter is not None or self.pairer is not None:  # whole rows only
             return max((size - self.length) // self.stride + 1, 1)
         return -(-(size - 1) // self.stride)
 
     def heldout(self, part: str, index: np.ndarray) -> Batch:
         store = self.stores[part]
-        size = store.num_tokens(HELDOUT)
+        size = store.num_tokens(self.evaluated)
         tokens, weights = self._heldout_windows(store, index * self.stride, size)
         keys = hash64(HELD, index)  # the same in every evaluation
         others = None
@@ -223,9 +226,9 @@ class Windows:
         weights = np.zeros(tokens.shape, np.float32)
         for row, start in enumerate(starts.tolist()):
             if (length := min(self.length, size - start)) > 0:
-                (found,), (good,) = store.try_windows(HELDOUT, [start], length)
+                (found,), (good,) = store.try_windows(self.evaluated, [start], length)
                 tokens[row, :length] = found
-                weights[row, :length] = store.weights(HELDOUT, [start], [start + length])[0] * good
+                weights[row, :length] = store.weights(self.evaluated, [start], [start + length])[0] * good
         return tokens, weights
 
 

@@ -10,15 +10,16 @@ from lmkit.config.sections.families import EncDecConfig
 from lmkit.core.state import Blueprint, State, evaluation_params
 from lmkit.core.task import Task
 from lmkit.data.batches.records import Records
-from lmkit.data.store.tokens import HELDOUT
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 
 
 class Written(NamedTuple):
-    """What was written: figures by name, and a few texts to look at."""
+    """What was written: figures by name, a few texts to look at, and all references and texts."""
 
     figures: dict[str, float]
     shown: str
+    references: list[str]
+    texts: list[str]
 
 
 def can_score(task: Task) -> bool:
@@ -53,26 +54,26 @@ def make_writer(
             return [tokenizer.decode(best[0][0]) for best in search.search(params, prompts, max_new_tokens=new)]
         return [tokenizer.decode(ids) for ids in decoder.generate(params, prompts, max_new_tokens=new)]
 
-    def write(state: State, limit: int, progressed: Callable[[], None]) -> Written:
+    def write(state: State, limit: int, progressed: Callable[[], None] = lambda: None) -> Written:
         references, texts, sources = [], [], []
         for part, store in batches.stores.items():
-            count = len(store.rows[HELDOUT])
+            count = len(store.rows[batches.evaluated])
             chosen = np.unique(np.linspace(0, count - 1, min(limit or count, count)).astype(int))
             for first in range(0, len(chosen), batch_size):
                 index = chosen[first : first + batch_size]
                 padded = np.pad(index, (0, batch_size - len(index)), mode="edge")  # one shape is compiled
                 texts += write_batch(state, part, padded)[: len(index)]
                 progressed()
-            rows = store.rows_of(["target"], HELDOUT, chosen)["target"]
+            rows = store.rows_of(["target"], batches.evaluated, chosen)["target"]
             references += [tokenizer.decode(row.tolist()) for row in rows]
             if "source" in store.columns:
-                rows = store.rows_of(["source"], HELDOUT, chosen[:shown])["source"]
+                rows = store.rows_of(["source"], batches.evaluated, chosen[:shown])["source"]
                 sources += [tokenizer.decode(row.tolist()) for row in rows]
         lines = []
         for number in range(min(shown, len(texts))):
             lines += [f"< {sources[number]}"] if number < len(sources) else []
             lines += [f"> {texts[number]}", f"= {references[number]}", ""]
         figures = {f"eval/{name}": value for name, value in score(references, texts).items()}
-        return Written(figures, "\n".join(lines).rstrip())
+        return Written(figures, "\n".join(lines).rstrip(), references, texts)
 
     return write

@@ -1,0 +1,133 @@
+"""lm-eval's tasks, offline: found, loaded before the model is, run, and what went wrong in one line."""
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+from lmkit.config.base import ConfigError, nearest
+from lmkit.config.sections.evaluate import EvaluateConfig
+from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
+from lmkit.core.environment import environment
+from lmkit.data.tokens.chat import load_chat_template
+from lmkit.weights import Form, SavedModel, start_tokenizer
+
+Json = dict[str, Any]
+
+
+class Tasks(NamedTuple):
+    """Tasks whose data are here, by name; and what was asked for: groups, and tasks of no group."""
+
+    each: dict[str, Any]
+    asked: list[Any]
+
+
+def load_tasks(config: EvaluateConfig, names: list[str]) -> Tasks:
+    """The tasks and groups of these names, with their data.
+
+    Raises ConfigError where lm-eval is not installed, a name is unknown, or a task's data are not to be had.
+    """
+    manager_type = _lm_eval(download=config.download)
+    include = Path(config.include).expanduser().absolute() if config.include else None
+    if include is not None and not include.is_dir():
+        raise ConfigError(f"evaluate.include={config.include}: no such folder")
+    manager = manager_type(include_path=str(include), include_defaults=False) if include else None
+    if manager is None or not set(names) <= set(manager.all_tasks):
+        manager = manager_type(include_path=str(include) if include else None)
+    for name in names:
+        if name not in manager.all_tasks:
+            raise ConfigError(
+                f"evaluate.tasks: no task {name!r}.{nearest(name, manager.all_tasks)} lm-eval has "
+                f"{len(manager.all_tasks):,}" + ("" if include else "; evaluate.include= adds a folder of your own")
+            )
+    tasks = Tasks({}, [])
+    with contextlib.chdir(include or Path.cwd()):
+        for name in names:
+            try:
+                one = manager.load([name])
+                empty = [task for task, found in one["tasks"].items() if not len(found.eval_docs)]
+            except Exception as error:  # of data sets, in as many kinds as there are loaders
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+                way = "give it local data_files" + ("" if config.download else ", or set evaluate.download=true")
+                raise ConfigError(
+                    f"evaluate.tasks: the data of {name!r} are not to be had ({reason}): {way}"
+                ) from error
+            if empty:
+                raise ConfigError(f"evaluate.tasks: {empty[0]!r} has an empty split: give it items")
+            tasks.each.update(one["tasks"])
+            tasks.asked.extend([one["groups"][name]] if name in one["groups"] else one["tasks"].values())
+    return tasks
+
+
+def _lm_eval(*, download: bool) -> type:
+    """Its TaskManager, quiet, and cut off from the hub unless it may download."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ConfigError("evaluate.tasks needs lm-eval: pip install 'lmkit[evals]'")
+    offline = "0" if download else "1"
+    os.environ.update(HF_HUB_OFFLINE=offline, HF_DATASETS_OFFLINE=offline, TQDM_DISABLE="1")
+    for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
+        if module in sys.modules:  # which read the variables when they were imported
+            setattr(sys.modules[module], name, not download)
+    importlib.import_module("datasets").disable_progress_bars()
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return importlib.import_module("lm_eval.tasks").TaskManager
+
+
+def check_harness(config: Any, where: str) -> None:
+    """Raises ConfigError for a model that lm-eval's tasks cannot be put to."""
+    if not isinstance(config, GPTConfig):
+        raise ConfigError(
+            f"{where}: a {type(config).__name__} has no head for the next token; tasks need a model of the family gpt"
+        )
+
+
+def make_model(model: SavedModel, tokenizer: TokenizerConfig, config: EvaluateConfig, mesh: Any) -> Any:
+    """The HarnessModel of a saved model. Raises ConfigError for a model without that head, or without a template."""
+    module = importlib.import_module("lmkit.harness.model")
+    template = None
+    if config.chat:
+        if model.source.form is Form.gguf:
+            settings = tokenizer
+        else:
+            settings = start_tokenizer(TokenizerConfig(kind=TokenizerKind.init), str(model.source.home))
+        template = load_chat_template(settings)
+        if template is None:
+            raise ConfigError(f"evaluate.chat=true: {model.source.path} has no chat template; leave it out")
+    words = module.Words(model.codec(tokenizer), template, str(model.source.path))
+    merge, params = model.for_inference(mesh)
+    sizes = {"max_len": config.max_len, "batch_size": config.batch_size}
+    return module.HarnessModel(merge, model.config, params, mesh, words, **sizes)
+
+
+def run_tasks(model: Any, tasks: Tasks, config: EvaluateConfig, *, limit: int, seed: int, about: Json) -> Json:
+    """lm-eval's results of the tasks, samples among them. Every process computes the same."""
+    evaluator = importlib.import_module("lm_eval.evaluator")
+    commit = environment()["git"].get("commit")  # lm-eval's own look at git complains to the terminal outside of one
+    with _one_process(), mock.patch.object(evaluator, "get_git_commit_hash", lambda: commit):
+        found = evaluator.simple_evaluate(
+            model, tasks=list(tasks.asked),
+            num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot, limit=limit or None,
+            bootstrap_iters=config.resamples, system_instruction=config.system_prompt or None,
+            apply_chat_template=config.chat, random_seed=seed, numpy_random_seed=seed, fewshot_random_seed=seed,
+            torch_random_seed=None, batch_size=config.batch_size or None,
+        )  # fmt: skip
+    found["config"] |= about
+    return found
+
+
+@contextlib.contextmanager
+def _one_process() -> Iterator[None]:
+    """Without the rank that a launcher has set: lm-eval would give results on one process only."""
+    rank = os.environ.pop("LOCAL_RANK", None)
+    try:
+        yield
+    finally:
+        if rank is not None:
+            os.environ["LOCAL_RANK"] = rank
