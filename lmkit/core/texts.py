@@ -29,7 +29,7 @@ def can_score(task: Task) -> bool:
 
 def make_writer(
     blueprint: Blueprint, task: Task, *, batch_size: int, beams: int, shown: int = 3
-) -> Callable[[State, int, Callable[[], None]], Written]:
+) -> Callable[..., Written]:
     """write(state, limit, progressed) -> BLEU and chrF of translations, or WER and CER of speech, and the first texts.
 
     The likeliest token is taken each time, or the best of `beams`; `limit` texts of each part of the mixture, spread

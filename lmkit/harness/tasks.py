@@ -110,7 +110,7 @@ def run_tasks(model: Any, tasks: Tasks, config: EvaluateConfig, *, limit: int, s
     """lm-eval's results of the tasks, samples among them. Every process computes the same."""
     evaluator = importlib.import_module("lm_eval.evaluator")
     commit = environment()["git"].get("commit")  # lm-eval's own look at git complains to the terminal outside of one
-    with _one_process(), mock.patch.object(evaluator, "get_git_commit_hash", lambda: commit):
+    with _one_process(), mock.patch.object(evaluator, "get_git_commit_hash", return_value=commit):
         found = evaluator.simple_evaluate(
             model, tasks=list(tasks.asked),
             num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot, limit=limit or None,
