@@ -5,6 +5,7 @@ when they are asked for, each device's shard straight into its memory.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,10 @@ class SavedModel:
             config = dataclasses.replace(config, linear_dtype=LinearDType.same)
         graph, state = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))
         dtype = compute_dtype(next(iter(config.towers().values())).dtype)
-        params = for_inference(self.params(mesh).params, param_specs(state), dtype)
+        found = self.params(mesh)
+        for note in found.notes:  # what is generated goes to standard output
+            print(note, file=sys.stderr)
+        params = for_inference(found.params, param_specs(state), dtype)
         return lambda params: nnx.merge(graph, nnx.State(params)), params
 
 
