@@ -16,6 +16,8 @@ from typing import Any
 from lmkit.config.base import ConfigError
 from lmkit.config.saved import read_model, write_model
 from lmkit.config.sections.model import ModelConfig
+from lmkit.interop.check import some
+from lmkit.interop.config_fields import unknown_keys
 from lmkit.interop.families import FAMILIES, OWN, family_for, family_of, layout_for, read_json, with_keys
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
@@ -71,7 +73,11 @@ def load_params(
     if path.suffix.lower() == ".gguf":
         source: Any = GGUFSource(path)
         return load_tensors(source.family, config, source, shapes, progress, partial, notes)
-    return load_tensors(family_of(read_json(path)), config, SafetensorsSource(path), shapes, progress, partial, notes)
+    theirs, source = read_json(path), SafetensorsSource(path)
+    family = family_of(theirs)
+    if unknown := [] if family is OWN else unknown_keys(family, theirs, source.shapes):
+        source.notes.append(f"config.json: lmkit does not know {some(unknown)}, which may change the model")
+    return load_tensors(family, config, source, shapes, progress, partial, notes)
 
 
 def save_folder(

@@ -94,9 +94,16 @@ def read_rope(theirs: Json, default: float = 10_000.0, local_default: float = 0.
     full = given.get("full_attention") or (given if "full_attention" not in given else {})
     full = full or theirs.get("rope_scaling") or {}
     theta = full.get("rope_theta") or theirs.get("global_rope_theta") or theirs.get("rope_theta") or default
-    local = (given.get("sliding_attention") or {}).get("rope_theta")
-    local = local or theirs.get("local_rope_theta") or theirs.get("rope_local_base_freq") or local_default
-    for place in (theirs, full):
+    sliding = given.get("sliding_attention") or {}
+    if (kind := sliding.get("rope_type") or "default") != "default":
+        raise ConfigError(f"config.json: rope_type={kind!r} of sliding_attention is not supported, only default")
+    local = (
+        sliding.get("rope_theta")
+        or theirs.get("local_rope_theta")
+        or theirs.get("rope_local_base_freq")
+        or local_default
+    )
+    for place in (theirs, full, sliding):
         if (part := place.get("partial_rotary_factor")) not in (None, 1, 1.0):
             raise ConfigError(f"config.json: partial_rotary_factor={part!r} is not supported, only 1.0")
     ours: Json = {"rope_theta": float(theta), "rope_local_theta": float(local)}
@@ -181,7 +188,8 @@ def _write_biases(config: GPTConfig) -> Json:
 
 def _gemma_defaults(theirs: Json) -> Json:
     """The pattern of old files that have no layer_types."""
-    every = theirs.get("sliding_window_pattern") or (2 if theirs["model_type"] == "gemma2" else 6)
+    every = theirs.get("sliding_window_pattern") or theirs.get("_sliding_window_pattern")
+    every = every or (2 if theirs["model_type"] == "gemma2" else 6)
     return {} if theirs.get("layer_types") else {"global_every": every}
 
 
@@ -244,7 +252,7 @@ DECODERS = (
            hooks=(ROPE, (_read_biases, _write_biases)), prefix="model."),
     Family("apertus", GPTConfig, named("ApertusForCausalLM"), apertus_rows,
            (*LLAMA_KEYS[:-1], EPS, MLP, UNTIED, activation("hidden_act", "xielu")),
-           LLAMA | {"gated": False, "qk_norm": True}, {"attention_bias": False},
+           LLAMA | {"gated": False, "qk_norm": True}, {"attention_bias": False, "mlp_bias": False},
            hooks=((_read_apertus_rope, _write_apertus_rope),), prefix="model."),
     Family(
         "mixtral", GPTConfig, named("MixtralForCausalLM"),
@@ -266,7 +274,8 @@ DECODERS = (
     ),
     Family(
         "gemma2", GPTConfig, named("Gemma2ForCausalLM"), llama_rows,
-        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA, {"attention_bias": False},
+        (*LLAMA_KEYS, MLP, TIED, GELU, WINDOW, *_caps(50.0, 30.0)), GEMMA,
+        {"attention_bias": False, "use_bidirectional_attention": False},
         hooks=(ROPE, (_read_scale, _write_scale), (_gemma_defaults, lambda config: {}), LAYER_TYPES), prefix="model.",
     ),
     Family(

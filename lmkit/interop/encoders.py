@@ -31,6 +31,7 @@ BERT_KEYS = (
     activation("hidden_act", "gelu"),
 )  # fmt: skip
 BERT: Json = {"position": Position.learned, "norm": Norm.layernorm, "norm_order": NormOrder.post, "bias": True}
+DECODES_NOT: Json = {"is_decoder": False, "add_cross_attention": False}  # with it, attention is causal
 HEADS = ("pooler", "lm_head", "next_sentence_head")
 HEAD_TENSORS = {  # by which a file shows what heads it has, whatever its class says
     "pooler": ("pooler.dense.weight", "classifier.dense.weight"),
@@ -189,12 +190,13 @@ _modern = _head_keys({"ModernBertModel": (False, False, False), "ModernBertForMa
 _positions = Key("max_seq_len", "max_position_embeddings", 512)
 ENCODERS = (
     Family("bert", BERTConfig, _bert[0], bert_rows, (*BERT_KEYS, _positions), BERT,
-           {"position_embedding_type": "absolute", "tie_word_embeddings": True}, hooks=(_bert[1],), prefix="bert."),
+           DECODES_NOT | {"position_embedding_type": "absolute", "tie_word_embeddings": True}, hooks=(_bert[1],),
+           prefix="bert."),
     Family(
         "roberta", BERTConfig, _roberta[0], roberta_rows,
         (*BERT_KEYS, Key("max_seq_len", "max_position_embeddings", 514, None, lambda n: n - 2, lambda n: n + 2)),
         BERT | {"position_offset": 2},
-        {"position_embedding_type": "absolute", "tie_word_embeddings": True, "pad_token_id": 1},
+        DECODES_NOT | {"position_embedding_type": "absolute", "tie_word_embeddings": True, "pad_token_id": 1},
         hooks=(_roberta[1],), prefix="roberta.",
         ignored=("pooler.dense.weight", "pooler.dense.bias"),  # of which their classifiers make no use
     ),

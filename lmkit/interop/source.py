@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from lmkit.config.base import ConfigError
 from lmkit.config.documents import read_document
+from lmkit.interop import float8
 
 Range = tuple[int, int]
 INDEX = "model.safetensors.index.json"
@@ -47,6 +48,7 @@ class SafetensorsSource:
         self.dtypes: dict[str, str] = {}
         self.aliases: dict[str, str] = {}
         self.notes: list[str] = []
+        self._scaled: dict[str, tuple[str, str, tuple[int, ...]]] = {}  # dtype, name of the scales, their block
         index, present = folder / INDEX, sorted(folder.glob("*.safetensors"))
         indexed = _read_index(index) if index.exists() else {}
         files = sorted({folder / name for name in indexed.values()})
@@ -64,6 +66,7 @@ class SafetensorsSource:
             self._compare(name, path, name in indexed)
         if unread := [path.name for path in present if path not in files]:
             self.notes.append(f"not read: {', '.join(unread)} ({INDEX if indexed else 'model.safetensors'} decides)")
+        self._find_scales(folder)
 
     def _open(self, path: Path, indexed: Mapping[str, str]) -> list[tuple[str, Path]]:
         """Notes a file's tensors; returns those that belong to another file."""
@@ -87,13 +90,31 @@ class SafetensorsSource:
             raise ConfigError(f"{path} is damaged: {error}; {FETCH}") from error
         return copies
 
+    def _find_scales(self, folder: Path) -> None:
+        """Takes scales out of the tensors, and what they are of out of those that are stored as quantised."""
+        small = [name for name, kind in self.dtypes.items() if kind in float8.DTYPES]
+        config = read_document(folder / "config.json") if small and (folder / "config.json").is_file() else {}
+        said = config.get("quantization_config")
+        block = (said.get("weight_block_size") if isinstance(said, dict) else None) or float8.BLOCK
+        for name in small:
+            scale = next((name + end for end in float8.SCALES if name + end in self.shapes), None)
+            if scale is not None:
+                blocks = float8.blocks_of(name, self.shapes[name], self.shapes.pop(scale), block)
+                self._scaled[name] = self.dtypes.pop(name), scale, blocks
+        unused = [name for name in self.shapes if self._scaled and name.endswith(float8.UNUSED)]
+        for name in unused:
+            del self.shapes[name]
+        if self._scaled:
+            more = f"; not read: {len(unused)} scales of activations" if unused else ""
+            self.notes.append(f"{len(self._scaled)} float8 weights are dequantised by their scales{more}")
+
     def _compare(self, name: str, path: Path, indexed: bool) -> None:
         """Says of a second copy of a tensor that it is another one."""
         owner = self._files[name]
         try:
             with safe_open(owner, framework="np") as first, safe_open(path, framework="np") as second:
                 same = np.array_equal(first.get_tensor(name), second.get_tensor(name))
-        except (SafetensorError, TypeError, ValueError):  # a dtype that numpy has not
+        except (SafetensorError, AttributeError, TypeError, ValueError):  # a dtype that numpy has not
             same = False
         if same:
             return
@@ -103,6 +124,17 @@ class SafetensorsSource:
         self.notes.append(f"{problem}, which {INDEX} names: that of {owner.name} is read")
 
     def read(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
+        if name in self._scaled:
+            kind, scale, block = self._scaled[name]
+            weight = float8.read_raw(self._files[name], name, kind)
+            ranges = ranges or [(0, size) for size in weight.shape]
+            return float8.dequantised(weight, ranges, self._stored(scale, ()), block)
+        return self._stored(name, ranges)
+
+    def _stored(self, name: str, ranges: Sequence[Range]) -> np.ndarray:
+        """As `read`, as it is stored."""
+        if (kind := self.dtypes.get(name)) in float8.DTYPES:
+            return float8.read_raw(self._files[name], name, str(kind))[tuple(slice(*one) for one in ranges)]
         # Opened anew each time: what a file that stays open has read stays in memory.
         with safe_open(self._files[name], framework="np") as tensors:
             if not ranges:

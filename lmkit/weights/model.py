@@ -5,6 +5,7 @@ when they are asked for, each device's shard straight into its memory.
 """
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +65,10 @@ class SavedModel:
         if isinstance(config, TransformerConfig):
             config = dataclasses.replace(config, linear_dtype=LinearDType.same)
         graph = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
-        return lambda params: nnx.merge(graph, nnx.State(params)), self._load(
-            model_shapes(config, mesh, resting=True)
-        ).params
+        found = self._load(model_shapes(config, mesh, resting=True))
+        for note in found.notes:  # what is generated goes to standard output
+            print(note, file=sys.stderr)
+        return lambda params: nnx.merge(graph, nnx.State(params)), found.params
 
 
 def open_model(init_from: str) -> SavedModel:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -161,6 +162,60 @@ def test_quantised_weights_are_one_line(folder: Path, dtype: Any) -> None:
     with pytest.raises(ConfigError, match="the weights are quantised: lm_head.weight is .8.*dequantise") as caught:
         load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("kind", "end", "scale", "stored", "config"), [
+    (ml_dtypes.float8_e4m3fn, "_scale_inv", (2, 3), np.float32, {"weight_block_size": [8, 6]}),
+    (ml_dtypes.float8_e4m3fn, "_scale_inv", (2, 3), ml_dtypes.float8_e8m0fnu, {"weight_block_size": [8, 6]}),
+    (ml_dtypes.float8_e4m3fn, "_scale_inv", (1, 1), np.float32, {}),  # smaller than a block of 128 x 128
+    (ml_dtypes.float8_e5m2, "_scale", (), ml_dtypes.bfloat16, {}),
+    (ml_dtypes.float8_e4m3fn, "_scale", (1,), np.float32, {}),
+    (ml_dtypes.float8_e4m3fn, "_scale", (16, 1), np.float32, {}),  # compressed-tensors, by channel
+    (ml_dtypes.float8_e4m3fn, "_scale", (16,), np.float32, {}),
+])  # fmt: skip
+def test_float8_with_scales_is_dequantised(
+    folder: Path, kind: Any, end: str, scale: tuple[int, ...], stored: Any, config: dict[str, Any]
+) -> None:
+    """One weight of 16 x 16 of each layer; into whole arrays, and into halves on two devices."""
+    rng, expected = np.random.default_rng(0), {}
+    names = [f"model.layers.{layer}.self_attn.q_proj.weight" for layer in (0, 1)]
+
+    def change(tensors: dict[str, np.ndarray]) -> None:
+        for name in names:
+            weight = tensors[name].astype(kind)
+            factors = 2.0 ** rng.integers(-3, 4, scale)
+            tensors |= {name: weight, name + end: np.asarray(factors, stored)}
+            rows, columns = config.get("weight_block_size", [1 if scale[:1] == (16,) else 128, 128])
+            whole = factors.reshape(scale if len(scale) == 2 else (-1, 1))
+            whole = whole.repeat(rows, axis=0)[:16].repeat(columns, axis=1)[:, :16]
+            expected[name] = weight.astype(np.float32) * whole
+        tensors[names[0].replace("weight", "input_scale")] = np.ones((), np.float32)
+
+    rewrite(folder, change)
+    path = folder / "config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"quantization_config": config | {"quant_method": "fp8"}})
+    )
+    notes: list[str] = []
+    kernel = load(folder, notes)["stack"]["blocks"]["attention"]["q"]["kernel"]
+    for layer, name in enumerate(names):
+        np.testing.assert_array_equal(np.asarray(kernel[layer]).reshape(16, 16), expected[name].T)
+    assert notes == ["2 float8 weights are dequantised by their scales; not read: 1 scales of activations"]
+    shapes = random_params(LLAMA)[0]
+    mesh = jax.make_mesh((2,), ("x",), devices=jax.devices()[:2])
+    half = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    leaf = shapes["stack"]["blocks"]["attention"]["q"]["kernel"]
+    shapes["stack"]["blocks"]["attention"]["q"]["kernel"] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=half)
+    split = load_params(folder, read_config(folder), shapes, notes=[])
+    np.testing.assert_array_equal(split["stack"]["blocks"]["attention"]["q"]["kernel"], kernel)
+
+
+def test_scales_that_do_not_fit_are_named(folder: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    more = {name + "_scale_inv": np.ones((3, 5), np.float32)}
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name].astype(ml_dtypes.float8_e4m3fn)} | more))
+    with pytest.raises(ConfigError, match=rf"{name} \[16, 16\] is float8, and its scales \[3, 5\] are neither"):
+        read_config(folder)
 
 
 def test_part_of_the_head_size_rotates(folder: Path) -> None:
