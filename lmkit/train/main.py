@@ -42,6 +42,7 @@ from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import make_sampler
 from lmkit.train.stop import Stop
 from lmkit.train.texts import can_score, make_writer
+from lmkit.train.whole import Whole, no_samples, room_for_copy
 from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
@@ -150,15 +151,19 @@ class Loop:
         if hosts.is_first():
             self.trackers = build_trackers(experiment.tracker, run.path, redact(to_plain(experiment)))
         self.sample = None
-        if task.kind in SAMPLED and train.sample_tokens:
+        whole, room = Whole(blueprint), room_for_copy(blueprint, train.sample_gib)
+        if task.kind in SAMPLED and train.sample_tokens and whole.nbytes > room:
+            console.print(no_samples(whole, room, blueprint.mesh.shape["fsdp"]), style="dim", markup=False)
+        elif task.kind in SAMPLED and train.sample_tokens:
             assert task.tokenizer is not None
             self.sample = make_sampler(
-                blueprint, task.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
+                blueprint, whole, task.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
                 temperature=train.sample_temperature, seq_len=experiment.data.seq_len, seed=experiment.run.seed,
             )  # fmt: skip
         self.write = None
         if task.kind is ObjectiveKind.seq2seq and can_score(task):
-            self.write = make_writer(blueprint, task, batch_size=train.batch_size, beams=train.eval_beams)
+            whole = whole if whole.nbytes <= room else Whole(blueprint, copy=False)  # slower, but no figure is left out
+            self.write = make_writer(blueprint, whole, task, batch_size=train.batch_size, beams=train.eval_beams)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 
-from lmkit.core.state import Blueprint, State, evaluation_params
+from lmkit.core.state import Blueprint, State
 from lmkit.data.tokens.tokenizer import Tokenizer
 from lmkit.decode import Decoder, Prompts, Sampling
+from lmkit.train.whole import Whole
 
 
 def make_sampler(
     blueprint: Blueprint,
+    whole: Whole,
     tokenizer: Tokenizer,
     *,
     prompt: str,
@@ -22,12 +24,11 @@ def make_sampler(
     num_new = min(num_tokens, seq_len - len(start))
     decoder = Decoder(
         blueprint.merge, blueprint.model_config, Sampling(temperature), end_ids=[tokenizer.end_id],
-        vocab_size=tokenizer.vocab_size, mesh=blueprint.mesh,
+        vocab_size=tokenizer.vocab_size, mesh=whole.mesh,
     )  # fmt: skip
 
     def sample(state: State) -> str:
-        params = evaluation_params(blueprint, state)
-        (tokens,) = decoder.generate(params, Prompts([start]), max_new_tokens=num_new, seed=seed)
+        (tokens,) = decoder.generate(whole.params(state), Prompts([start]), max_new_tokens=num_new, seed=seed)
         return tokenizer.decode(tokens)
 
     return sample
