@@ -78,7 +78,7 @@ class RecordStore:
         self.frame.check_meta({"columns": dict})
         self.columns = {name: self._column(name, one) for name, one in self.meta["columns"].items()}
         self._ends = {
-            name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")])
+            name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")[:]])
             for name, column in self.columns.items()
             if column.shape is None
         }
