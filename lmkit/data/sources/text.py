@@ -139,10 +139,10 @@ def _files(kind: Source, part: str, paths: list[str], config: DataConfig, left_o
         found = matching(path, suffixes, left_out, asked=asked, allow_roots=config.allow_roots)
         files |= {f.url: f for f in found}
     whole = [files[url] for url in sorted(files)]
-    return [one for file in whole for one in _ranges(file)] if kind is Source.text_files else whole
+    return [one for file in whole for one in ranges(file)] if kind is Source.text_files else whole
 
 
-def _ranges(file: File) -> list[File]:
+def ranges(file: File) -> list[File]:
     """A large local .jsonl as ranges of its lines, as if they were files, so that several workers can read it."""
     number = min(file.size // RANGE_BYTES, MOST_RANGES)
     if number < 2 or not is_local(file.url) or not ending(file.url).endswith(LINES):

@@ -12,14 +12,12 @@ from lmkit.config.base import ConfigError
 from lmkit.data.sources.documents import Document
 from lmkit.data.sources.formats import Bad, check_share
 from lmkit.data.sources.text import TextSource
-from lmkit.data.store.build import Progress, Runner, build_frame, one_by_one
+from lmkit.data.store.build import MOST_PARTS, PART_BYTES, Progress, Runner, build_frame, one_by_one
 from lmkit.data.store.part_writer import PartWriter
 from lmkit.data.store.tokens import FORMAT, HELDOUT, SPLITS, TRAIN, arrays_of
 from lmkit.data.tokens.bulk import Bulk
 from lmkit.data.tokens.tokenizer import Tokenizer
 
-PART_BYTES = 1 << 28  # of a source's files that a part takes, at least
-MOST_PARTS = 1 << 12  # of a store: those of a larger corpus are larger
 _LARGER_SHARDS = 4  # times those of other parts, at most: a writer holds one
 _PIECE_CHARS, _BATCH_CHARS = 1 << 20, 1 << 23
 _LINE_END = re.compile(r"\S\n(?=\S)")
