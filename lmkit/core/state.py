@@ -5,6 +5,7 @@
 "params" are those that train; gradients, optimiser state and averages are over them alone.
 """
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +32,13 @@ from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import sharding_of
 
 State = dict[str, Any]
+
+
+def local_bytes(tree: object) -> float:
+    """Bytes on one device of a tree of ShapeDtypeStructs with shardings."""
+    return float(sum(
+        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)
+    ))  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,7 @@ class Blueprint:
     @property
     def state_bytes_per_device(self) -> int:
         """Bytes of parameters, optimiser state and averages on one device."""
-        return sum(
-            leaf.dtype.itemsize * int(jnp.prod(jnp.array(leaf.sharding.shard_shape(leaf.shape), float)))
-            for leaf in jax.tree.leaves(self.shapes)
-        )
+        return int(local_bytes(self.shapes))
 
     def on(self, mesh: Mesh) -> "Blueprint":
         """The same on another mesh. Raises ConfigError where it does not divide a parameter."""

@@ -22,7 +22,7 @@ from lmkit.data.batches.windows import Batches
 from lmkit.data.order.mixing import FORMAT, asked_shares, check_lasts
 from lmkit.data.prepare import TextData, prepare
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records
-from lmkit.data.store.build import Progress, Runner, one_by_one
+from lmkit.data.store.build import Progress, Runner, one_by_one, pooled
 from lmkit.data.store.part_writer import QUARANTINE
 from lmkit.data.store.records import RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
@@ -57,7 +57,7 @@ class Task(NamedTuple):
 def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_by_one) -> Task:
     """The data of an experiment, built where they are not in the cache, and the model fitted to them.
 
-    `run` makes the parts of a store of text.
+    `run` makes the parts of a store.
     """
     if experiment.objective.kind in ON_TEXT:
         tokenizer = _with_special_tokens(experiment)
@@ -67,7 +67,9 @@ def prepare_task(experiment: Experiment, progress: Progress, run: Runner = one_b
         )  # fmt: skip
         return _text_task(experiment, data)
     kind, model = experiment.objective.kind, experiment.model
-    data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress)
+    if run is one_by_one:  # an encoder of records has one thread
+        run = pooled(experiment.prepare.workers)
+    data = prepare_records(experiment.data, experiment.tokenizer, kind, model, progress, run=run)
     check_records(data)
     return _record_task(experiment, data)
 

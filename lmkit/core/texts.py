@@ -1,14 +1,15 @@
 """Texts that an encoder-decoder writes for held-out sources, and what they are worth."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmkit import metrics
 from lmkit.config.sections.families import EncDecConfig
-from lmkit.core.state import Blueprint, State, evaluation_params
+from lmkit.core.state import Blueprint, State
 from lmkit.core.task import Task
+from lmkit.core.whole import Whole
 from lmkit.data.batches.records import Records
 from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
 
@@ -28,7 +29,7 @@ def can_score(task: Task) -> bool:
 
 
 def make_writer(
-    blueprint: Blueprint, task: Task, *, batch_size: int, beams: int, shown: int = 3
+    blueprint: Blueprint, whole: Whole, task: Task, *, batch_size: int, beams: int, shown: int = 3
 ) -> Callable[..., Written]:
     """write(state, limit, progressed) -> BLEU and chrF of translations, or WER and CER of speech, and the first texts.
 
@@ -41,28 +42,28 @@ def make_writer(
     assert tokenizer is not None
     decoder = Decoder(
         blueprint.merge, config, Sampling(0.0), end_ids=[tokenizer.end_id], vocab_size=tokenizer.vocab_size,
-        mesh=blueprint.mesh,
+        mesh=whole.mesh,
     )  # fmt: skip
     search = BeamSearch(decoder, beams) if beams > 1 else None
     score = metrics.speech if config.num_mels else metrics.translation
 
-    def write_batch(state: State, part: str, index: np.ndarray) -> list[str]:
+    def write_batch(params: Any, part: str, index: np.ndarray) -> list[str]:
         batch = batches.heldout(part, index)
         prompts = Prompts([tokenizer.target_start_ids] * len(index), batch["source"], batch["source_segment_ids"])
-        params, new = evaluation_params(blueprint, state), task.target_len
+        new = task.target_len
         if search is not None:
             return [tokenizer.decode(best[0][0]) for best in search.search(params, prompts, max_new_tokens=new)]
         return [tokenizer.decode(ids) for ids in decoder.generate(params, prompts, max_new_tokens=new)]
 
     def write(state: State, limit: int, progressed: Callable[[], None] = lambda: None) -> Written:
-        references, texts, sources = [], [], []
+        references, texts, sources, params = [], [], [], whole.params(state)
         for part, store in batches.stores.items():
             count = len(store.rows[batches.evaluated])
             chosen = np.unique(np.linspace(0, count - 1, min(limit or count, count)).astype(int))
             for first in range(0, len(chosen), batch_size):
                 index = chosen[first : first + batch_size]
                 padded = np.pad(index, (0, batch_size - len(index)), mode="edge")  # one shape is compiled
-                texts += write_batch(state, part, padded)[: len(index)]
+                texts += write_batch(params, part, padded)[: len(index)]
                 progressed()
             rows = store.rows_of(["target"], batches.evaluated, chosen)["target"]
             references += [tokenizer.decode(row.tolist()) for row in rows]

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
@@ -169,10 +168,3 @@ def documents_apart(context: PlanContext) -> bool:
     experiment = context.experiment
     rows = {ObjectiveKind.causal_lm, ObjectiveKind.masked_lm}
     return experiment.objective.kind not in rows or experiment.data.isolate_documents
-
-
-def local_bytes(tree: object) -> float:
-    """Bytes on one device of a tree of ShapeDtypeStructs with shardings."""
-    return float(sum(
-        leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree)
-    ))  # fmt: skip

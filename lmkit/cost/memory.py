@@ -10,8 +10,9 @@ from typing import NamedTuple
 from lmkit.config.arithmetic.pipeline import Pipe, pipes_of
 from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.config.sections.objective import ObjectiveKind
+from lmkit.core.state import local_bytes
 from lmkit.cost.activations import Share, kept_bytes, offloaded_bytes, working_bytes
-from lmkit.cost.context import PlanContext, documents_apart, kernel_of, local_bytes
+from lmkit.cost.context import PlanContext, documents_apart, kernel_of
 from lmkit.cost.flops import is_head
 from lmkit.cost.traffic import stack_lengths
 from lmkit.nn.param import is_float8

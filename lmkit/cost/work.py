@@ -18,8 +18,9 @@ import math
 
 from lmkit.config.sections.model import LinearDType, NormOrder, Remat
 from lmkit.config.sections.optim import Optimizer
+from lmkit.core.state import local_bytes
 from lmkit.cost.activations import kept_bytes
-from lmkit.cost.context import PlanContext, local_bytes
+from lmkit.cost.context import PlanContext
 from lmkit.cost.flops import SCORES, flops_of_each, is_head
 from lmkit.cost.memory import share_of
 from lmkit.cost.traffic import stack_lengths

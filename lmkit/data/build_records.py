@@ -12,58 +12,74 @@ from lmkit.data.batches.fields import Batch, Field
 from lmkit.data.sources.files import UnreachableError
 from lmkit.data.sources.formats import Bad, check_share, sample_of
 from lmkit.data.sources.records import Record, RecordSource
-from lmkit.data.store.build import Progress, build_frame, one_by_one
-from lmkit.data.store.records import RECORD_FORMAT, Column, RecordWriter
+from lmkit.data.store.build import MOST_PARTS, Progress, Runner, build_frame, one_by_one
+from lmkit.data.store.records import RECORD_FORMAT, RecordWriter
 
+PART_BYTES = 1 << 26  # of a source's files that a part takes, at least: records of one label are small
 _TOGETHER = 256  # records encoded at a time
 
 
 def build_record_store(
-    path: Path, source: RecordSource, fields: list[Field], labels: list[str], tokenizer: str, progress: Progress
-) -> None:
-    """The store at `path`. Raises ConfigError where more records than data.max_bad_share cannot be used."""
-    columns = {name: column for field in fields for name, column in field.columns.items()}
+    path: Path, source: RecordSource, fields: list[Field], labels: list[str], tokenizer: str, count: int,
+    progress: Progress, run: Runner = one_by_one,
+) -> None:  # fmt: skip
+    """The store at `path`, of `count` records. Raises ConfigError where more than data.max_bad_share cannot be used."""
+    write = WriteRecords(source, fields, count, progress)
 
     def finish(_: Path, facts: list[dict]) -> dict[str, Any]:
+        good, bad = sum(one["count"] for one in facts), sum(one["bad"] for one in facts)
+        first = next((one["first_bad"] for one in facts if one["bad"]), "")
+        check_share(bad, bad + good, source.config.max_bad_share, f"the first: {first}" if bad else "")
+        hashes = [one["sha256"] for one in facts]
+        sha = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
         return {
-            "format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": facts[0]["sha256"],
-            "count": facts[0]["count"], "columns": {name: list(column) for name, column in columns.items()},
-            "unusable": facts[0]["bad"],
+            "format": RECORD_FORMAT, "labels": labels, "tokenizer_sha256": tokenizer, "sha256": sha, "count": good,
+            "columns": {name: list(column) for name, column in write.columns.items()}, "unusable": bad,
         }  # fmt: skip
 
-    build_frame(path, 1, lambda _, tmp: _write(tmp, source, fields, columns, progress), finish, one_by_one)
+    build_frame(path, write.parts, write, finish, run)
 
 
-def _write(
-    folder: Path, source: RecordSource, fields: list[Field], columns: dict[str, Column], progress: Progress
-) -> None:
-    """The part of a record store. Raises ConfigError where too many records cannot be used."""
-    writer, hasher = RecordWriter(folder, columns), hashlib.sha256()
-    pending: list[Record] = []
-    bad: list[Bad] = []
-    first_pass: list[Bad] = []
-    count, size = sum(1 for _ in source.records(first_pass.append)) + len(first_pass), max(source.num_bytes, 1)
-    most = source.config.max_bad_share
+class WriteRecords:
+    """Writes parts of a record store. It can be sent to another process, where it tells of no progress."""
 
-    def flush() -> None:
-        for record, row in _encoded(pending, fields, bad):
-            for value in row.values():
-                hasher.update(np.ascontiguousarray(value).tobytes())
-            writer.append(record.name, record.heldout, row)
-        done = writer.count + len(bad)
-        if not writer.count and len(bad) > most * count:  # none is good, and reading on cannot help
-            raise ConfigError(f"data: {bad[0].place} {bad[0].reason}; so it is with all of the first {done} records")
-        progress("reading the records", size * done // max(count, 1), size)
-        pending.clear()
+    def __init__(self, source: RecordSource, fields: list[Field], count: int, progress: Progress):
+        self.source, self.fields, self.count, self.progress = source, fields, count, progress
+        self.columns = {name: column for field in fields for name, column in field.columns.items()}
+        self.parts, self.done = source.num_parts(PART_BYTES, MOST_PARTS), 0
 
-    for record in source.records(bad.append):
-        pending.append(record)
-        if len(pending) == _TOGETHER:
-            flush()
-    flush()
-    first = f"the first: {bad[0].place} {bad[0].reason}" if bad else ""
-    check_share(len(bad), len(bad) + writer.count, most, first)
-    writer.close({"sha256": hasher.hexdigest()}, bad)
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"progress": None}
+
+    def __call__(self, number: int, folder: Path) -> None:
+        """The part of this number. Raises ConfigError where none of more records than may be bad can be used."""
+        writer, hasher = RecordWriter(folder, self.columns), hashlib.sha256()
+        pending: list[Record] = []
+        bad: list[Bad] = []
+
+        def flush() -> None:
+            found = _encoded(pending, self.fields, bad)
+            hasher.update(b"".join(np.ascontiguousarray(one).tobytes() for _, row in found for one in row.values()))
+            writer.extend([(record.name, record.heldout) for record, _ in found], [row for _, row in found])
+            done = writer.count + len(bad)
+            if not writer.count and len(bad) > self.source.config.max_bad_share * self.count:  # reading on cannot help
+                raise ConfigError(
+                    f"data: {bad[0].place} {bad[0].reason}; so it is with all of the first {done} records"
+                )
+            if self.progress:
+                size = max(self.source.num_bytes, 1)
+                self.progress("reading the records", size * (self.done + done) // max(self.count, 1), size)
+            pending.clear()
+
+        for record in self.source.records(bad.append, number, self.parts):
+            pending.append(record)
+            if len(pending) == _TOGETHER:
+                flush()
+        flush()
+        self.done += writer.count + len(bad)
+        first = f"the first: {bad[0].place} {bad[0].reason}" if bad else ""
+        check_share(len(bad), self.count, self.source.config.max_bad_share, first)  # too many for all parts together
+        writer.close({"sha256": hasher.hexdigest()}, bad)
 
 
 def _encoded(records: Sequence[Record], fields: list[Field], bad: list[Bad]) -> list[tuple[Record, Batch]]:

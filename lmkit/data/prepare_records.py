@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.sections.data import TEXTS, DataConfig, OnCorrupt
 from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, ViTConfig
 from lmkit.config.sections.model import ModelConfig
@@ -18,18 +20,21 @@ from lmkit.config.sections.tokenizer import TokenizerConfig
 from lmkit.data.batches.fields import Field, Images, Labels, Numbers, Texts, label_of
 from lmkit.data.batches.text_fields import Captions, Conversations, Sounds, SourceTexts, Targets, Words, words_of
 from lmkit.data.build_records import build_record_store
-from lmkit.data.cache import open_cache, place_of
+from lmkit.data.cache import make_once, open_cache, place_of
 from lmkit.data.prepare import build_tokenizer, counted, mean_weights
 from lmkit.data.sources.formats import Bad
 from lmkit.data.sources.listing import left_out_notes
 from lmkit.data.sources.records import RecordSource
-from lmkit.data.store.build import Progress
+from lmkit.data.store.build import Progress, Runner, one_by_one
 from lmkit.data.store.frame import META
 from lmkit.data.store.records import RECORD_FORMAT, RecordStore
 from lmkit.data.store.tokens import HELDOUT, TRAIN
 from lmkit.data.tokens.chat import ChatTemplate, load_chat_template
 from lmkit.data.tokens.sample import Part, Sample
 from lmkit.data.tokens.tokenizer import Tokenizer
+from lmkit.files import write_json
+
+_SCAN_FORMAT = 1
 
 
 class RecordData(NamedTuple):
@@ -45,9 +50,9 @@ class RecordData(NamedTuple):
 
 def prepare_records(
     data: DataConfig, tokenizer: TokenizerConfig, kind: ObjectiveKind, model: ModelConfig,
-    progress: Progress = lambda *_: None,
+    progress: Progress = lambda *_: None, *, run: Runner = one_by_one,
 ) -> RecordData:  # fmt: skip
-    """The records of a configuration, built where they are not in the cache yet.
+    """The records of a configuration, built where they are not in the cache yet; `run` makes the parts of stores.
 
     Records that cannot be used (a missing field, an unknown class, an image that cannot be read) are left out and
     listed. Raises ConfigError where they are more than data.max_bad_share, and for a class without records.
@@ -55,7 +60,8 @@ def prepare_records(
     sources = _sources(data)
     cache = open_cache(data.cache_dir)
     files = [source.fingerprint() for source, _ in sources.values()]
-    labels = _labels(data, kind, [source for source, _ in sources.values()])
+    scans = {name: partial(_scan, data, kind, source, cache) for name, (source, _) in sources.items()}
+    labels = _labels(data, [scan() for scan in scans.values()]) if kind in WITH_CLASSES else []
     codec, chat = None, load_chat_template(tokenizer) if kind is ObjectiveKind.chat else None
     # formats of columns: conversations and words encoded as whole texts, sounds with the silence that fills a window
     whole = [2] if kind in (ObjectiveKind.chat, ObjectiveKind.classify_tokens) else []
@@ -78,7 +84,7 @@ def prepare_records(
         made_from = [RECORD_FORMAT, source.fingerprint(), sha, kind.name, columns, labels, *settings]
         path = place_of(cache, "records", made_from)
         if not (path / META).is_file():
-            build_record_store(path, source, fields, labels, sha, progress)
+            build_record_store(path, source, fields, labels, sha, scans[name]().count, progress, run)
         stores[name] = RecordStore(
             path, data.holdout_every, data.fold, data.cache_bytes // len(sources),
             skip_corrupt=data.on_corrupt is OnCorrupt.skip,
@@ -142,21 +148,40 @@ def _sources(data: DataConfig) -> dict[str, tuple[RecordSource, float]]:
     }
 
 
-def _labels(data: DataConfig, kind: ObjectiveKind, sources: list[RecordSource]) -> list[str]:
+class _Scan(NamedTuple):
+    """What one reading of a source counts: its records, and those that train of each class."""
+
+    count: int
+    labels: dict[str, int]
+
+
+def _scan(data: DataConfig, kind: ObjectiveKind, source: RecordSource, cache: Path) -> _Scan:
+    """From the cache, or made: no start after the first reads the records for it."""
+    path = place_of(cache, "scans", [_SCAN_FORMAT, source.fingerprint(), kind.name, _keys(data)])
+
+    def make(folder: Path) -> None:
+        found: Counter[str] = Counter()
+        bad: list[None] = []
+        count, tokens = 0, kind is ObjectiveKind.classify_tokens
+        for record in source.records(bad=lambda _: bad.append(None)):
+            count += 1
+            if kind in WITH_CLASSES and not record.heldout:
+                with suppress(ConfigError):
+                    found.update(words_of(record, data)[1] if tokens else [label_of(record, data)])
+        write_json(folder / "scan.json", _Scan(count + len(bad), dict(found))._asdict(), indent=None)
+
+    if not (path / "scan.json").is_file():
+        make_once(path, make)
+    found = read_document(path / "scan.json", way_out="remove it, and it is made again")
+    return _Scan(int(found["count"]), found["labels"])
+
+
+def _labels(data: DataConfig, scans: list[_Scan]) -> list[str]:
     """The classes in order: data.labels, else those of the training records, sorted.
 
     Raises ConfigError for a class of data.labels that no record has.
     """
-    if kind not in WITH_CLASSES:
-        return []
-    found: Counter[str] = Counter()
-    for source in sources:
-        for record in source.records(bad=_count_later):
-            if record.heldout:
-                continue
-            tokens = kind is ObjectiveKind.classify_tokens
-            with suppress(ConfigError):
-                found.update(words_of(record, data)[1] if tokens else [label_of(record, data)])
+    found = sum((Counter(scan.labels) for scan in scans), Counter())
     if not data.labels:
         return sorted(found, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     empty = [name for name in data.labels if not found[name]]

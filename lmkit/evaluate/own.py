@@ -13,6 +13,7 @@ from lmkit.console import Progress
 from lmkit.core.state import make_blueprint
 from lmkit.core.task import Task
 from lmkit.core.texts import can_score, make_writer
+from lmkit.core.whole import Whole
 from lmkit.evaluate.examples import Examples, score_examples
 from lmkit.evaluate.figures import figures_of, figures_of_texts
 from lmkit.evaluate.subject import own_experiment, own_task
@@ -66,7 +67,7 @@ def judge(experiment: Experiment, place: str, model: SavedModel) -> Judged:
     )  # fmt: skip
     figures = figures_of(task, examples, config, experiment.run.seed)
     if task.kind is ObjectiveKind.seq2seq and can_score(task):
-        write = make_writer(blueprint, task, batch_size=rows, beams=config.beams)
+        write = make_writer(blueprint, Whole(blueprint), task, batch_size=rows, beams=config.beams)
         state: dict[str, Any] = {"step": 0, "params": params, "ema": params}
         written = write(state, config.limit * rows)
         speech = bool(getattr(task.model, "num_mels", 0))

@@ -82,10 +82,13 @@ def watchdog() -> Watchdog:
     return _lines[0].watch if _lines else Watchdog(HostsConfig())
 
 
-def first_where_shared(folder: Path, build: Callable[[], T]) -> T:
+def first_where_shared(
+    folder: Path, build: Callable[[], T], tell: Callable[[], str] = str, hear: Callable[[str], None] = lambda _: None
+) -> T:
     """Runs `build`, which fills a folder, on one process of those that share the folder, then on the others.
 
-    Process 0 is the one where it is the same folder for all; else the first process of each machine.
+    Process 0 is the one where it is the same folder for all; else the first process of each machine. What it has to
+    `tell` afterwards the others `hear` before they build.
     """
     if not _lines:
         return build()
@@ -94,8 +97,11 @@ def first_where_shared(folder: Path, build: Callable[[], T]) -> T:
     if _sees_the_same(folder):
         leader = 0
     result = build() if leader == index() else None
-    gather("built")
-    return build() if result is None else result
+    told = gather("built", tell() if leader == index() else "")
+    if result is not None:
+        return result
+    hear(told[leader])
+    return build()
 
 
 def _sees_the_same(folder: Path) -> bool:

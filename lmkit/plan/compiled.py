@@ -14,7 +14,8 @@ from lmkit.config.base import ConfigError
 from lmkit.core.aot import lower_ahead
 from lmkit.core.options import compile_lowered
 from lmkit.core.setup import program_bytes
-from lmkit.cost.context import PlanContext, local_bytes
+from lmkit.core.state import local_bytes
+from lmkit.cost.context import PlanContext
 from lmkit.plan.timed import Timed, timed_of
 
 _REFUSED = re.compile(r"temporaries \(([\d.]+)([KMGT])\)|[Uu]sed ([\d.]+)([KMGT])")

@@ -9,8 +9,8 @@ from rich.table import Table
 
 from lmkit.compiler.collectives import total
 from lmkit.config.sections.plan import ASSUMED
+from lmkit.core.state import local_bytes
 from lmkit.cost.collectives import show_traffic
-from lmkit.cost.context import local_bytes
 from lmkit.cost.estimate import Estimate
 from lmkit.cost.memory import ALWAYS
 from lmkit.cost.traffic import traffic_of

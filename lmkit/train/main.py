@@ -28,6 +28,7 @@ from lmkit.core.task import Task, prepare_task, settled
 from lmkit.core.texts import can_score, make_writer
 from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
+from lmkit.data.store.places import hear_missing, tell_missing
 from lmkit.files import private_files, shared_files
 from lmkit.metrics import format_confusion
 from lmkit.parallel.devices import devices_here, share_programs
@@ -40,12 +41,11 @@ from lmkit.train.measured import Clock, compare_run, measure_run, plan_run
 from lmkit.train.meter import Meter
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
-from lmkit.train.sample import make_sampler
+from lmkit.train.sample import choose_sampler
 from lmkit.train.stop import Stop
 from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
-SAMPLED = (ObjectiveKind.causal_lm, ObjectiveKind.chat)
 
 
 class DivergedError(UserError, ArithmeticError):
@@ -81,7 +81,9 @@ def _train(experiment: Experiment, run: RunDir) -> int:
     with shared_files():
         tokenizer = start_tokenizer(experiment.tokenizer, experiment.init_from)
         whole = dataclasses.replace(experiment, tokenizer=tokenizer)
-        task = hosts.first_where_shared(cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing))
+        task = hosts.first_where_shared(
+            cache_dir(experiment.data.cache_dir), lambda: prepare_task(whole, showing), tell_missing, hear_missing
+        )
     showing.finish()
     hosts.agree("the data", task.facts)
     run.check_data(task.facts)
@@ -152,16 +154,10 @@ class Loop:
         self.trackers = Trackers([])
         if hosts.is_first():
             self.trackers = build_trackers(experiment.tracker, run.path, redact(to_plain(experiment)))
-        self.sample = None
-        if task.kind in SAMPLED and train.sample_tokens:
-            assert task.tokenizer is not None
-            self.sample = make_sampler(
-                blueprint, task.tokenizer, prompt=train.sample_prompt, num_tokens=train.sample_tokens,
-                temperature=train.sample_temperature, seq_len=experiment.data.seq_len, seed=experiment.run.seed,
-            )  # fmt: skip
+        self.sample, whole = choose_sampler(experiment, blueprint, task)
         self.write = None
         if task.kind is ObjectiveKind.seq2seq and can_score(task):
-            self.write = make_writer(blueprint, task, batch_size=train.batch_size, beams=train.eval_beams)
+            self.write = make_writer(blueprint, whole, task, batch_size=train.batch_size, beams=train.eval_beams)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()

@@ -16,13 +16,15 @@ from lmkit.config.sections.model import ModelConfig
 from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.task import unusable_notes
+from lmkit.data import build_records
 from lmkit.data.batches.fields import fit
 from lmkit.data.batches.records import Records
 from lmkit.data.prepare_records import RecordData, check_records, prepare_records
-from lmkit.data.sources import records
+from lmkit.data.sources import records, text
 from lmkit.data.sources.audio import log_mel
 from lmkit.data.sources.files import UnreachableError
-from lmkit.data.store.build import build_frame, one_by_one
+from lmkit.data.sources.records import RecordSource
+from lmkit.data.store.build import build_frame, one_by_one, pooled
 from lmkit.data.store.frame import CorruptError
 from lmkit.data.store.records import RECORD_FORMAT, Column, RecordStore, RecordWriter
 from lmkit.data.store.tokens import HELDOUT, TRAIN
@@ -459,6 +461,60 @@ def test_a_missing_column_is_named_with_skip_too(tmp_path: Path) -> None:
         read(path, ObjectiveKind.classify, BERT)
     with pytest.raises(CorruptError, match="no row of train can be read"):
         read(path, ObjectiveKind.classify, BERT, on_corrupt=OnCorrupt.skip)[1].train(0, 8, np.arange(8))
+
+
+def test_several_writers_keep_the_order_and_only_the_first_start_reads_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In two processes: the rows are those of one writer, and lines of one file may be in several parts."""
+    (tmp_path / "in").mkdir()
+    for name, lines in (("a", 40), ("b", 3), ("c", 17)):
+        rows = [{"text": f"{name}{n} " * (n % 5 + 1), "label": "xyz"[n % 3]} for n in range(lines)]
+        (tmp_path / "in" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "no row\n")
+    config = DataConfig(
+        source=Source.records, paths=[str(tmp_path / "in")], seq_len=32, holdout_every=4, max_bad_share=0.1,
+        cache_dir=str(tmp_path / "one"),
+    )  # fmt: skip
+    tokenizer = TokenizerConfig(kind=TokenizerKind.bytes)
+    (one,) = prepare_records(config, tokenizer, ObjectiveKind.classify, BERT).stores.values()
+    monkeypatch.setattr(build_records, "PART_BYTES", 200)
+    monkeypatch.setattr(text, "RANGE_BYTES", 200)
+    config.cache_dir = str(tmp_path / "many")
+    data = prepare_records(config, tokenizer, ObjectiveKind.classify, BERT, run=pooled(2))
+    (many,) = data.stores.values()
+    assert len(many.meta["parts"]) > 5
+    assert (many.meta["count"], many.meta["unusable"]) == (one.meta["count"], one.meta["unusable"]) == (60, 3)
+    for split in (TRAIN, HELDOUT):
+        np.testing.assert_array_equal(many.rows[split], one.rows[split])
+        for name in one.columns:
+            pairs = zip(
+                *(store.read(name, split, np.arange(len(one.rows[split]))) for store in (many, one)), strict=True
+            )
+            assert all(np.array_equal(a, b) for a, b in pairs)
+    monkeypatch.setattr(RecordSource, "records", None)  # what reads the records again would fail
+    again = prepare_records(config, tokenizer, ObjectiveKind.classify, BERT)
+    assert again.labels == data.labels == ["x", "y", "z"]
+
+
+@pytest.mark.parametrize("kind", [Source.audio_folder, Source.image_folder, Source.records])
+def test_parts_have_all_records_in_their_order(tmp_path: Path, kind: Source) -> None:
+    """Sounds find their texts, which may lie in another part."""
+    for number in range(12):
+        folder = tmp_path / "in" / f"{number % 3}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if kind is Source.records:
+            write(folder / f"{number}.jsonl", [{"n": number}] * (number + 1))
+            continue
+        (folder / f"{number:02}.{'wav' if kind is Source.audio_folder else 'png'}").write_bytes(b"x" * 100)
+        if kind is Source.audio_folder:
+            (folder / f"{number:02}.txt").write_text(f"text {number}")
+    source = RecordSource(kind, [str(tmp_path / "in")], [], DataConfig())
+    whole = list(source.records())
+    assert len(whole) == (78 if kind is Source.records else 12)
+    for parts in (2, 5):
+        found = [list(source.records(part=part, parts=parts)) for part in range(parts)]
+        assert [record for part in found for record in part] == whole
+        assert sum(map(bool, found)) > 1
 
 
 def test_columns_come_back_as_written(tmp_path: Path) -> None:

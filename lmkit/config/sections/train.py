@@ -51,6 +51,13 @@ class TrainConfig(Section):
     sample_tokens: int = key(
         96, "tokens of the sample made at each evaluation; 0 = none", at_least=0, changes_results=False
     )
+    sample_gib: float = key(
+        0.0,
+        "GiB of a device for the copy of the parameters, not split over mesh.fsdp, that a sample reads; where it takes "
+        "more, none is made; 0 = what the state leaves",
+        at_least=0.0,
+        changes_results=False,
+    )
     sample_prompt: str = key("", "text that the sample continues; '' = start of a document", changes_results=False)
     sample_temperature: float = key(0.7, "temperature of the sample; 0 = greedy", at_least=0.0, changes_results=False)
 

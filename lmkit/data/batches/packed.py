@@ -23,8 +23,11 @@ def build_windows(
     if config.packing is Packing.windows:
         return Windows(data.stores, *rest)
     cache = open_cache(config.cache_dir)
-    ends = {name: store.document_ends(TRAIN) for name, store in data.stores.items()}
-    return Packed(data.stores, {name: pack(one, config.seq_len, cache) for name, one in ends.items()}, *rest)
+    layouts = {
+        name: pack(store.frame.ends(f"{TRAIN}/ends", of=f"{TRAIN}/tokens"), config.seq_len, cache, store.identity)
+        for name, store in data.stores.items()
+    }
+    return Packed(data.stores, layouts, *rest)
 
 
 class Packed(Windows):

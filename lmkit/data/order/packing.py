@@ -13,11 +13,10 @@ Pieces go into rows of T places by best-fit decreasing: the longest first, each 
 """
 
 import bisect
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,19 +71,20 @@ class Layout:
         return np.concatenate([np.full(self.num_whole, self.seq_len, np.int32), packed])
 
 
-def pack(ends: np.ndarray, seq_len: int, cache: Path) -> Layout:
+def pack(ends: Any, seq_len: int, cache: Path, made_from: list[Any]) -> Layout:
     """The layout of documents that end at `ends` (the place of each one's end token), from the cache or made.
 
-    The key is the ends themselves, so any copy of a store finds it.
+    Args:
+        ends: int64, an array or a thing that reads slices of one; only a layout that is made reads them.
+        made_from: plain values that no other ends have (`TokenStore.identity`), so any copy of a store finds it.
     """
-    digest = hashlib.sha256(np.ascontiguousarray(ends, "<i8").data).hexdigest()
-    path = place_of(cache, "packings", [PACKING_FORMAT, seq_len, digest])
+    path = place_of(cache, "packings", [PACKING_FORMAT, seq_len, made_from])
     if not (path / "meta.json").is_file():
         make_once(path, lambda tmp: _build(tmp, ends, seq_len))
     return Layout(path)
 
 
-def _build(path: Path, ends: np.ndarray, seq_len: int) -> None:
+def _build(path: Path, ends: Any, seq_len: int) -> None:
     count = sum(int(np.count_nonzero(size % seq_len)) for _, size in _groups(ends))
     starts = np.lib.format.open_memmap(path / "starts.npy", "w+", np.int64, (count,))
     lengths = np.lib.format.open_memmap(path / "lengths.npy", "w+", np.int32, (count,))
@@ -111,7 +111,7 @@ def _build(path: Path, ends: np.ndarray, seq_len: int) -> None:
     (path / "meta.json").write_text(json.dumps(meta) + "\n")
 
 
-def _groups(ends: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _groups(ends: Any) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Where each document's piece begins, and its places: so many documents at a time."""
     for first in range(0, len(ends), GROUP):
         some = np.asarray(ends[first : first + GROUP])

@@ -16,6 +16,7 @@ from lmkit.data.sources.formats import JSON, LINES, TABLES, Bad, decoded, half_i
 from lmkit.data.sources.images import read_idx
 from lmkit.data.sources.listing import matching
 from lmkit.data.sources.roots import resolve
+from lmkit.data.sources.text import ranges
 
 RECORD_SUFFIXES = (*with_packed(*LINES, *TABLES), ".parquet")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -110,21 +111,42 @@ class RecordSource:
         rows = [(file.name, file.size, file.stamp, side) for file, side in self.files]
         return hashlib.sha256(json.dumps([self.kind.name, rows]).encode()).hexdigest()
 
-    def records(self, bad: Take | None = None) -> Iterator[Record]:
-        """Every record. What cannot be used goes to `bad`, and reading goes on.
+    def num_parts(self, part_bytes: int, most: int) -> int:
+        """How many writers it can have of `part_bytes` or more each: the same wherever it is built."""
+        return max(min(len(self._pieces()), self.num_bytes // part_bytes, most), 1)
+
+    def _pieces(self) -> list[tuple[File, bool | None]]:
+        """The files, large ones of lines cut in ranges."""
+        if self.kind is not Source.records:
+            return self.files
+        return [(piece, side) for file, side in self.files for piece in ranges(file)]
+
+    def _share(self, part: int, parts: int) -> list[tuple[File, bool | None]]:
+        """The pieces of a part: about as many bytes each, and all parts in turn have all records in their order."""
+        if parts == 1:
+            return self.files
+        found, before = [], 0
+        for piece, side in self._pieces():
+            if before * parts // max(self.num_bytes, 1) == part:
+                found.append((piece, side))
+            before += piece.size
+        return found
+
+    def records(self, bad: Take | None = None, part: int = 0, parts: int = 1) -> Iterator[Record]:
+        """Every record of a part. What cannot be used goes to `bad`, and reading goes on.
 
         Raises ConfigError for a file that cannot be reached; without `bad` for the first such record, too.
         """
-        return usable(self._records(), bad)
+        return usable(self._records(self._share(part, parts)), bad)
 
-    def _records(self) -> Iterator[Record | Bad]:
+    def _records(self, files: list[tuple[File, bool | None]]) -> Iterator[Record | Bad]:
         config = self.config
         if self.kind is Source.digits:
             yield from _digits(config)
         if self.kind is Source.audio_folder:
-            yield from _sounds(self.files, config)
+            yield from _sounds(files, self._transcripts(files), config)
             return
-        for file, side in self.files:
+        for file, side in files:
             name, folder = file.name, _folder(file)
             if self.kind is Source.image_folder:
                 fields = {config.image_key: file, config.label_key: PurePosixPath(file.url).parent.name}
@@ -135,6 +157,11 @@ class RecordSource:
                 for row in read_rows(file):
                     good = not isinstance(row, Bad)
                     yield Record(f"{name}:{row.number}", row.fields, row.place, folder, side) if good else row
+
+    def _transcripts(self, files: list[tuple[File, bool | None]]) -> list[File]:
+        """The texts in the folders of these files."""
+        folders = {_folder(file) for file, _ in files}
+        return [file for file, _ in self.files if ending(file.url).endswith(".txt") and _folder(file) in folders]
 
 
 def _folder(file: File) -> str:
@@ -185,14 +212,11 @@ def _idx(file: File, config: DataConfig, side: bool | None) -> Iterator[Record]:
         yield Record(f"{file.name}:{number}", fields, f"{file.url} image {number}", "", side)
 
 
-def _sounds(files: list[tuple[File, bool | None]], config: DataConfig) -> Iterator[Record | Bad]:
+def _sounds(files: list[tuple[File, bool | None]], texts: list[File], config: DataConfig) -> Iterator[Record | Bad]:
     """Each sound with what is said in it: NAME.txt beside it, or a line of its folder's *.trans.txt."""
     said: dict[str, str] = {}
-    for file, _ in files:
-        name = ending(file.url)
-        if not name.endswith(".txt"):
-            continue
-        text = decoded(read_bytes(file.url))
+    for file in texts:
+        name, text = ending(file.url), decoded(read_bytes(file.url))
         if isinstance(text, Bad):
             yield text._replace(place=file.url)
         elif name.endswith(_TABLE):

@@ -64,7 +64,7 @@ class TextSource:
         """The same documents in the same order, local .jsonl files in ranges of lines of at most 1/pieces of it all."""
         shares = ((file, -(-file.size * pieces // max(self.num_bytes, 1))) for file in self.files)
         found = copy.copy(self)
-        found.files = [one for file, number in shares for one in _ranges(file, number)]
+        found.files = [one for file, number in shares for one in ranges(file, number)]
         return found
 
     def fingerprint(self) -> str:
@@ -147,13 +147,16 @@ def _files(kind: Source, part: str, paths: list[str], config: DataConfig, left_o
         found = matching(path, suffixes, left_out, asked=asked, allow_roots=config.allow_roots)
         files |= {f.url: f for f in found}
     whole = [files[url] for url in sorted(files)]
-    if kind is not Source.text_files:
-        return whole
-    return [one for file in whole for one in _ranges(file, min(file.size // RANGE_BYTES, MOST_RANGES))]
+    return [one for file in whole for one in ranges(file)] if kind is Source.text_files else whole
 
 
-def _ranges(file: File, number: int) -> list[File]:
-    """A local .jsonl as ranges of its lines, as if they were files, so that several workers can read it."""
+def ranges(file: File, number: int | None = None) -> list[File]:
+    """A local .jsonl as ranges of its lines, as if they were files, so that several workers can read it.
+
+    Args:
+        number: of ranges; as many as its size asks for.
+    """
+    number = min(file.size // RANGE_BYTES, MOST_RANGES) if number is None else number
     if number < 2 or not is_local(file.url) or not ending(file.url).endswith(LINES):
         return [file]
     begin = file.span[0] if file.span else 0

@@ -2,10 +2,13 @@
 
 import contextlib
 import json
+import multiprocessing
+import os
 import secrets
 import shutil
 import socket
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +18,8 @@ from lmkit.data.store.frame import FILES, META
 from lmkit.data.store.part_writer import PART
 from lmkit.files import checksums, locked, write_json
 
+PART_BYTES = 1 << 28  # of a source's files that a part takes, at least
+MOST_PARTS = 1 << 12  # of a store: those of a larger corpus are larger
 # (what is being done, bytes done, bytes in all)
 Progress = Callable[[str, int, int], None]
 # (folder of the build, numbers of parts, what makes one): makes them, here or elsewhere
@@ -25,6 +30,21 @@ def one_by_one(_: Path, parts: list[int], make: Callable[[int], None]) -> None:
     """The runner of a process that works alone."""
     for part in parts:
         make(part)
+
+
+def pooled(workers: int) -> Runner:
+    """The runner of so many processes on this machine; 0 for one a core."""
+
+    def run(work: Path, parts: list[int], make: Callable[[int], None]) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if (number := min(workers or cores, len(parts))) < 2:
+            return one_by_one(work, parts, make)
+        with ProcessPoolExecutor(number, mp_context=multiprocessing.get_context("spawn")) as pool:
+            for _ in pool.map(make, parts):
+                pass
+        return None
+
+    return run
 
 
 def build_frame(

@@ -8,7 +8,8 @@ from pathlib import Path
 import tensorstore as ts
 
 from lmkit.config.base import ConfigError
-from lmkit.data.store.frame import FILES, META, Frame, context, kvstore_of
+from lmkit.data.store.frame import FILES, META, Frame
+from lmkit.data.store.places import context, kvstore_of
 from lmkit.files import changes, difference
 
 

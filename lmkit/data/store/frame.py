@@ -9,7 +9,6 @@ To a reader the parts of an array are one array. It may lie on a disk or in an o
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,11 @@ import numpy as np
 import tensorstore as ts
 
 from lmkit.config.base import ConfigError, UserError
+from lmkit.data.store.places import context, kvstore_of, missing_files
 from lmkit.files import is_checksum
 
 META, FILES = "meta.json", "files.json"
 Positions = Sequence[int] | np.ndarray
-_DRIVERS = {"s3": "s3", "gs": "gcs"}
-# An object store that fails is asked again, later and later: about two minutes in all, then it is named.
-RETRIES = {"max_retries": 9, "initial_delay": "500ms", "max_delay": "30s"}
 _CORRUPT = ("DATA_LOSS", "does not exist", "OUT_OF_RANGE")
 
 
@@ -64,6 +61,7 @@ class Frame:
         self._context = context(self._cache_bytes)
         self._open: dict[tuple[int, str], ts.TensorStore] = {}
         self._pieces: dict[str, list[_Piece]] = {}
+        self._layouts: dict[str, tuple[list[_Piece], np.ndarray, int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: self.__dict__[name] for name in ("place", "_cache_bytes", "_lead", "meta", "_gone")}
@@ -121,13 +119,10 @@ class Frame:
         return bytes(found.value)
 
     def missing(self) -> list[str]:
-        """Files that were written and are gone: TensorStore would read the fill value there. HTTP cannot list."""
-        if kvstore_of(self.place)["driver"] == "http":
-            return []
-        store = ts.KvStore.open(kvstore_of(self.place), context=self._context).result()
-        there = {name.decode() for name in store.list().result()}
-        self._gone = set(self.files()) - there
-        return sorted(self._gone)
+        """Files that were written and are gone: TensorStore would read the fill value there."""
+        gone = missing_files(self.place, self.files, self._context)
+        self._gone = set(gone)
+        return gone
 
     def require(self, version: int, skip_corrupt: bool) -> None:
         """Raises ConfigError where the store is of another format, CorruptError where a file of it is gone."""
@@ -160,18 +155,21 @@ class Frame:
             self._pieces[name] = pieces
         return self._pieces[name]
 
+    def _layout(self, name: str) -> tuple[list[_Piece], np.ndarray, int]:
+        """The pieces of an array, where each begins, and its length."""
+        if name not in self._layouts:
+            pieces = self.pieces(name)
+            self._layouts[name] = pieces, np.array([piece.first for piece in pieces]), self.length(name)
+        return self._layouts[name]
+
     def whole(self, name: str) -> np.ndarray:
         """All of an array; empty float64 where no part has it."""
         size = self.length(name)
         return self.read(name, [0], [size])[0] if size else np.empty(0)
 
-    def ends(self, name: str, of: str) -> np.ndarray:
-        """int64: positions in the whole of array `of`, kept by each part as positions in its own."""
-        values, pieces = self.whole(name).astype(np.int64), {piece.part: piece for piece in self.pieces(of)}
-        for piece, end in zip(starts := self.pieces(name), [*(p.first for p in starts[1:]), len(values)], strict=True):
-            there = pieces.get(piece.part)  # a part of empty rows alone has none of the values
-            values[piece.first : end] += (there.first - there.skip) if there else 0
-        return values
+    def ends(self, name: str, of: str) -> "Ends":
+        """int64: positions in the whole of array `of`, kept by each part as positions in its own; read by slices."""
+        return Ends(self, name, of)
 
     def read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray]:
         """The values of an array from each start to each stop, in one batched read.
@@ -186,10 +184,9 @@ class Frame:
 
     def try_read(self, name: str, starts: Positions, stops: Positions) -> list[np.ndarray | CorruptError]:
         """The same, with the error in the place of what cannot be read."""
-        pieces, length = self.pieces(name), self.length(name)
+        pieces, firsts, length = self._layout(name)
         if len(stops) and (most := int(np.max(stops))) > length:
             raise CorruptError(f"{self.place}: {name} has {length} values, and {most} are asked for; {_REBUILD}")
-        firsts = np.array([piece.first for piece in pieces])
         plan: list[list[tuple[int, int, int]]] = []
         for start, stop in zip(starts, stops, strict=True):
             ranges, at = [], int(start)
@@ -250,6 +247,32 @@ class Frame:
         return self._open[part, name]
 
 
+class Ends:
+    """An array of positions: `ends[2]`, `ends[-1]`, `ends[a:b]` and `len(ends)` read what they need, as int64."""
+
+    def __init__(self, frame: Frame, name: str, of: str):
+        there = {piece.part: piece.first - piece.skip for piece in frame.pieces(of)}
+        self._frame, self._name, self._len = frame, name, frame.length(name)
+        # a part of empty rows alone has none of the values
+        self._parts = [(piece.first, there.get(piece.part, 0)) for piece in frame.pieces(name)]
+
+    def __len__(self) -> int:
+        return self._len
+
+    def __getitem__(self, at: slice | int) -> np.ndarray:
+        if not isinstance(at, slice):
+            at = range(self._len)[int(at)]
+            return self[at : at + 1][0]
+        start, stop, step = at.indices(self._len)
+        if start >= stop:
+            return np.empty(0, np.int64)
+        values = self._frame.read(self._name, [start], [stop])[0].astype(np.int64, copy=False)
+        for (first, shift), last in zip(self._parts, [*(f for f, _ in self._parts[1:]), self._len], strict=True):
+            if shift and first < stop and last > start:
+                values[max(first - start, 0) : last - start] += shift
+        return values[::step]
+
+
 def _is_part(part: Any) -> bool:
     """Whether this is what meta.json says of a part: a plain name, lengths of arrays, lengths of their shards."""
     if not isinstance(part, dict) or not isinstance(part.get("name"), str):
@@ -260,38 +283,6 @@ def _is_part(part: Any) -> bool:
     sized = all(type(one) is int and one >= 0 for one in lengths.values())
     sharded = all(type(shards.get(name)) is int and shards[name] > 0 for name in lengths)
     return sized and sharded and bool(_PLACE.fullmatch(part["name"]))
-
-
-def context(cache_bytes: int = 0) -> ts.Context:
-    """A cache of decoded chunks, and how often what fails is asked again."""
-    retries = {f"{name}_request_retries": RETRIES for name in ("s3", "gcs", "http")}
-    return ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}, **retries})
-
-
-def kvstore_of(place: str) -> dict[str, Any]:
-    """TensorStore's description of a folder or an object store.
-
-    An S3 of one's own is named as for Amazon's tools: AWS_ENDPOINT_URL, AWS_REGION. Raises ConfigError for another
-    scheme.
-    """
-    scheme, rest = place.split("://", 1) if "://" in place else ("", place)  # a path may hold any of ":?#"
-    host, _, path = rest.partition("/")
-    path = path.strip("/") + "/"
-    if not scheme or scheme == "file":
-        return {"driver": "file", "path": f"/{path}" if scheme else place.rstrip("/") + "/"}
-    if scheme in ("http", "https"):
-        return {"driver": "http", "base_url": f"{scheme}://{host}", "path": f"/{path}"}
-    if scheme not in _DRIVERS:
-        raise ConfigError(f"{place}: a store is read from a folder, s3://, gs:// or http(s)://, not {scheme}://")
-    found = {"driver": _DRIVERS[scheme], "bucket": host, "path": path}
-    if scheme == "s3":
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-        if endpoint:
-            found |= {"endpoint": endpoint, "aws_region": region or "us-east-1"}
-        elif region:
-            found["aws_region"] = region
-    return found
 
 
 def _words(error: Exception) -> str:

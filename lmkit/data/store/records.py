@@ -43,16 +43,22 @@ class RecordWriter:
 
     def append(self, name: str, heldout: bool | None, row: Mapping[str, np.ndarray]) -> None:
         """One record; `heldout` None leaves its side to the hash of its name."""
-        side = _hash(name) if heldout is None else int(heldout)
-        self._part.append("columns/_side", np.array([side], np.uint64))
+        self.extend([(name, heldout)], [row])
+
+    def extend(self, sides: Sequence[tuple[str, bool | None]], rows: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Records: (name, heldout) of each, and its values by column."""
+        hashes = [_hash(name) if heldout is None else int(heldout) for name, heldout in sides]
+        self._part.append("columns/_side", np.array(hashes, np.uint64))
         for column, (_, shape) in self.columns.items():
-            values = np.asarray(row[column])
-            assert values.ndim == 1 if shape is None else values.shape == shape, (column, values.shape, shape)
-            self._part.append(f"columns/{column}", values.reshape(-1))
+            values = [np.asarray(row[column]) for row in rows]
+            for one in values:
+                assert one.ndim == 1 if shape is None else one.shape == shape, (column, one.shape, shape)
+            self._part.append(f"columns/{column}", np.concatenate([one.reshape(-1) for one in values] or [np.empty(0)]))
             if shape is None:
-                self._lengths[column] += len(values)
-                self._part.append(f"columns/{column}.ends", np.array([self._lengths[column]]))
-        self.count += 1
+                ends = self._lengths[column] + np.cumsum([len(one) for one in values], dtype=np.int64)
+                self._part.append(f"columns/{column}.ends", ends)
+                self._lengths[column] = int(ends[-1]) if len(ends) else self._lengths[column]
+        self.count += len(rows)
 
     def close(self, facts: Mapping[str, Any], bad: Sequence[Bad] = ()) -> None:
         """Writes what is queued, and the records that cannot be used; the part is finished then."""
@@ -78,7 +84,7 @@ class RecordStore:
         self.frame.check_meta({"columns": dict})
         self.columns = {name: self._column(name, one) for name, one in self.meta["columns"].items()}
         self._ends = {
-            name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")])
+            name: np.concatenate([[0], self.frame.ends(f"columns/{name}.ends", of=f"columns/{name}")[:]])
             for name, column in self.columns.items()
             if column.shape is None
         }

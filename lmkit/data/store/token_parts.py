@@ -12,13 +12,13 @@ from lmkit.config.base import ConfigError
 from lmkit.data.sources.documents import Document
 from lmkit.data.sources.formats import Bad, check_share
 from lmkit.data.sources.text import TextSource
-from lmkit.data.store.build import Progress, Runner, build_frame, one_by_one
+from lmkit.data.store.build import MOST_PARTS, PART_BYTES, Progress, Runner, build_frame, one_by_one
 from lmkit.data.store.part_writer import PartWriter
 from lmkit.data.store.tokens import FORMAT, HELDOUT, SPLITS, TRAIN, arrays_of
 from lmkit.data.tokens.bulk import Bulk
 from lmkit.data.tokens.tokenizer import Tokenizer
 
-PART_BYTES = 1 << 28  # of a source's files that a part takes
+_LARGER_SHARDS = 4  # times those of other parts, at most: a writer holds one
 _PIECE_CHARS, _BATCH_CHARS = 1 << 20, 1 << 23
 _LINE_END = re.compile(r"\S\n(?=\S)")
 
@@ -63,7 +63,7 @@ def find_cut(source: TextSource) -> Cut:
 
 def num_parts(source: TextSource) -> int:
     """How many writers a source can have: the same wherever it is built."""
-    return max(min(len(source.files), source.num_bytes // PART_BYTES), 1)
+    return max(min(len(source.files), source.num_bytes // PART_BYTES, MOST_PARTS), 1)
 
 
 class _Text(NamedTuple):
@@ -153,7 +153,8 @@ class WritePart:
 
     def __call__(self, number: int, folder: Path) -> None:
         """The part of this number. Records that cannot be used are listed beside it."""
-        writer = PartWriter(folder, arrays_of(self.tokenizer.vocab_size, self.weighed))
+        larger = min(max(self.source.num_bytes // self.parts // PART_BYTES, 1), _LARGER_SHARDS)
+        writer = PartWriter(folder, arrays_of(self.tokenizer.vocab_size, self.weighed, larger))
         splits = {split: _Split(writer, split, self.tokenizer, self.weighed) for split in SPLITS}
         encode = Bulk(self.tokenizer)
         pending: dict[str, list[_Text]] = {split: [] for split in SPLITS}

@@ -13,6 +13,7 @@ positions in the part.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,11 @@ TRAIN, HELDOUT = "train", "heldout"
 SPLITS = (TRAIN, HELDOUT)
 
 
-def arrays_of(vocab_size: int, weights: bool) -> dict[str, Array]:
-    """The arrays of a part. A token beyond the vocabulary is what a missing file reads as."""
+def arrays_of(vocab_size: int, weights: bool, larger: int = 1) -> dict[str, Array]:
+    """The arrays of a part. A token beyond the vocabulary is what a missing file reads as.
+
+    `larger`: so many times the values a file.
+    """
     # 2^16 tokens would leave no number for what is missing
     tokens = Array("uint16", fill=(1 << 16) - 1) if vocab_size < 1 << 16 else Array("uint32", fill=(1 << 32) - 1)
     one = {
@@ -35,7 +39,7 @@ def arrays_of(vocab_size: int, weights: bool) -> dict[str, Array]:
         "name_ends": Array("int64", 1 << 20),
     }
     one |= {"weights": Array("float32")} if weights else {}
-    return {f"{split}/{name}": how for split in SPLITS for name, how in one.items()}
+    return {f"{split}/{name}": how._replace(shard=how.shard * larger) for split in SPLITS for name, how in one.items()}
 
 
 class TokenStore:
@@ -63,13 +67,18 @@ class TokenStore:
     def document_ends(self, split: str) -> np.ndarray:
         """int64 [documents]: the position after each document's last token."""
         if split not in self._ends:
-            self._ends[split] = self.frame.ends(f"{split}/ends", of=f"{split}/tokens")
+            self._ends[split] = self.frame.ends(f"{split}/ends", of=f"{split}/tokens")[:]
         return self._ends[split]
+
+    @property
+    def identity(self) -> list[Any]:
+        """What any copy of the store has, and no store of other tokens: known without reading them."""
+        return [self.meta[name] for name in ("text_sha256", "tokenizer_sha256", "splits")]
 
     def document_name(self, split: str, number: int) -> str:
         """What a document was called where it came from."""
         if (name := f"{split}/name_ends") not in self._ends:
-            self._ends[name] = self.frame.ends(name, of=f"{split}/names")
+            self._ends[name] = self.frame.ends(name, of=f"{split}/names")[:]
         ends = self._ends[name]
         start = int(ends[number - 1]) if number else 0
         return bytes(self.frame.read(f"{split}/names", [start], [ends[number]])[0]).decode()

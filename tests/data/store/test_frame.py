@@ -23,10 +23,11 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.data.cache import make_once
 from lmkit.data.prepare import prepare
 from lmkit.data.sources.text import build_sources
-from lmkit.data.store import frame, token_parts
+from lmkit.data.store import places, token_parts
 from lmkit.data.store.build import build_frame, one_by_one, unfinished
-from lmkit.data.store.frame import CorruptError, Frame, kvstore_of
+from lmkit.data.store.frame import CorruptError, Frame
 from lmkit.data.store.part_writer import Array, PartWriter
+from lmkit.data.store.places import hear_missing, kvstore_of, tell_missing
 from lmkit.data.store.token_parts import build_store
 from lmkit.data.store.tokens import HELDOUT, TRAIN, TokenStore
 from lmkit.data.tokens.tokenizer import ByteTokenizer
@@ -63,6 +64,52 @@ def test_parts_change_nothing_but_the_order(corpus: Path, tmp_path: Path, monkey
         assert one.items() <= originals.items()
     assert stores[0].meta["splits"] == stores[1].meta["splits"]
     assert len(documents(stores[1], TRAIN)) + len(documents(stores[1], HELDOUT)) == len(originals)
+
+
+def test_ends_are_read_by_slices(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of seven parts: positions in the whole, whatever slice asks for them."""
+    store = store_in_parts(corpus, tmp_path / "store", monkeypatch, 7)
+    whole, ends = store.document_ends(TRAIN), store.frame.ends(f"{TRAIN}/ends", of=f"{TRAIN}/tokens")
+    assert len(ends) == len(whole) == store.meta["splits"][TRAIN]["documents"]
+    assert (np.diff(whole) > 0).all()
+    assert whole[-1] == ends[-1] == store.num_tokens(TRAIN) - 1
+    for first in range(-3, len(whole) + 2):
+        for last in range(first, len(whole) + 3, 5):
+            np.testing.assert_array_equal(ends[first:last], whole[first:last])
+    assert [int(ends[n]) for n in range(len(whole))] == whole.tolist()
+
+
+def test_one_process_lists_a_store_and_tells_the_others(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = store_in_parts(corpus, tmp_path / "store", monkeypatch, 3)
+    (tmp_path / "store" / "parts" / "00001" / "train" / "tokens" / "c" / "0").unlink()
+    with pytest.raises(CorruptError, match="parts/00001/train/tokens/c/0 is missing"):
+        TokenStore(store.place)
+    told, listed = tell_missing(), []
+    hear_missing(told)
+    files = Frame.files
+    monkeypatch.setattr(Frame, "files", lambda self: listed.append(self.place) or files(self))
+    with pytest.raises(CorruptError, match="parts/00001/train/tokens/c/0 is missing"):
+        TokenStore(store.place)
+    assert not listed, "told, not listed"
+    with pytest.raises(CorruptError):
+        TokenStore(store.place)
+    assert listed, "what was told counts once"
+
+
+def test_parts_and_files_grow_with_the_corpus(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A corpus 2.5 times as large as the most parts take has no more parts, and larger files."""
+    (source,) = build_sources(DataConfig(paths=[str(corpus)], holdout_every=5)).values()
+    monkeypatch.setattr(token_parts, "MOST_PARTS", 4)
+    monkeypatch.setattr(token_parts, "PART_BYTES", source.num_bytes // 10)
+    assert token_parts.num_parts(source) == 4
+    build_store(tmp_path / "store", source, ByteTokenizer(), lambda *_: None)
+    store = TokenStore(tmp_path / "store")
+    assert len(store.meta["parts"]) == 4
+    assert {part["shards"]["train/tokens"] for part in store.meta["parts"]} == {2 << 24}
+    originals = {path.name: path.read_text() for path in corpus.iterdir()}
+    assert documents(store, TRAIN) | documents(store, HELDOUT) == originals
 
 
 def test_windows_across_parts(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +311,7 @@ def test_an_object_store_that_fails_is_asked_again_and_then_named(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = store_in_parts(corpus, tmp_path / "s", monkeypatch, 3)
-    monkeypatch.setattr(frame, "RETRIES", {"max_retries": 4, "initial_delay": "1ms", "max_delay": "4ms"})
+    monkeypatch.setattr(places, "RETRIES", {"max_retries": 4, "initial_delay": "1ms", "max_delay": "4ms"})
     handler = partial(Flaky, directory=str(tmp_path / "s"))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
