@@ -48,7 +48,7 @@ def compile_fastest(
             known) the first candidate is taken.
         remembered: a file that holds an earlier choice for this very program; it is written where there is none.
 
-    What does not fit the device is no candidate; raises the compiler's error where none fits.
+    What does not fit the device is no candidate; raises the compiler's last error where none fits.
     """
     known = _read(remembered, candidates)
     if known is not None:
@@ -62,7 +62,7 @@ def compile_fastest(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            failure = failure or error
+            failure = error
     if not programs:
         assert failure is not None
         raise failure

@@ -83,14 +83,15 @@ def test_the_table_has_the_newest_of_each_point() -> None:
         "compute_floor_sec": 0.1, "bandwidth_floor_sec": 0.05, "arithmetic_sec": 0.15, "peak_bytes": 2**31,
         "kernels": 0, "moved_bytes": 0.0, "floor_bytes": 1e9, "rows": 128, "seq_len": 1024, "versions": {"jax": "1"},
     }  # fmt: skip
-    on_gpu = row | {"hardware": "h100_1", "mesh": "", "kernels": 1200, "moved_bytes": 2e9}
+    on_gpu = row | {"hardware": "h100_1", "mesh": "", "kernels": 1200, "moved_bytes": 2e9, "libraries": {"cudnn": 12}}
     lines = ahead.table([row | {"seconds": 9.0}, row, on_gpu]).splitlines()
     assert lines[2].startswith(
         "| gpt2_124m | h100_1 | one | dots | 128 x 1,024 | as they come | lmkit | 200.0 | 50.0% "
     )
     assert lines[2].endswith("| 2.00 | 1,200 | 2 (2.00) |")
     assert "| 3.0 | 100.0, 50.0 | 150.0 |" in lines[3]
-    assert len(lines) == 6
+    assert "- gpt2_124m on h100_1: 12 x `cudnn`" in lines
+    assert sum(line.startswith("| gpt2") for line in lines) == 2
     assert lines[-1] == "Compiled by jax 1."
 
 

@@ -143,4 +143,17 @@ def table(found: list[Record]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     versions = {f"{name} {version}" for row in found for name, version in row["versions"].items()}
-    return "\n".join([*lines, "", f"Compiled by {', '.join(sorted(versions))}.", ""])
+    by = [f"- {row['model']} on {row['hardware']}: {_libraries(row)}" for row in found if row["kernels"]]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *(["Products and attention by library:", "", *by, ""] if by else []),
+            f"Compiled by {', '.join(sorted(versions))}.",
+            "",
+        ]
+    )
+
+
+def _libraries(row: Record) -> str:
+    return ", ".join(f"{times} x `{name}`" for name, times in row["libraries"].items()) or "none"
