@@ -26,6 +26,7 @@ from speed import ahead
 from speed.ahead import Point
 from speed.records import BENCHMARKS, Record, keep, records
 
+from lmkit.compiler.choice import TPU_OPTIONS
 from lmkit.config.entry import compose
 from lmkit.config.paths import cache_dir
 from lmkit.parallel.devices import setup_cpu
@@ -54,7 +55,7 @@ def points(args: argparse.Namespace) -> list[Point]:
         platform = compose(point.words).hardware.platform
         # only weights that are split have a gather that could be cut up
         alone = platform != "tpu" or not any(axis in point.mesh for axis in ("fsdp", "tensor", "expert"))
-        for options in list(ahead.OPTIONS)[: 1 if alone else None]:
+        for options in list(TPU_OPTIONS)[: 1 if alone else None]:
             found += [point._replace(options=options, code=code) for code in ("lmkit", "maxtext")]
     return found
 

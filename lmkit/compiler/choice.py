@@ -17,7 +17,7 @@ from lmkit.compiler.topology import COUNTABLE
 from lmkit.config.base import ConfigError
 from lmkit.files import write_json
 
-PLAIN, WHOLE = "as the compiler decides", "no collective matmul"
+PLAIN, WHOLE = "as they come", "no collective matmul"
 TPU_OPTIONS: dict[str, dict[str, Any]] = {PLAIN: {}, WHOLE: COUNTABLE}
 
 
@@ -32,8 +32,8 @@ class Fastest(NamedTuple):
     @property
     def words(self) -> str:
         """One line for people; "" where there was no choice."""
-        times = ", ".join(f"{name} {seconds * 1e3:,.1f} ms" for name, seconds in self.seconds.items())
-        return f"compiler options: {self.name}; by its cycles a step takes: {times}" if self.seconds else ""
+        times = ", ".join(f"{seconds * 1e3:,.1f} ms {name}" for name, seconds in self.seconds.items())
+        return f"compiler options: {self.name}; a step by the compiler's cycles: {times}" if self.seconds else ""
 
 
 def compile_fastest(
@@ -48,7 +48,7 @@ def compile_fastest(
             known) the first candidate is taken.
         remembered: a file that holds an earlier choice for this very program; it is written where there is none.
 
-    What does not fit the device is no candidate; raises the compiler's error where none fits.
+    What does not fit the device is no candidate; raises the compiler's last error where none fits.
     """
     known = _read(remembered, candidates)
     if known is not None:
@@ -62,7 +62,7 @@ def compile_fastest(
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            failure = failure or error
+            failure = error
     if not programs:
         assert failure is not None
         raise failure

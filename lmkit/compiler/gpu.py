@@ -34,8 +34,8 @@ def gpu_timeline(
     def price_of(program: Program, lines: dict[str, Instruction], one: Instruction) -> Price | None:
         if one.kind:
             sent = collectives_of(program, lines, one, sizes)
-            alone = sum(map(seconds_of, sent)) + LAUNCH_SEC
-            return Price(alone, NETWORK, num_bytes=sum(c.sent_bytes for c in sent), label=one.kind, launches=1)
+            alone, label = sum(map(seconds_of, sent)) + LAUNCH_SEC, next((c.kind for c in sent), one.kind)
+            return Price(alone, NETWORK, num_bytes=sum(c.sent_bytes for c in sent), label=label, launches=1)
         if one.opcode in _FREE or one.opcode.endswith("-done"):
             return None
         moved = moved_bytes(program, lines, one)

@@ -59,7 +59,7 @@ def tpu_timeline(
         sent = collectives_of(program, lines, one, sizes)
         starts, ends = _chain(program, one)
         if one.kind or sent or ends:
-            moved, label = sum(c.sent_bytes for c in sent), one.kind or next((c.kind for c in sent), "")
+            moved, label = sum(c.sent_bytes for c in sent), next((c.kind for c in sent), one.kind)
             return Price(sum(map(seconds_of, sent)), NETWORK, 0.0, moved, label, starts=starts, ends=ends)
         if one.opcode in _FREE or any(f'custom_call_target="{name}"' in one.text for name in _FREE_CALLS):
             return None

@@ -67,13 +67,15 @@ def show_search(console: Console, found: Search) -> None:
     rows = []
     for one in found.best[:_SHOWN]:
         context, gib = one.estimate.context, f"{one.estimate.memory.peak / _GIB:.2f}"
+        seconds = f"{one.estimate.step.total:.3f}"
         if one.compiled is not None:
             gib += f" ({one.compiled.peak / _GIB:.2f} compiled)"
+            seconds += f" ({one.compiled.timed.timeline.seconds:.3f} compiled)" if one.compiled.timed else ""
         (remat, *_) = {part.remat.name for part in context.experiment.model.towers().values()}
         axes = " x ".join(f"{axis}={n}" for axis, n in context.sizes.items() if n > 1) or "one device"
         micro = str(context.experiment.train.accumulate_steps)
         rows.append((
-            axes, remat, micro, gib, f"{one.estimate.step.total:.3f}", f"{one.estimate.tokens_per_sec:,.0f}",
+            axes, remat, micro, gib, seconds, f"{one.estimate.tokens_per_sec:,.0f}",
             f"{one.estimate.mfu:.1%}", one.estimate.step.bound,
         ))  # fmt: skip
     names = ("mesh", "remat", "micro-batches", "GiB a device", "s a step", "speed, tokens/s", "share, MFU", "bound by")

@@ -69,7 +69,7 @@ def test_a_damaged_memory_is_no_choice(text: str, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_no_candidate() -> None:
     lowered = Lowered(too_large=(PLAIN_TEXT,))
     assert compile_fastest(lowered, OPTIONS, faster_with(PLAIN_TEXT), None).name == "other"
-    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: null"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED: .*flag"):
         compile_fastest(Lowered(too_large=(PLAIN_TEXT, OTHER_TEXT)), OPTIONS, faster_with(""), None)
 
 

@@ -6,9 +6,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from lmkit.compiler.topology import COUNTABLE, hardware_devices
+from lmkit.compiler.choice import TPU_OPTIONS
+from lmkit.compiler.topology import hardware_devices
 from lmkit.config.entry import compose
 from lmkit.core.aot import compile_step
 from lmkit.core.setup import program_bytes
@@ -16,7 +17,6 @@ from lmkit.cost.estimate import Estimate, estimate
 from lmkit.plan.timed import plain_timed, timed_of
 from speed.records import ROOT, Record, newest, stamp
 
-OPTIONS: dict[str, dict[str, Any]] = {"as they come": {}, "no collective matmul": COUNTABLE}
 # MaxText's names of the same models, of the same remat, and of the mesh's axes.
 MAXTEXT = {
     "gpt2_124m": "model_name=gpt3-52k override_model_config=true trainable_position_size=1024 base_emb_dim=768 "
@@ -36,7 +36,7 @@ class Point(NamedTuple):
     mesh: str  # axis=size ...
     remat: str
     keys: str  # further keys of lmkit
-    options: str  # of OPTIONS; a GPU's has the first alone
+    options: str  # of TPU_OPTIONS; a GPU's has the first alone
     code: str = "lmkit"  # or maxtext
 
     @property
@@ -72,7 +72,7 @@ def compile_point(point: Point, out: Path) -> None:
     """Compiles lmkit's step; writes OUT.txt.gz, the text, and OUT.json, the memory. Takes this process for itself."""
     experiment = estimate_of(point).context.experiment
     devices = hardware_devices(experiment.hardware, experiment.mesh.num_slices)
-    _, compiled = compile_step(experiment, devices, OPTIONS[point.options] or None)
+    _, compiled = compile_step(experiment, devices, TPU_OPTIONS[point.options] or None)
     write(out, compiled.as_text() or "", program_bytes(compiled.memory_analysis(), experiment.hardware.platform))
 
 
@@ -96,7 +96,7 @@ def maxtext_words(point: Point, found: Estimate) -> list[str] | None:
     if experiment.hardware.platform != "tpu" or experiment.train.accumulate_steps > 1:
         return None
     devices = found.context.num_devices
-    flags = " ".join(f"--{name}={value}" for name, value in OPTIONS[point.options].items())
+    flags = " ".join(f"--{name}={value}" for name, value in TPU_OPTIONS[point.options].items())
     words = [*MAXTEXT[point.model].split(), f"remat_policy={MAXTEXT_REMAT[point.remat]}", "attention=flash",
              f"max_target_length={experiment.data.seq_len}", f"compile_topology={point.hardware}",
              "internal_compile=true", f"internal_compile_num_devices={devices}",
@@ -143,4 +143,17 @@ def table(found: list[Record]) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     versions = {f"{name} {version}" for row in found for name, version in row["versions"].items()}
-    return "\n".join([*lines, "", f"Compiled by {', '.join(sorted(versions))}.", ""])
+    by = [f"- {row['model']} on {row['hardware']}: {_libraries(row)}" for row in found if row["kernels"]]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *(["Products and attention by library:", "", *by, ""] if by else []),
+            f"Compiled by {', '.join(sorted(versions))}.",
+            "",
+        ]
+    )
+
+
+def _libraries(row: Record) -> str:
+    return ", ".join(f"{times} x `{name}`" for name, times in row["libraries"].items()) or "none"

@@ -32,7 +32,7 @@ def main() -> None:
         return compiled
 
     train_compile.jit_and_compile = keep
-    base = Path(maxtext.__file__).parent / "configs" / "base.yml"
+    base = Path(str(maxtext.__file__)).parent / "configs" / "base.yml"
     app.run(train_compile.main, ["train_compile", str(base), *PLAIN.split(), *sys.argv[2:]])
 
 
