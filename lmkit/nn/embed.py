@@ -1,5 +1,6 @@
 """The way into the residual stream (tables of vectors, positions) and the way out (logits)."""
 
+import math
 from functools import partial
 
 import jax
@@ -10,6 +11,7 @@ from jax import lax
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import Position, TransformerConfig
 from lmkit.config.sections.optim import ParamKind
+from lmkit.nn import forms
 from lmkit.nn.check import check_stream
 from lmkit.nn.dropout import dropout
 from lmkit.nn.norm import stream_norm
@@ -50,7 +52,8 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
 
     The table never moves: the ids of an fsdp group go to each of its devices, which looks up its own columns of its
     own rows; a sum over `tensor` brings each token's rows together, an all-to-all its columns. The gradient of the
-    table takes the same way back, so it, too, is never gathered or reduced whole over fsdp.
+    table takes the same way back, so it, too, is never gathered or reduced whole over fsdp. Columns that are padded in
+    memory are looked up a chunk of the sequence at a time, so that together they take what the stream does.
     """
     axes, seq = split_axes(), seq_dim(ids.shape[1])
     fsdp, split_rows = "fsdp" in axes, dim == "vocab" and "tensor" in axes
@@ -62,19 +65,31 @@ def _sharded_rows(table: jax.Array, ids: jax.Array, dim: str, dtype: jnp.dtype, 
     def look_up(table, ids):
         if fsdp:
             ids = lax.all_gather(ids, "fsdp", axis=0, tiled=True)
-        if split_rows:
-            ids = ids - lax.axis_index("tensor") * table.shape[0]
-            rows = jnp.where(((ids >= 0) & (ids < table.shape[0]))[..., None], table[ids % table.shape[0]], 0.0)
-        else:
-            rows = table[ids]
-        rows = rows.astype(dtype)
-        if scatter:  # first: the all-to-all then moves 1 / tensor of the bytes
-            rows = lax.psum_scatter(rows, "tensor", scatter_dimension=1, tiled=True)
-        elif split_rows:
-            rows = lax.psum(rows, "tensor")
-        return lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True) if fsdp else rows
+        parts = axes["tensor"] if scatter else 1  # of the sequence, each of which gives to every chunk
+        chunks = math.gcd(forms.row_padding(table.shape[1]), ids.shape[1] // parts) if fsdp else 1
+        some = partial(_rows_here, table, dtype=dtype, fsdp=fsdp, split_rows=split_rows, scatter=scatter)
+        if chunks == 1:
+            return some(ids)
+        chunked = jnp.moveaxis(ids.reshape(len(ids), parts, chunks, -1), 2, 0)
+        rows = lax.map(some, chunked.reshape(chunks, len(ids), -1))
+        return jnp.moveaxis(rows, 0, 1).reshape(rows.shape[1], -1, rows.shape[-1])
 
     return look_up(table, ids)
+
+
+def _rows_here(table, ids, *, dtype, fsdp, split_rows, scatter):
+    """The look-up on one device, of its slice of the table and ids [B, T] of its whole group of fsdp."""
+    if split_rows:
+        ids = ids - lax.axis_index("tensor") * table.shape[0]
+        rows = jnp.where(((ids >= 0) & (ids < table.shape[0]))[..., None], table[ids % table.shape[0]], 0.0)
+    else:
+        rows = table[ids]
+    rows = rows.astype(dtype)
+    if scatter:  # first: the all-to-all then moves 1 / tensor of the bytes
+        rows = lax.psum_scatter(rows, "tensor", scatter_dimension=1, tiled=True)
+    elif split_rows:
+        rows = lax.psum(rows, "tensor")
+    return lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=2, tiled=True) if fsdp else rows
 
 
 class StreamInput(nnx.Module):

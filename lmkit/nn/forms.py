@@ -18,6 +18,7 @@ from lmkit.nn.product import contract, cpu_product, cpu_scaled, dot, over_rows, 
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
 
+_LANES = 128  # of a TPU's vectors
 _IN, _OUT, _LEAD = "abc", "xyz", "klm"
 _Precision = lax.Precision | None  # of float32 operands; None: as the platform multiplies by default
 
@@ -144,6 +145,11 @@ def exchangeable(x: jax.Array) -> jax.Array:
     XLA's CPU compiler fails where the pieces are arrays that were joined before and lie in memory in several orders.
     """
     return lax.optimization_barrier(x) if platform() == "cpu" else x
+
+
+def row_padding(columns: int) -> int:
+    """How many times the bytes of rows of so many numbers they take in memory: a TPU pads them to its 128 lanes."""
+    return max(1, _LANES // columns) if platform() == "tpu" else 1
 
 
 def picked(logits_nV: jax.Array, index_n: jax.Array, hit_nV: jax.Array) -> jax.Array:

@@ -76,7 +76,7 @@ def pools(specs: Mapping[str, ParamSpec], sizes: Mapping[str, int]) -> list[Pool
         turned = sides[0] > sides[1]
         (rows, of_rows), (columns, of_columns) = sides[::-1] if turned else sides
         found.setdefault((rows, columns, (of_rows, of_columns)), []).append((path, turned, count))
-    return [Pool(*key, tuple(members)) for key, members in found.items()]
+    return [Pool(rows, columns, axes, tuple(members)) for (rows, columns, axes), members in found.items()]
 
 
 def _axes(entry: Any) -> tuple[str, ...]:
@@ -106,7 +106,7 @@ def scale_by_muon(beta: float, specs: Any) -> optax.GradientTransformation:
     numbers = jax.tree.map(_numbers, specs)
     whole = contrib.scale_by_muon(beta=beta, weight_dimension_numbers=numbers)
 
-    def update(updates: Any, state: contrib.MuonState, params: Any = None) -> tuple[Any, contrib.MuonState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if not split_axes():
             return whole.update(updates, state, params)
         mu = optax.tree.update_moment(updates, state.mu, beta, 1)
@@ -178,4 +178,5 @@ def _newton_schulz(x: jax.Array, coefficients: jax.Array) -> jax.Array:
         beta=0.0, nesterov=False, weight_dimension_numbers=contrib.MuonDimensionNumbers((1,), (2,))
     )
     first = contrib.MuonState(jnp.zeros((), jnp.int32), jnp.zeros_like(x), coefficients)
-    return plain.update(x, first)[0]
+    made: Any = plain.update(x, first)[0]
+    return made

@@ -86,7 +86,8 @@ def in_pipeline() -> bool:
 
 def _is_manual(axis: str) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
-    return (axis, AxisType.Manual) in zip(mesh.axis_names, mesh.axis_types, strict=True)
+    kinds = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return any(name == axis and size > 1 and kind is AxisType.Manual for name, size, kind in kinds)
 
 
 def sums_late(sizes: Mapping[str, int], micro: int) -> bool:
@@ -116,6 +117,8 @@ def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = 
     """
     mesh = jax.sharding.get_abstract_mesh()
     free = {axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind is not AxisType.Manual}
+    if not free:  # each device is alone already
+        return f
     check &= len(free) == len(mesh.axis_names)
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check)
 
@@ -131,9 +134,9 @@ def on_each(axis: str, f: Callable, in_specs: Sequence[Any], out_specs: Any, out
         out_sharding: of the results, over all axes.
     """
     others = tuple(name for name in split_axes() if name != axis)
+    if not others:  # all axes, then: kernels that XLA cannot divide ask that none be left
+        return jax.shard_map(f, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
     options = {"in_specs": tuple(in_specs), "out_specs": out_specs, "axis_names": {axis}, "check_vma": False}
-    if not others:
-        return jax.shard_map(f, **options)
 
     def without(x: jax.Array) -> PartitionSpec:
         kept = (

@@ -46,12 +46,15 @@ def test_accumulated_equals_full_batch(mesh_name: str | None, one_device: list[f
     np.testing.assert_allclose(losses, one_device, rtol=1e-5)
 
 
-def test_accumulated_rows_are_the_batchs_on_each_device_of_data() -> None:
+@pytest.mark.parametrize("mesh", [
+    ["mesh.data=2", "mesh.fsdp=2"], pytest.param(["mesh.data=4"], marks=pytest.mark.slow),
+])  # fmt: skip
+def test_accumulated_rows_are_the_batchs_on_each_device_of_data(mesh: list[str]) -> None:
     """Dropout of a row, and a router's load, hang on the rows of other devices; gradients alone are summed late."""
     words = ["model.dropout=0.2", "model.num_experts=4", "model.balance_loss=0.5", "train.accumulate_steps=2"]
     words += ["model.num_layers=1", "model.embed_dim=32", "model.num_heads=2"]
     one, _, _ = train_steps(tiny_experiment(*words), 3, num_devices=1)
-    many, _, _ = train_steps(tiny_experiment(*words, "mesh.data=2", "mesh.fsdp=2"), 3, num_devices=4)
+    many, _, _ = train_steps(tiny_experiment(*words, *mesh), 3, num_devices=4)
     np.testing.assert_allclose(one, many, rtol=1e-5)
 
 
