@@ -30,6 +30,7 @@ class Words(NamedTuple):
     codec: Codec
     template: ChatTemplate | None
     name: str
+    first: list[int] = []  # noqa: RUF012 (the token that a text begins with, where the tokenizer's files name one)
 
 
 class HarnessModel(TemplateLM):
@@ -64,7 +65,7 @@ class HarnessModel(TemplateLM):
     def prefix_token_id(self) -> int:
         """What a text begins with, where it has no context."""
         codec = self.words.codec
-        first = [*self._begin[:1], *codec.start_ids[:1], *codec.end_ids[:1]]
+        first = [*self._begin[:1], *self.words.first, *codec.start_ids[:1], *codec.end_ids[:1]]
         if not first:
             raise ConfigError("the tokenizer has neither a start nor an end token: nothing can stand before a text")
         return first[0]

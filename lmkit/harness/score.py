@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from lmkit.compiler.programs import jit
 from lmkit.config.arithmetic.mesh import batch_shards
+from lmkit.data.loader import array_sharding
 from lmkit.objectives.scores import token_scores
 from lmkit.parallel.devices import platform_of
 from lmkit.parallel.rules import WHOLE, current_spec, reshard, sharding_of
@@ -153,10 +154,12 @@ class PackedScorer:
                 place_Rq[number, here] = np.arange(len(inputs) - len(targets), len(inputs))
                 target_Rq[number, here] = targets
                 first = here.stop
-        return tuple(self._put(x) for x in (tokens_RT, place_Rq, target_Rq))  # type: ignore[return-value]
+        rows = sharding_of(("batch", None), self.mesh)
+        tokens = self._put(tokens_RT, array_sharding("inputs", tokens_RT.shape, self.mesh))
+        return tokens, self._put(place_Rq, rows), self._put(target_Rq, rows)
 
-    def _put(self, value: np.ndarray) -> jax.Array:
-        sharding = sharding_of(("batch", None), self.mesh)
+    @staticmethod
+    def _put(value: np.ndarray, sharding: Any) -> jax.Array:
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     def _score(self, params: Any, tokens_RT: jax.Array, place_Rq: jax.Array, target_Rq: jax.Array) -> Any:

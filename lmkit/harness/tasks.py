@@ -91,16 +91,13 @@ def check_harness(config: Any, where: str) -> None:
 def make_model(model: SavedModel, tokenizer: TokenizerConfig, config: EvaluateConfig, mesh: Any) -> Any:
     """The HarnessModel of a saved model. Raises ConfigError for a model without that head, or without a template."""
     module = importlib.import_module("lmkit.harness.model")
-    template = None
-    if config.chat:
-        if model.source.form is Form.gguf:
-            settings = tokenizer
-        else:
-            settings = start_tokenizer(TokenizerConfig(kind=TokenizerKind.init), str(model.source.home))
-        template = load_chat_template(settings)
-        if template is None:
-            raise ConfigError(f"evaluate.chat=true: {model.source.path} has no chat template; leave it out")
-    words = module.Words(model.codec(tokenizer), template, str(model.source.path))
+    codec, settings, template = model.codec(tokenizer), tokenizer, None
+    if model.source.form is not Form.gguf and (model.source.home / "tokenizer.json").is_file():
+        settings = start_tokenizer(TokenizerConfig(kind=TokenizerKind.init), str(model.source.home))
+    if config.chat and (template := load_chat_template(settings)) is None:
+        raise ConfigError(f"evaluate.chat=true: {model.source.path} has no chat template; leave it out")
+    first = codec.bare(settings.start_token or settings.end_token) if model.source.form is Form.folder else []
+    words = module.Words(codec, template, str(model.source.path), first if len(first) == 1 else [])
     merge, params = model.for_inference(mesh)
     sizes = {"max_len": config.max_len, "batch_size": config.batch_size}
     return module.HarnessModel(merge, model.config, params, mesh, words, **sizes)

@@ -55,8 +55,8 @@ def write_tasks(folder: Path, count: int = 24, words: int = 12) -> Path:
     with (folder / "pick.jsonl").open("w") as pick, (folder / "write.jsonl").open("w") as write:
         for number in range(count):
             text, answer = question(rng, words), number % 4
-            choices = [" " + question(rng, 1 + number % 3) for _ in range(4)]
+            choices = [question(rng, 1 + number % 3) for _ in range(4)]
             row = {"question": text, "choices": choices, "answer": answer, "category": "ab"[number % 2]}
             pick.write(json.dumps(row) + "\n")
-            write.write(json.dumps({"question": text, "answer": choices[answer].strip()}) + "\n")
+            write.write(json.dumps({"question": text, "answer": choices[answer]}) + "\n")
     return folder
