@@ -12,7 +12,7 @@ from helpers import MESHES, params_of, rotated
 from lmkit.config.entry import compose
 from lmkit.config.sections.families import EncDecConfig, GPTConfig
 from lmkit.config.sections.model import Position
-from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling
+from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, Stamps
 from lmkit.decode.loop import NOTHING
 from lmkit.models import build_model
 from lmkit.nn.param import param_specs
@@ -24,6 +24,7 @@ GPT = GPTConfig(**TEXT, num_kv_heads=2, sliding_window=6, global_every=2)
 ENCDEC = EncDecConfig(**TEXT, position=Position.relative)
 PROMPTS = [[5, 9, 11], [3], [60, 2, 2, 8, 30, 31, 32, 33, 34]]
 SAMPLING = Sampling(temperature=0.9, top_k=40, top_p=0.95, min_p=0.01, repetition_penalty=1.1)
+STAMPS = Stamps(first=50, end=13, plain=49, latest=3)
 NEW = 10
 
 
@@ -82,12 +83,13 @@ def test_the_same_tokens_on_eight_devices(config: Any, mesh_name: str) -> None:
     """Drawn ones with ends and every filter; three rows for two or eight groups of devices."""
     subject, mesh = Subject(config), build_mesh(compose(["run.name=x", "model.num_heads=4", *MESHES[mesh_name]]).mesh)
     settings: dict[str, Any] = {"max_new_tokens": NEW, "seed": 3}
-    drawn = subject.decoder(SAMPLING, end_ids=[7, 13]).generate(subject.params, subject.prompts, **settings)
-    sharded = subject.decoder(SAMPLING, end_ids=[7, 13], mesh=mesh).generate(
-        subject.on(mesh), subject.prompts, **settings
-    )
+    more: dict[str, Any] = {"end_ids": [7, 13], "stamps": STAMPS if config is GPT else None}
+    drawn = subject.decoder(SAMPLING, **more).generate(subject.params, subject.prompts, **settings)
+    sharded = subject.decoder(SAMPLING, **more, mesh=mesh).generate(subject.on(mesh), subject.prompts, **settings)
     assert sharded == drawn
     assert any(drawn)
+    if config is GPT:
+        assert all(STAMPS.first <= row[0] <= STAMPS.first + 3 for row in drawn)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_the_same_beams_on_eight_devices(config: Any, mesh_name: str) -> None:
     subject, mesh = Subject(config), build_mesh(compose(["run.name=x", "model.num_heads=4", *MESHES[mesh_name]]).mesh)
     found = []
     for one, params in ((None, subject.params), (mesh, subject.on(mesh))):
-        decoder = subject.decoder(Sampling(repetition_penalty=1.2), end_ids=[7, 13], mesh=one)
+        decoder = subject.decoder(Sampling(repetition_penalty=1.2), end_ids=[7, 13], stamps=STAMPS, mesh=one)
         rows = BeamSearch(decoder, 3).search(params, subject.prompts, max_new_tokens=6)
         found.append([[tokens for tokens, _ in row] for row in rows])
     assert found[0] == found[1]
@@ -115,6 +117,8 @@ def test_seeds_rows_and_neighbours() -> None:
     assert together == make(PROMPTS, 7)
     assert together != make(PROMPTS, 8)
     assert make(PROMPTS[2:], 7, first_row=2) == together[2:]
+    named = Prompts([*PROMPTS[2:], PROMPTS[0]], names=[2, 0])
+    assert decoder.generate(subject.params, named, max_new_tokens=NEW, seed=7) == [together[2], together[0]]
     same = make([PROMPTS[0]] * 3, 7)
     assert len({tuple(row) for row in same}) == 3
 

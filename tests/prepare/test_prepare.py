@@ -72,6 +72,12 @@ def test_text_to_be_cleaned_is_cleaned_first(corpus: Path, tmp_path: Path, capsy
     assert verb("prepare", *words) == 0
     (store,) = prepare_task(compose(words), never).batches.stores.values()  # type: ignore[attr-defined]
     assert sum(store.meta["splits"][split]["documents"] for split in store.meta["splits"]) == 60
+    out = f"prepare.out={tmp_path / 'cleaned'}"
+    assert verb("prepare", *words, out) == 0
+    assert verb("train", *words, out, "data.clean.normalise=true", f"run.dir={tmp_path / 'run'}") == 2
+    assert "was made with data.clean.normalise=False, now it is True: run python -m lmkit.prepare with another" in (
+        capsys.readouterr().err
+    )
     assert verb("train", *words, "data.weight_key=w", f"run.dir={tmp_path / 'run'}") == 2
     assert "data.weight_key=w with data.clean" in capsys.readouterr().err
 

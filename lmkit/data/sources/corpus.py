@@ -5,13 +5,14 @@ from pathlib import Path
 
 from lmkit.config.base import ConfigError
 from lmkit.config.documents import read_document
-from lmkit.config.experiment import to_plain
+from lmkit.config.experiment import differing, to_plain
 from lmkit.config.sections.clean import CleanConfig
 from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.data.cache import open_cache, place_of
 from lmkit.data.sources.listing import expand, matching
 from lmkit.data.sources.text import TEXT_SUFFIXES, TextSource, build_sources
+from lmkit.redact import redact
 
 FORMAT = 1
 _TASK_BYTES, _MOST_TASKS = 4 << 20, 1000  # of 4 MB the slowest filters take half a minute
@@ -52,7 +53,7 @@ def corpora(data: DataConfig, how: PrepareConfig) -> dict[str, Path]:
 def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]:
     """The texts of the mixture as they are tokenised: the cleaned ones, where they are to be cleaned.
 
-    Raises ConfigError where that has not been done yet, or nothing of a part is left.
+    Raises ConfigError where that has not been done yet, was done otherwise, or nothing of a part is left.
     """
     sources = build_sources(data)
     if not data.clean.active:
@@ -64,7 +65,14 @@ def clean_sources(data: DataConfig, how: PrepareConfig) -> dict[str, TextSource]
                 f"data.clean: the text of {name!r} has not been cleaned yet: run python -m lmkit.prepare with the same "
                 f"words"
             )
-        if not read_document(folder / "card.json")["documents"]["kept"]:
+        card = read_document(folder / "card.json")
+        if rows := differing(card.get("data.clean"), redact(to_plain(data.clean)), "data.clean."):
+            key, old, new = rows[0]
+            raise ConfigError(
+                f"prepare.out={folder} was made with {key}={old}, now it is {new}: run python -m lmkit.prepare with "
+                f"another prepare.out="
+            )
+        if not card["documents"]["kept"]:
             raise ConfigError(
                 f"data.clean: nothing of the text of {name!r} is left (see {folder / 'report.html'}): leave it out, or "
                 f"clean less"

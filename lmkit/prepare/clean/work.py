@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lmkit.config.base import ConfigError
+from lmkit.config.documents import read_document
 from lmkit.config.experiment import differing
 from lmkit.console import console
 from lmkit.files import lock_file, write_json
@@ -31,7 +32,7 @@ def claimed(out: Path, made_from: dict[str, Any]) -> Iterator[Path]:
             _lock(lock, out)
             with contextlib.suppress(FileNotFoundError):  # the one before has cleared the folder up
                 if (work / "lock").stat().st_ino == os.fstat(lock.fileno()).st_ino:
-                    check_same(work / "made_from.json", made_from, out)
+                    check_same(work / "made_from.json", out / "card.json", redact(made_from), out)
                     yield work
                     return
 
@@ -48,12 +49,20 @@ def _lock(file: IO[str], out: Path) -> None:
         )
 
 
-def check_same(note: Path, made_from: dict[str, Any], out: Path) -> None:
-    """Writes the note, or compares it. Raises ConfigError where a folder was begun with something else."""
-    made_from = redact(made_from)
-    if not note.exists():
+def check_same(note: Path, card: Path, made_from: dict[str, Any], out: Path) -> None:
+    """Writes the note, or compares it, or the card of a finished folder, which says more than that.
+
+    Raises ConfigError where a folder was begun with something else.
+    """
+    if card.is_file():
+        found = read_document(card)
+        begun = {key: found[key] for key in (*made_from, "earlier") if key in found}
+    elif note.exists():
+        begun = json.loads(note.read_text())
+    else:
         write_json(note, made_from)
-    elif rows := differing(json.loads(note.read_text()), made_from):
+        return
+    if rows := differing(begun, made_from):
         name, old, new = rows[0]
         raise ConfigError(
             f"{out} was begun with {name}={old}, now it is {new}: set prepare.out= to another, or delete it"

@@ -177,6 +177,21 @@ def test_a_folder_that_was_begun_otherwise_is_refused(tmp_path: Path) -> None:
         clean(source, CleanConfig(normalise=True, exact=True), PrepareConfig(workers=1), out)
 
 
+def test_a_finished_corpus_of_other_settings_is_not_taken_for_this_one(tmp_path: Path) -> None:
+    """Before, prepare.out with a corpus in it was used as it was, whatever was asked for."""
+    source, out, how = small(tmp_path / "texts"), tmp_path / "out", PrepareConfig(workers=1)
+    clean(source, CleanConfig(normalise=True), how, out)
+    clean(source, CleanConfig(normalise=True), how, out)
+    with pytest.raises(ConfigError, match=r"was begun with data.clean.exact=False, now it is True: set prepare.out="):
+        clean(source, CleanConfig(normalise=True, exact=True), how, out)
+    clean(small(tmp_path / "first"), CleanConfig(normalise=True), how, tmp_path / "a")
+    clean(source, CleanConfig(normalise=True), how, out, earlier={"a": tmp_path / "a"})  # compares nothing
+    both = CleanConfig(exact=True)
+    clean(source, both, how, tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"was begun with earlier=\(absent\), now it is {'a': "):
+        clean(source, both, how, tmp_path / "b", earlier={"a": tmp_path / "a"})
+
+
 @pytest.mark.parametrize("settings", [{"exact": True}, {"near": 0.7}, {"exact": True, "near": 0.9, "near_ngram": 3}])
 def test_each_way_of_finding_duplicates_alone(settings: dict[str, Any], tmp_path: Path) -> None:
     texts = [sentences(random.Random(n), 120) for n in range(6)]
