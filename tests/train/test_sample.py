@@ -19,17 +19,19 @@ from lmkit.train.sample import make_sampler
 
 
 def test_a_token_gathers_no_parameters_and_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = tiny_experiment("mesh.data=1", "mesh.fsdp=4", "model.vocab_size=264", "model.num_layers=1")
-    mesh = build_mesh(experiment.mesh, jax.devices()[:4])
+    experiment = tiny_experiment("mesh.data=1", "mesh.fsdp=2", "model.vocab_size=264", "model.num_layers=1")
+    mesh = build_mesh(experiment.mesh, jax.devices()[:2])
     blueprint = make_blueprint(experiment.model, experiment.optim, 10, mesh)
     state = init_state(blueprint, 0)
     sent, stream = [], Decoder.stream
 
     def spy(self: Any, params: Any, prompts: Prompts, **options: Any) -> Any:
         with self.on_mesh():
-            _, going = self._prefill(params, self.put(prompts, 8), jax.random.key(0), length=64)
-            text = self._step.lower(params, going, jax.random.key(0)).compile().as_text()
-        over_fsdp = [one for one in collectives(text, dict(self.mesh.shape)) if {"fsdp", "data"} & {*one.axes}]
+            _, going = self._prefill(params, self.put(prompts, 8), jax.random.key(0), length=24)
+            self._step = self._step.lower(params, going, jax.random.key(0)).compile()
+        over_fsdp = [
+            one for one in collectives(self._step.as_text(), dict(self.mesh.shape)) if {"fsdp", "data"} & {*one.axes}
+        ]
         sent.append(sum(one.step_bytes for one in over_fsdp))
         return stream(self, params, prompts, **options)
 
@@ -41,7 +43,7 @@ def test_a_token_gathers_no_parameters_and_is_the_same(monkeypatch: pytest.Monke
             for copy in (False, True)
         )
     assert split == whole
-    assert sent[0] > 0.5 * 4 * blueprint.num_params * 3 / 4  # what three others have
+    assert sent[0] > 0.5 * 4 * blueprint.num_params / 2  # what the other has
     assert sent[1] < 1000  # the token that each row says
 
 
