@@ -106,8 +106,9 @@ def maxtext_words(point: Point, found: Estimate) -> list[str] | None:
 
 
 def compile_maxtext(python: str, words: list[str], out: Path) -> None:
-    """By a Python that has it."""
-    subprocess.run([python, str(ROOT / "tools" / "speed" / "maxtext_step.py"), str(out), *words], check=True)
+    """By a Python that has it; what MaxText leaves behind is left beside the texts."""
+    script = str(ROOT / "tools" / "speed" / "maxtext_step.py")
+    subprocess.run([python, script, str(out.absolute()), *words], check=True, cwd=out.parent)
 
 
 def read(point: Point, out: Path, versions: dict[str, str]) -> Record:
