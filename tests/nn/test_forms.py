@@ -90,7 +90,7 @@ def test_the_losss_gradient_is_added_as_it_is_made_on_a_tpu(monkeypatch: pytest.
     """Transposed behind a barrier, as a CPU likes it, the head's gradient was there twice more."""
     pytest.importorskip("libtpu", reason="LOUD: libtpu is not installed (pip install 'lmkit[tpu]')")
     device = jax.sharding.SingleDeviceSharding(topology_devices("v5e:2x2")[0])
-    width, vocab, tokens = 512, 8192, 2048
+    width, vocab, tokens = 1024, 16384, 4096
     shapes = [
         jax.ShapeDtypeStruct(shape, dtype, sharding=device)
         for shape, dtype in (((1, tokens, width), jnp.bfloat16), ((vocab, width), jnp.float32),
@@ -98,13 +98,11 @@ def test_the_losss_gradient_is_added_as_it_is_made_on_a_tpu(monkeypatch: pytest.
     ]  # fmt: skip
 
     def loss(hidden, head, targets, weights):
-        return cross_entropy(hidden, head, targets, weights, chunk_tokens=256)[0]
-
-    def temporaries() -> int:
-        return jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+        return cross_entropy(hidden, head, targets, weights, chunk_tokens=1024)[0]
 
     monkeypatch.setattr(forms, "platform", lambda: "tpu")
-    assert temporaries() < 1.5 * vocab * width * 4
+    compiled = jax.jit(jax.grad(loss, (0, 1))).lower(*shapes).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * vocab * width * 4  # the sum is the result itself
 
 
 @pytest.mark.parametrize(("hardware", "package", "extra"), [
