@@ -24,7 +24,14 @@ THIRDS = (("newer_python", "compilers"), ("parity",), ("engines",))  # a section
 TOUCHES = {
     "parity": ("lmkit/interop/", "lmkit/models/"),
     "engines": ("lmkit/prepare/", "lmkit/launch/", "lmkit/data/sources/"),
-    "compilers": ("lmkit/compiler/", "lmkit/plan/", "lmkit/cost/"),
+    "compilers": (
+        "lmkit/compiler/",
+        "lmkit/plan/",
+        "lmkit/cost/",
+        "lmkit/core/step.py",
+        "lmkit/optim/muon.py",
+        "lmkit/nn/forms.py",
+    ),
 }
 
 

@@ -25,16 +25,18 @@ def times_of(
     hardware: HardwareConfig, mesh: MeshConfig, sizes: dict[str, int], sides: Sequence[int], least: Sequence[Least],
     share: float,
 ) -> list[Sent]:  # fmt: skip
-    """The time of what must be sent, by axes, largest first; over several axes at the pace of the slowest.
+    """The time of what must be sent, by axes, and whether it overlaps, largest first; over several axes at the pace of
+    the slowest.
 
     `share`: of a network's bandwidth that is reached.
     """
-    sums: dict[tuple[str, ...], float] = {}
+    sums: dict[tuple[tuple[str, ...], bool], float] = {}
     for row in least:
-        sums[row.axes] = sums.get(row.axes, 0.0) + row.sent_bytes
+        key = row.axes, not row.after and all(axis in OVERLAPPED for axis in row.axes)
+        sums[key] = sums.get(key, 0.0) + row.sent_bytes
     found = []
-    for axes, sent in sums.items():
+    for (axes, overlapped), sent in sums.items():
         network = slowest_network(hardware, mesh, sizes, sides, axes)
         seconds = sent / (network.bytes_per_sec * share) if network.bytes_per_sec else 0.0
-        found.append(Sent(axes, network, sent, seconds, all(axis in OVERLAPPED for axis in axes)))
+        found.append(Sent(axes, network, sent, seconds, overlapped))
     return sorted(found, key=lambda one: -one.seconds)

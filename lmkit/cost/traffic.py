@@ -53,6 +53,7 @@ class Least(NamedTuple):
     kind: str  # as in parallel.collectives
     sent_bytes: float  # by a device in a step
     why: str
+    after: bool = False  # the backward pass: no product is left to run beside it
 
 
 def least_traffic(experiment: Experiment, blueprint: Blueprint) -> list[Least]:
@@ -117,13 +118,13 @@ def _summed(
 ) -> Iterator[Least]:
     """All-reduces over these axes: of `size` bytes in each micro-batch, or over data of `last` after all of them."""
     late = sums_late(sizes, micro)
-    for group, times, one in (
-        (tuple(axis for axis in axes if not (late and axis == DATA)), micro, size),
-        (tuple(axis for axis in axes if late and axis == DATA), 1, last),
+    for group, times, one, after in (
+        (tuple(axis for axis in axes if not (late and axis == DATA)), micro, size, False),
+        (tuple(axis for axis in axes if late and axis == DATA), 1, last, True),
     ):
         number = math.prod(sizes[axis] for axis in group)
         if number > 1:
-            yield Least(group, "all-reduce", 2 * times * one * (number - 1) / number, why)
+            yield Least(group, "all-reduce", 2 * times * one * (number - 1) / number, why, after)
 
 
 def _passes(experiment: Experiment, spec: ParamSpec) -> int:
@@ -143,9 +144,10 @@ def _of_update(experiment: Experiment, blueprint: Blueprint) -> Iterator[Least]:
         for step in steps:
             sent = step.count * one * (step.size - 1)
             if step.alone:
-                yield Least((step.axis,), "all-gather", sent, "Muon: matrices put together")
+                yield Least((step.axis,), "all-gather", sent, "Muon: matrices put together", after=True)
             else:
-                yield Least((step.axis,), "all-to-all", 2 * sent / step.size, "Muon: matrices dealt out and back")
+                why = "Muon: matrices dealt out and back"
+                yield Least((step.axis,), "all-to-all", 2 * sent / step.size, why, after=True)
             one *= step.size
 
 

@@ -218,6 +218,18 @@ def test_on_a_cpu_nothing_runs_beside_anything() -> None:
     assert step.total == pytest.approx(step.compute + step.memory + step.overlapped + step.waited + 0.2)
 
 
+def test_what_is_sent_after_the_backward_pass_is_waited_for() -> None:
+    """With micro-batches what is reduced over data, and Muon's matrices, run beside nothing."""
+    words = ["hardware=h100_64", "mesh.data=8", "mesh.fsdp=8"]
+    step = planned("llama3_8b", *words).step
+    assert step.waited == 0
+    late = planned("llama3_8b", *words, "train.accumulate_steps=4").step
+    over_data = [one for one in late.sent if one.axes == ("data",)]
+    assert [one.overlapped for one in over_data] == [False]
+    assert late.waited == pytest.approx(sum(one.seconds for one in over_data))
+    assert planned("llama3_8b", *words, "optim=muon").step.waited > 0
+
+
 def test_muons_own_products_are_counted() -> None:
     """By hand: q, k, v, the result are 192 x 192, the MLP is 192 x 768 twice; five iterations; four layers."""
     found = planned("gpt_small", "hardware=cpu_1")
