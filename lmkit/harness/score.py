@@ -154,9 +154,9 @@ class PackedScorer:
                 place_Rq[number, here] = np.arange(len(inputs) - len(targets), len(inputs))
                 target_Rq[number, here] = targets
                 first = here.stop
-        rows = sharding_of(("batch", None), self.mesh)
+        by_row = sharding_of(("batch", None), self.mesh)
         tokens = self._put(tokens_RT, array_sharding("inputs", tokens_RT.shape, self.mesh))
-        return tokens, self._put(place_Rq, rows), self._put(target_Rq, rows)
+        return tokens, self._put(place_Rq, by_row), self._put(target_Rq, by_row)
 
     @staticmethod
     def _put(value: np.ndarray, sharding: Any) -> jax.Array:
