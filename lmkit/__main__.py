@@ -9,7 +9,7 @@ VERBS = {
     "plan.scaling": "the scaling law that finished runs follow, and what it says of larger ones",
     "train": "train a model; prepares its data when that is missing",
     "verify": "the same step on one device and on a mesh must give the same numbers",
-    "evaluate": "what a model is worth: its run's own figures or lm-eval's tasks, with intervals and every answer kept",
+    "evaluate": "figures of a model: its run's own or lm-eval's tasks, with intervals, every answer kept",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
     "show": "what a row of a step holds: its text, by documents",

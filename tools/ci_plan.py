@@ -19,10 +19,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "tools" / "test_all.json"
-THIRDS = (("newer_python", "compilers"), ("parity",), ("engines",))  # a section is a function of .ci/run
+THIRDS = (("newer_python", "compilers"), ("parity", "evals"), ("engines",))  # a section is a function of .ci/run
 # Folders whose change runs a section at once, whoever's turn it is.
 TOUCHES = {
     "parity": ("lmkit/interop/", "lmkit/models/"),
+    "evals": ("lmkit/harness/", "lmkit/evaluate/"),
     "engines": ("lmkit/prepare/", "lmkit/launch/", "lmkit/data/sources/"),
     "compilers": (
         "lmkit/compiler/",

@@ -35,7 +35,8 @@ class Need(NamedTuple):
 
 
 _NEEDS = {
-    "train": [Need("eval_texts eval_beams", "objective.kind", "seq2seq")],
+    "train": [Need("eval_texts eval_beams", "objective.kind", "seq2seq"),
+              Need("eval_tasks", "model", "gpt"), Need("eval_limit", "eval_tasks", SET)],
     "data": [
         Need("paths", "mixture", UNSET),
         Need("paths", "source", "text_files records image_folder idx tree warc hf audio_folder store"),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from lmkit import hosts
+from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment, to_plain
 from lmkit.console import console, duration
 from lmkit.core.environment import environment, versions
@@ -39,6 +40,12 @@ def evaluate(experiment: Experiment) -> int:
         plain = to_plain(experiment)
         del plain["hosts"]
         hosts.agree("the experiment", plain | {"versions": versions()})
+        if config.include and not config.tasks:
+            raise ConfigError(f"evaluate.include={config.include} without evaluate.tasks: set evaluate.tasks=[...]")
+        if config.compare and experiment.init_from:
+            raise ConfigError(
+                f"evaluate.compare={config.compare} with init_from={experiment.init_from}: give one of them"
+            )
         tasks = load_tasks(config, config.tasks) if config.tasks else None
         models = [open_model(place) for place in config.compare or [experiment.init_from]]
         for model in models if tasks is not None else ():

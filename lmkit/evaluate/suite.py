@@ -9,7 +9,7 @@ from lmkit.config.experiment import Experiment
 from lmkit.evaluate.contamination import Found, find_items
 from lmkit.evaluate.perturb import Changed, perturb_tasks
 from lmkit.harness.items import Item, items_of
-from lmkit.harness.tasks import Tasks, make_model, run_tasks
+from lmkit.harness.tasks import Tasks, figures_of, make_model, run_tasks
 from lmkit.metrics.bootstrap import Figure
 from lmkit.parallel.mesh import build_mesh
 from lmkit.weights import SavedModel
@@ -28,8 +28,9 @@ class Suite(NamedTuple):
     found: dict[str, Found]  # items of each task that are in evaluate.against
 
     def figures(self) -> dict[str, dict[str, Figure]]:
-        """lm-eval's figures by task and metric; of a filter that is not `none` with its name."""
-        return {task: _figures(row) for task, row in self.results["results"].items()}
+        """lm-eval's figures by task and metric."""
+        every = figures_of(self.results)
+        return {task: {name: Figure(*one) for name, one in row.items()} for task, row in every.items()}
 
 
 def run_suite(experiment: Experiment, model: SavedModel, tasks: Tasks) -> Suite:
@@ -59,15 +60,3 @@ def notes_of(suite: Suite) -> list[str]:
         short = f"; {one.short:,} too short to tell" if one.short else ""
         notes.append(f"{task}: {len(one.found):,} of {one.total:,} items are in evaluate.against{short}")
     return notes
-
-
-def _figures(row: Json) -> dict[str, Figure]:
-    found = {}
-    for key, value in row.items():
-        metric, comma, filter_name = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        error = row.get(f"{metric}_stderr,{filter_name}")
-        name = metric if filter_name == "none" else f"{metric} ({filter_name})"
-        found[name] = Figure(float(value), float(error) if isinstance(error, int | float) else float("nan"))
-    return found

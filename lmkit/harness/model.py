@@ -41,16 +41,17 @@ class HarnessModel(TemplateLM):
         config: the model's.
         max_len: tokens that a request may have; what is longer loses its beginning, and is counted in `truncated`.
         batch_size: requests on the devices at a time; 0 = as many as keep them busy.
+        progress: from what is done to what is told of it.
     """
 
     def __init__(
         self, merge: Callable[[Any], Any], config: Any, params: Any, mesh: Mesh, words: Words, *,
-        max_len: int = 0, batch_size: int = 0,
+        max_len: int = 0, batch_size: int = 0, progress: Callable[[str], Callable[[int, int], None]] = Progress,
     ):  # fmt: skip
         super().__init__()
         self.config, self.params, self.mesh, self.words = config, params, mesh, words
         self.max_length = min(max_len or config.max_seq_len, config.max_seq_len)
-        self.batch_size, self._merge = batch_size, merge
+        self.batch_size, self._merge, self._progress = batch_size, merge, progress
         self._scorer = PackedScorer(merge, mesh, max_len=self.max_length, batch_size=batch_size)
         self._decoders: dict[Sampling, Decoder] = {}
         self._begin = words.codec.encode("")
@@ -100,7 +101,7 @@ class HarnessModel(TemplateLM):
     def _loglikelihood_tokens(self, requests: list, disable_tqdm: bool = False, **_: Any) -> list[tuple[float, bool]]:
         """(log-likelihood, greedy) of each (texts, context ids, continuation ids)."""
         items = [self._item(context, continuation) for _, context, continuation in requests]
-        scores = self._scorer.score(self.params, items, Progress("scoring"))
+        scores = self._scorer.score(self.params, items, self._progress("scoring"))
         return [(one.log_likelihood, one.greedy) for one in scores]
 
     def _item(self, context: Sequence[int], continuation: Sequence[int]) -> Item:
@@ -119,12 +120,12 @@ class HarnessModel(TemplateLM):
             some = [self._item(*make_disjoint_window(window)) for window in windows]
             items += some
             counts.append(len(some))
-        scores = iter(self._scorer.score(self.params, items, Progress("scoring")))
+        scores = iter(self._scorer.score(self.params, items, self._progress("scoring")))
         return [sum(next(scores).log_likelihood for _ in range(count)) for count in counts]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """What the model writes after each context, up to a stop string, its end token or the most tokens."""
-        found, tell = [""] * len(requests), Progress("writing")
+        found, tell = [""] * len(requests), self._progress("writing")
         groups: dict[tuple, list[tuple[int, list[int]]]] = {}
         for number, request in enumerate(requests):
             context, given = request.args

@@ -54,10 +54,10 @@ class _Row(NamedTuple):
 
 
 def slot_length(length: int, most: int) -> int:
-    """The slot of so many tokens: 16, 24, 32, 48, 64, ..., each half again or a third more than the one before."""
+    """The slot of so many tokens: 16, 32, 48, 64, 96, 128, ..., each half again or a third more than the one before."""
     size = _LEAST_SLOT
     while size < length:
-        size = size // 2 * 3 if size & (size - 1) == 0 else size // 3 * 4
+        size = size // 3 * 4 if size % 3 == 0 else size * 2 if size == _LEAST_SLOT else size // 2 * 3
     return min(size, most)
 
 
@@ -154,9 +154,9 @@ class PackedScorer:
                 place_Rq[number, here] = np.arange(len(inputs) - len(targets), len(inputs))
                 target_Rq[number, here] = targets
                 first = here.stop
-        rows = sharding_of(("batch", None), self.mesh)
+        by_row = sharding_of(("batch", None), self.mesh)
         tokens = self._put(tokens_RT, array_sharding("inputs", tokens_RT.shape, self.mesh))
-        return tokens, self._put(place_Rq, rows), self._put(target_Rq, rows)
+        return tokens, self._put(place_Rq, by_row), self._put(target_Rq, by_row)
 
     @staticmethod
     def _put(value: np.ndarray, sharding: Any) -> jax.Array:

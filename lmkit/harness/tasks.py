@@ -17,7 +17,8 @@ from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.environment import environment
 from lmkit.data.tokens.chat import load_chat_template
-from lmkit.weights import Form, SavedModel, start_tokenizer
+from lmkit.data.tokens.tokenizer import Tokenizer
+from lmkit.weights import Form, SavedModel, codec_of, start_tokenizer
 
 Json = dict[str, Any]
 
@@ -29,8 +30,8 @@ class Tasks(NamedTuple):
     asked: list[Any]
 
 
-def load_tasks(config: EvaluateConfig, names: list[str]) -> Tasks:
-    """The tasks and groups of these names, with their data.
+def load_tasks(config: EvaluateConfig, names: list[str], key: str = "evaluate.tasks") -> Tasks:
+    """The tasks and groups of these names, with their data; `key` is what named them.
 
     Raises ConfigError where lm-eval is not installed, a name is unknown, or a task's data are not to be had.
     """
@@ -44,7 +45,7 @@ def load_tasks(config: EvaluateConfig, names: list[str]) -> Tasks:
     for name in names:
         if name not in manager.all_tasks:
             raise ConfigError(
-                f"evaluate.tasks: no task {name!r}.{nearest(name, manager.all_tasks)} lm-eval has "
+                f"{key}: no task {name!r}.{nearest(name, manager.all_tasks)} lm-eval has "
                 f"{len(manager.all_tasks):,}" + ("" if include else "; evaluate.include= adds a folder of your own")
             )
     tasks = Tasks({}, [])
@@ -56,11 +57,9 @@ def load_tasks(config: EvaluateConfig, names: list[str]) -> Tasks:
             except Exception as error:  # of data sets, in as many kinds as there are loaders
                 reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
                 way = "give it local data_files" + ("" if config.download else ", or set evaluate.download=true")
-                raise ConfigError(
-                    f"evaluate.tasks: the data of {name!r} are not to be had ({reason}): {way}"
-                ) from error
+                raise ConfigError(f"{key}: the data of {name!r} are not to be had ({reason}): {way}") from error
             if empty:
-                raise ConfigError(f"evaluate.tasks: {empty[0]!r} has an empty split: give it items")
+                raise ConfigError(f"{key}: {empty[0]!r} has an empty split: give it items")
             tasks.each.update(one["tasks"])
             tasks.asked.extend([one["groups"][name]] if name in one["groups"] else one["tasks"].values())
     return tasks
@@ -69,7 +68,7 @@ def load_tasks(config: EvaluateConfig, names: list[str]) -> Tasks:
 def _lm_eval(*, download: bool) -> type:
     """Its TaskManager, quiet, and cut off from the hub unless it may download."""
     if importlib.util.find_spec("lm_eval") is None:
-        raise ConfigError("evaluate.tasks needs lm-eval: pip install 'lmkit[evals]'")
+        raise ConfigError("tasks of lm-eval need its package: pip install 'lmkit[evals]'")
     offline = "0" if download else "1"
     os.environ.update(HF_HUB_OFFLINE=offline, HF_DATASETS_OFFLINE=offline, TQDM_DISABLE="1")
     for module, name in (("huggingface_hub.constants", "HF_HUB_OFFLINE"), ("datasets.config", "HF_HUB_OFFLINE")):
@@ -128,3 +127,24 @@ def _one_process() -> Iterator[None]:
     finally:
         if rank is not None:
             os.environ["LOCAL_RANK"] = rank
+
+
+def live_model(merge: Any, config: Any, mesh: Any, tokenizer: Tokenizer, max_len: int) -> Any:
+    """The HarnessModel of a model that is trained just now; its `params` are set before each evaluation."""
+    module = importlib.import_module("lmkit.harness.model")
+    words = module.Words(codec_of(tokenizer, sources=False), None, "lmkit")
+    quiet = {"progress": lambda what: lambda done, total: None}
+    return module.HarnessModel(merge, config, None, mesh, words, max_len=max_len, **quiet)
+
+
+def figures_of(results: Json) -> dict[str, dict[str, tuple[float, float]]]:
+    """By task and metric the value and its standard error (NaN for none); of a filter with its name, if it has one."""
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for task, row in results["results"].items():
+        for key, value in row.items():
+            metric, comma, how = key.partition(",")
+            if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
+                error = row.get(f"{metric}_stderr,{how}")
+                known = float(error) if isinstance(error, int | float) else float("nan")
+                found.setdefault(task, {})[metric if how == "none" else f"{metric}_{how}"] = (float(value), known)
+    return found

@@ -1,6 +1,7 @@
 """What a report shows of a run's figures: charts over the steps, and which classes are taken for which."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from lmkit.console import duration, size
@@ -42,6 +43,7 @@ def charts_of(columns: Columns) -> list[Chart]:
         Chart("Speech", "% errors", held_out("wer", "words", 1, 100) + held_out("cer", "characters", 2, 100)),
         Chart("Experts: load", "the most chosen one's over an even one", line("train/router_max_load", "train")),
         Chart("Experts: dropped", "% of choices", line("train/router_dropped", "train", scale=100)),
+        *_tasks(columns, held_out),
         Chart("Throughput", "tokens per second", train("tokens_per_sec"), zero=True),
         Chart("Model FLOPs utilisation", "%", train("mfu", 100), zero=True),
         Chart("Waiting for data", "% of the time", train("data_wait_share", 100), zero=True),
@@ -50,6 +52,19 @@ def charts_of(columns: Columns) -> list[Chart]:
         Chart("Memory", "GiB", memory, zero=True, robust=False),
     ]
     return [chart for chart in charts if chart.series]
+
+
+def _tasks(columns: Columns, held_out: Callable[..., list[Series]]) -> list[Chart]:
+    """A chart a metric of the tasks that were scored on the way."""
+    found: dict[str, list[str]] = {}
+    for name in columns:
+        if match := re.fullmatch(r"eval/tasks/(.+)/([^/]+)", name):
+            found.setdefault(match[2], []).append(match[1])
+    return [
+        Chart(f"Tasks: {metric}", "lm-eval", [s for i, task in enumerate(tasks)
+                                              for s in held_out(f"tasks/{task}/{metric}", task, i)])
+        for metric, tasks in found.items()
+    ]  # fmt: skip
 
 
 def finite(value: Any) -> float | None:

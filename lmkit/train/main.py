@@ -30,6 +30,7 @@ from lmkit.cost.hardware import memory_now
 from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
 from lmkit.data.store.places import hear_missing, tell_missing
 from lmkit.files import private_files, shared_files
+from lmkit.harness.tasks import Tasks, load_tasks
 from lmkit.metrics import format_confusion
 from lmkit.parallel.devices import devices_here, share_programs
 from lmkit.redact import redact, redact_words
@@ -43,6 +44,7 @@ from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
 from lmkit.train.sample import choose_sampler
 from lmkit.train.stop import Stop
+from lmkit.train.tasks import make_task_scorer
 from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
@@ -76,6 +78,8 @@ def train_once(experiment: Experiment) -> int:
 
 def _train(experiment: Experiment, run: RunDir) -> int:
     began = time.perf_counter()
+    eval_tasks = experiment.train.eval_tasks
+    tasks = load_tasks(experiment.evaluate, eval_tasks, "train.eval_tasks") if eval_tasks else None
     mesh = setup_mesh(experiment)
     showing = PrepareProgress()
     with shared_files():
@@ -107,7 +111,7 @@ def _train(experiment: Experiment, run: RunDir) -> int:
             (run.path / "summary.json").unlink(missing_ok=True)  # of the part before, no longer true
     receipt = facts.describe(experiment, blueprint, task, run, first)
     facts.show_header(experiment, receipt, [*run.notes, *task.notes, *notes])
-    loop = Loop(experiment, blueprint, task, checkpoints, run, receipt, programs.result())
+    loop = Loop(experiment, blueprint, task, checkpoints, run, receipt, programs.result(), tasks)
     run.write_json("receipt.json", before | {"history": receipt["history"]} if idle else receipt)
     share_programs(experiment.run)
     try:
@@ -137,7 +141,7 @@ class Loop:
 
     def __init__(
         self, experiment: Experiment, blueprint: Blueprint, task: Task, checkpoints: Checkpoints, run: RunDir,
-        receipt: dict[str, Any], programs: Programs,
+        receipt: dict[str, Any], programs: Programs, tasks: Tasks | None = None,
     ):  # fmt: skip
         self.experiment, self.blueprint, self.task, self.checkpoints = experiment, blueprint, task, checkpoints
         self.path, self.programs = run.path, programs
@@ -158,6 +162,10 @@ class Loop:
         self.write = None
         if task.kind is ObjectiveKind.seq2seq and can_score(task):
             self.write = make_writer(blueprint, whole, task, batch_size=train.batch_size, beams=train.eval_beams)
+        self.score_tasks = None
+        if tasks is not None:
+            assert task.tokenizer is not None
+            self.score_tasks = make_task_scorer(experiment, blueprint, task.tokenizer, tasks)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()
@@ -262,9 +270,14 @@ class Loop:
         if self.write and (whole or train.eval_texts):
             written = self.write(state, 0 if whole else train.eval_texts, self.watch.progressed)
             means, text = means | written.figures, written.shown
+        scores = self.score_tasks(state) if self.score_tasks else {}
+        means |= scores
         self.trackers.log(step, means)
         self.latest |= means
         bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")
+        if scores:
+            told = ", ".join(f"{name[11:]} {value:.4f}" for name, value in scores.items() if name[11:] != "sec")
+            bar.say(f"step {step}  tasks: {told}  ({duration(scores['eval/tasks/sec'])})")
         if confusion is not None and hosts.is_first():
             write_confusion(self.path / "confusion.json", confusion, task.labels)
             if last:

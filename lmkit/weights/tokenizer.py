@@ -12,7 +12,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.saved import RUN_FILE, TOKENIZER_SETTINGS, read_tokenizer
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
-from lmkit.data.tokens.tokenizer import load_tokenizer, vocab_size_of, without_state
+from lmkit.data.tokens.tokenizer import Tokenizer, load_tokenizer, vocab_size_of, without_state
 from lmkit.weights.source import Form, ModelSource
 from lmkit.weights.specials import Rules, read_rules, read_specials, special_ids
 
@@ -80,8 +80,11 @@ def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:
 def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
     """A run's, as in training: texts begin after the end of another one, a source has its start and its end."""
     settings = read_tokenizer(source.home)
-    codec = load_tokenizer(given or settings.path, settings)
-    sources = isinstance(config, EncDecConfig)
+    return codec_of(load_tokenizer(given or settings.path, settings), sources=isinstance(config, EncDecConfig))
+
+
+def codec_of(codec: Tokenizer, *, sources: bool) -> Codec:
+    """A tokenizer as training uses it; `sources`: texts are those of an encoder."""
 
     def bare(text: str) -> list[int]:
         return codec.encode_batch([text])[0].tolist()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness.runs import TEXT_MODEL, evaluate, make_run, results, write_images, write_records
 
+from helpers import rotated
 from lmkit import metrics
 from lmkit.core.evaluation import evaluate as evaluate_step
 from lmkit.core.step import make_eval_step
@@ -34,7 +35,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_records(tmp_path_factory.mktemp("data") / "records.jsonl")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rotated(KINDS, "causal_lm", "classify"))
 def test_the_figures_are_those_of_training(kind: str, records: Path, tmp_path: Path) -> None:
     words = [word.format(records=records) for word in KINDS[kind]]
     experiment, task, blueprint, state = make_run(tmp_path / "run", words)
@@ -101,6 +102,7 @@ def test_retrieval_is_over_all_that_is_held_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "parts"), [
     (["init_from={run}", "evaluate.split=test"], ["evaluate.split", "test"]),
     (["init_from={run}", "evaluate.compare=[a]"], ["compare=['a']", "two models"]),
+    (["init_from={run}", "evaluate.compare=[a, b]"], ["evaluate.compare", "init_from", "one of them"]),
     (["init_from={run}", "evaluate.chat=true"], ["evaluate.chat", "evaluate.tasks"]),
     (["init_from={run}", "data.source=text_files", "data.paths=[{empty}]"], ["empty.txt"]),
     (["init_from={run}", "evaluate.tsks=[a]"], ["evaluate.tsks", "evaluate.tasks"]),

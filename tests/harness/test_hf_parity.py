@@ -40,7 +40,9 @@ def make_folder(folder: Path, kind: str) -> Path:
     end = tokenizer.end_id
     hf.set_seed(0)
     model = KINDS[kind](tokenizer.vocab_size).eval()
-    model.config.update({"eos_token_id": end, "bos_token_id": end, "pad_token_id": end})
+    ids = {"eos_token_id": end, "bos_token_id": end, "pad_token_id": end}
+    model.config.update(ids)
+    model.generation_config.update(**ids)
     model.save_pretrained(folder)
     fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.inner, eos_token="<|endoftext|>", bos_token="<|endoftext|>"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from helpers import params_of
+from helpers import params_of, rotated
 from lmkit.config.sections.families import GPTConfig
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.optim import OptimConfig
@@ -65,9 +65,10 @@ def test_bits_do_not_depend_on_what_is_beside(size: int, scored: Any) -> None:
     assert scorer.score(params, items[:9]) == found[:9]
 
 
-@pytest.mark.parametrize(
-    "axes", [{"data": 8}, {"data": 2, "tensor": 2, "context": 2}, {"data": 1, "fsdp": 4, "tensor": 2}]
-)
+MESHES = [{"data": 8}, {"data": 2, "tensor": 2, "context": 2}, {"data": 1, "fsdp": 4, "tensor": 2}]
+
+
+@pytest.mark.parametrize("axes", rotated(MESHES, MESHES[1]))
 def test_a_mesh_gives_the_same_scores(axes: dict[str, int], scored: Any) -> None:
     _, params, items, found = scored
     mesh = build_mesh(MeshConfig(**axes))
@@ -80,6 +81,6 @@ def test_a_mesh_gives_the_same_scores(axes: dict[str, int], scored: Any) -> None
 
 
 def test_slots() -> None:
-    assert [slot_length(n, 100) for n in (1, 16, 17, 24, 25, 33, 49, 65, 97, 100)] == [
-        16, 16, 24, 24, 32, 48, 64, 96, 100, 100,
-    ]  # fmt: skip
+    expected = {1: 16, 16: 16, 17: 32, 33: 48, 48: 48, 49: 64, 65: 96, 97: 100, 100: 100}
+    assert {n: slot_length(n, 100) for n in expected} == expected
+    assert [slot_length(n, 10**4) for n in (129, 193, 257, 385)] == [192, 256, 384, 512]

@@ -54,6 +54,6 @@ class EvaluateConfig(Section):
         super().__post_init__()
         if len(self.compare) == 1:
             raise ConfigError(f"evaluate.compare={self.compare}: a comparison needs two models or more")
-        for name in ("include", "perturb", "chat", "system_prompt"):
+        for name in ("perturb", "chat", "system_prompt", "against"):
             if getattr(self, name) and not self.tasks:
                 raise ConfigError(f"evaluate.{name} without evaluate.tasks: set evaluate.tasks=[...]")

@@ -41,6 +41,12 @@ class TrainConfig(Section):
     eval_beams: int = key(
         1, "beams of the search that writes them; 1 = the likeliest token", at_least=1, changes_results=False
     )
+    eval_tasks: list[str] = key(
+        [], "tasks of lm-eval that are scored at each evaluation, as eval/tasks/NAME/METRIC", changes_results=False
+    )
+    eval_limit: int = key(
+        100, "items of each of them, so much time do they take; 0 = all", at_least=0, changes_results=False
+    )
     patience: int = key(
         0,
         "evaluations without a better checkpoint.best_metric that end the run; 0 = off",
