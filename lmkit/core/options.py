@@ -10,7 +10,7 @@ from lmkit.compiler.steptime import step_timeline
 from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.hardware import known_hardware
-from lmkit.config.sections.plan import ASSUMED
+from lmkit.config.sections.plan import assumed
 from lmkit.config.sections.run import CollectiveMatmul
 from lmkit.core.state import Blueprint
 from lmkit.parallel.devices import platform_of
@@ -41,7 +41,7 @@ def compile_lowered(experiment: Experiment, blueprint: Blueprint, lowered: Any, 
         if hardware is None:
             raise ConfigError(f"no entry of conf/hardware stands for {device.device_kind}")
         hardware = dataclasses.replace(hardware, devices=blueprint.mesh.devices.size)
-        sizes, share = dict(blueprint.mesh.shape), experiment.plan.network_share or ASSUMED["network_share"]
+        sizes, share = dict(blueprint.mesh.shape), experiment.plan.network_share or assumed("tpu")["network_share"]
         return step_timeline(text, hardware, experiment.mesh, sizes, share).seconds
 
     return compile_fastest(lowered, candidates, seconds_of, remembered)

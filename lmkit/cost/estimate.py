@@ -1,10 +1,12 @@
 """The plan: memory, time, money, by arithmetic alone.
 
-A step takes the longest of three things that run beside each other (computing, moving memory, and what is sent over
-data, fsdp, context and stage: Williams et al. 2009), and then what is waited for: what is sent over tensor and expert.
-On a CPU nothing runs beside anything, for the same cores do all of it: there they are added up. Each runs at the share
-of its peak that plan.compute_share, plan.memory_share and plan.network_share say, and plan.step_overhead_sec comes on
-top.
+A step takes the sum of computing, of moving memory, of what is sent over data, fsdp, context and stage and not hidden
+behind the first two, and of what is waited for: what is sent over tensor and expert. Computing and memory add up:
+products wait for elementwise operations, and a product of 4,096 x 4,096 x 256 takes on an H100 as long as its FLOPs at
+the rate of 4,096 cubed and its bytes one after the other (22 us; OpenXLA, xla/service/gpu/model/
+matmul_interpolator_data.h). Products run at hardware.matrix_share of the peak times plan.compute_share, memory and
+networks at plan.memory_share and plan.network_share of their bandwidth; plan.exposed_share says how much of what is
+sent is not hidden, and plan.step_overhead_sec comes on top.
 """
 
 import dataclasses
@@ -19,7 +21,15 @@ from lmkit.cost.memory import Memory, memory_of
 from lmkit.cost.network import Sent, times_of
 from lmkit.cost.settle import settle
 from lmkit.cost.traffic import traffic_of
-from lmkit.cost.work import OUTSIDE, flops_by_part, memory_traffic, repeated_flops, timed_flops, update_flops
+from lmkit.cost.work import (
+    OUTSIDE,
+    flops_by_part,
+    memory_traffic,
+    repeated_flops,
+    scores_traffic,
+    timed_flops,
+    update_flops,
+)
 from lmkit.nn.tree import flat
 
 _TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, section 3: the least loss for given FLOPs (approach 1, rounded)
@@ -34,12 +44,17 @@ class Step(NamedTuple):
     memory: float
     sent: list[Sent]
     overhead: float = 0.0
-    beside: bool = True  # whether computing, memory and what is sent run beside each other
+    exposed_share: float = 1.0  # of what is sent beside the rest: how much is not hidden
 
     @property
     def overlapped(self) -> float:
-        """What is sent beside the products."""
+        """What is sent beside the rest, alone."""
         return sum(one.seconds for one in self.sent if one.overlapped)
+
+    @property
+    def exposed(self) -> float:
+        """So much of it the step takes longer."""
+        return exposed(self.overlapped, self.compute + self.memory, self.exposed_share)
 
     @property
     def waited(self) -> float:
@@ -48,17 +63,21 @@ class Step(NamedTuple):
 
     @property
     def total(self) -> float:
-        together = max if self.beside else lambda *times: sum(times)
-        return together(self.compute, self.memory, self.overlapped) + self.waited + self.overhead
+        return self.compute + self.memory + self.exposed + self.waited + self.overhead
 
     @property
     def bound(self) -> str:
-        """What the step waits for most."""
+        """What takes most of the step."""
         times = {
-            "computing": self.compute, "memory": self.memory, "the network": self.overlapped,
+            "computing": self.compute, "memory": self.memory, "the network": self.exposed + self.waited,
             "its overhead": self.overhead,
         }  # fmt: skip
         return max(times, key=lambda name: times[name])
+
+
+def exposed(overlapped: float, busy: float, share: float) -> float:
+    """Seconds that a step takes longer for what is sent beside it: a share, or all that is longer than the rest."""
+    return max(share * overlapped, overlapped - busy)
 
 
 class RunCost(NamedTuple):
@@ -124,22 +143,23 @@ def estimate(experiment: Experiment, blueprint: Blueprint | None = None) -> Esti
     context = make_context(experiment, blueprint)
     plan, hardware, calibration = settle(experiment.plan, context.experiment.hardware, context.num_devices)
     context = context._replace(experiment=dataclasses.replace(context.experiment, plan=plan, hardware=hardware))
-    train, flops, traffic = experiment.train, flops_by_part(context), memory_traffic(context)
+    train, flops = experiment.train, flops_by_part(context)
+    traffic = memory_traffic(context) | scores_traffic(context, flops)
     repeated, update = repeated_flops(context, flops), update_flops(context)
     timed = timed_flops(context, flops)
     peak = 1e12 * (hardware.bf16_tflops if context.itemsize == 2 else hardware.fp32_tflops) * context.num_devices
     least = traffic_of(context.experiment, context.blueprint, context.itemsize)
     sent = times_of(hardware, context.experiment.mesh, context.sizes, context.sides, least, plan.network_share)
     bandwidth = hardware.memory_gb_per_sec * 1e9 * plan.memory_share
+    rate = peak * (hardware.matrix_share or 1.0) * plan.compute_share
     bubble = max(
         (pipe.bubble for pipe in pipes_of(context.experiment.model, train, context.sizes).values()), default=0.0
     )
     outside = sum(timed.get(name, 0.0) for name in OUTSIDE)
     work = outside + update + (sum(timed.values()) - outside + repeated_flops(context, timed)) / (1 - bubble)
     step = Step(
-        work / (peak * plan.compute_share) if peak else 0.0, bubble,
-        sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent, plan.step_overhead_sec,
-        hardware.platform != "cpu",
+        work / rate if rate else 0.0, bubble, sum(traffic.values()) / bandwidth if bandwidth else 0.0, sent,
+        plan.step_overhead_sec, plan.exposed_share,
     )  # fmt: skip
     mfu = sum(flops.values()) / (peak * step.total) if peak else 0.0
     seconds = step.total * (plan.tokens / context.tokens_per_step if plan.tokens else train.steps)

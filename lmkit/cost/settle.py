@@ -8,7 +8,7 @@ import yaml
 from lmkit.config.calibration import Calibration, read_calibration
 from lmkit.config.paths import conf_dir
 from lmkit.config.sections.hardware import HardwareConfig
-from lmkit.config.sections.plan import ASSUMED, PlanConfig
+from lmkit.config.sections.plan import FACTORS, PlanConfig, assumed
 
 
 class Settled(NamedTuple):
@@ -25,23 +25,25 @@ def settle(plan: PlanConfig, hardware: HardwareConfig, devices: int) -> Settled:
     Peaks are calibrated for CPUs alone, whose entry in the catalogue is any CPU: those of the machine, which the
     devices share. A peak that is not the catalogue's was set by hand and stays.
     """
-    settled = hardware.platform != "cpu" and all(getattr(plan, name) for name in ASSUMED)
+    settled = hardware.platform != "cpu" and all(getattr(plan, name) for name in FACTORS)
     if settled or (found := read_calibration(hardware.name)) is None:  # a search asks thousands of times
-        return Settled(_filled(plan, {}), hardware, None)
-    listed = _catalogue(hardware.name)
+        return Settled(_filled(plan, {}, hardware.platform), hardware, None)
+    listed = catalogue(hardware.name)
     peaks = {
         name: value / devices for name, value in found.peaks.items() if getattr(hardware, name) == listed.get(name, 0.0)
     }
     used = peaks or any(not getattr(plan, name) for name in found.factors)
-    return Settled(_filled(plan, found.factors), dataclasses.replace(hardware, **peaks), found if used else None)
+    filled = _filled(plan, found.factors, hardware.platform)
+    return Settled(filled, dataclasses.replace(hardware, **peaks), found if used else None)
 
 
-def _filled(plan: PlanConfig, factors: dict[str, float]) -> PlanConfig:
+def _filled(plan: PlanConfig, factors: dict[str, float], platform: str) -> PlanConfig:
     return dataclasses.replace(
-        plan, **{name: getattr(plan, name) or factors.get(name, value) for name, value in ASSUMED.items()}
+        plan, **{name: getattr(plan, name) or factors.get(name, value) for name, value in assumed(platform).items()}
     )
 
 
-def _catalogue(name: str) -> dict:
+def catalogue(name: str) -> dict:
+    """The entry of a device as it is written; {} where there is none."""
     file = conf_dir() / "hardware" / f"{name}.yaml"
     return yaml.safe_load(file.read_text()) if file.is_file() else {}

@@ -8,27 +8,26 @@ log time by log factor: where the longest of several things counts, that follows
 import math
 from typing import NamedTuple
 
-from lmkit.cost.estimate import Estimate
+from lmkit.cost.estimate import Estimate, exposed
 
 _STEP, _MOST = 0.01, 5000  # of log time at a time; steps
 _SEEN = 0.02  # a factor on which less of the step's time hangs is not told by a run
 
 
 class Terms(NamedTuple):
-    """What a step's time is made of: seconds at the peaks of the hardware."""
+    """What a step's time is made of: seconds at the rate of large products, and at the peaks of memory and network."""
 
     compute: float
     memory: float
-    overlapped: float
+    overlapped: float  # what is sent and can be hidden behind the first two
     waited: float
-    beside: bool  # whether these run beside each other
 
     def total(self, factors: dict[str, float]) -> float:
         """Seconds of a step at these shares of the peaks: keys of the section plan."""
-        compute, memory = self.compute / factors["compute_share"], self.memory / factors["memory_share"]
+        busy = self.compute / factors["compute_share"] + self.memory / factors["memory_share"]
         overlapped = self.overlapped / factors["network_share"]
-        longest = max(compute, memory, overlapped) if self.beside else compute + memory + overlapped
-        return longest + self.waited / factors["network_share"] + factors["step_overhead_sec"]
+        sent = exposed(overlapped, busy, factors["exposed_share"])
+        return busy + sent + self.waited / factors["network_share"] + factors["step_overhead_sec"]
 
 
 class Fit(NamedTuple):
@@ -44,11 +43,11 @@ class Fit(NamedTuple):
 
 
 def terms_of(found: Estimate) -> Terms:
-    """An estimate's step, at the peaks."""
+    """An estimate's step, at these rates."""
     step, plan = found.step, found.context.experiment.plan
     return Terms(
         step.compute * plan.compute_share, step.memory * plan.memory_share, step.overlapped * plan.network_share,
-        step.waited * plan.network_share, step.beside,
+        step.waited * plan.network_share,
     )  # fmt: skip
 
 

@@ -16,11 +16,11 @@ Attention's kernels keep no weights [T, S]: each backward pass makes the scores 
 import dataclasses
 import math
 
-from lmkit.config.sections.model import LinearDType, NormOrder, Remat
+from lmkit.config.sections.model import Kernel, LinearDType, NormOrder, Remat
 from lmkit.config.sections.optim import Optimizer
 from lmkit.core.state import local_bytes
 from lmkit.cost.activations import kept_bytes
-from lmkit.cost.context import PlanContext
+from lmkit.cost.context import PlanContext, kernel_of
 from lmkit.cost.flops import SCORES, flops_of_each, is_head
 from lmkit.cost.memory import share_of
 from lmkit.cost.traffic import stack_lengths
@@ -108,7 +108,8 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
 
     The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights
     are written once and read for each product of each pass; activations, as much as a layer without remat keeps, are
-    written and read in each pass. With remat=dots what is made again was not written before.
+    written and read in each pass. With remat=dots what is made again was not written before. A stage of a pipeline has
+    its share of the layers.
     """
     experiment, shapes = context.experiment, context.blueprint.shapes
     micro, passes = experiment.train.accumulate_steps, 0.0
@@ -117,7 +118,8 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
         passes = 2.0 if context.compiled(part).remat in (Remat.none, Remat.dots) else 3.0
         for length, layers, joins in stack_lengths(experiment, part):
             everything = dataclasses.replace(part, remat=Remat.none)
-            activations += 2 * passes * layers * kept_bytes(everything, share_of(context, length, joins - 1))
+            here = layers / context.size("stage")
+            activations += 2 * passes * here * kept_bytes(everything, share_of(context, length, joins - 1))
     whole = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in flat(context.blueprint.param_shapes).values()
     ) * context.size("fsdp")
@@ -127,3 +129,18 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
         "weights": micro * whole * context.itemsize * (2 * passes + 1),
         "activations": micro * activations,
     }
+
+
+def scores_traffic(context: PlanContext, parts: dict[str, float]) -> dict[str, float]:
+    """Bytes of attention's float32 scores in a step, where it is XLA's: no kernel keeps them from the memory.
+
+    The product writes them, the softmax reads and writes, the product with the values reads; the backward pass moves
+    twice as much, and what remat makes again as much as before. On a CPU their blocks stay in its caches.
+    """
+    part, platform = next(iter(context.experiment.model.towers().values())), context.experiment.hardware.platform
+    length = max(length for length, *_ in stack_lengths(context.experiment, part))
+    if platform == "cpu" or context.size("context") > 1 or kernel_of(context, part, length) is not Kernel.xla:
+        return {}
+    scores = parts.get("attention: scores", 0.0) / (12 * part.head_size) / context.num_devices  # 12 FLOPs a number
+    moved = 12 if part.remat in (Remat.none, Remat.dots) else 16
+    return {"scores of attention": moved * _F32 * scores}

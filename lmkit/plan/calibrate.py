@@ -11,7 +11,8 @@ from rich.table import Table
 from lmkit.config.base import ConfigError
 from lmkit.config.calibration import Calibration, write_calibration
 from lmkit.config.experiment import Experiment
-from lmkit.config.sections.plan import ASSUMED
+from lmkit.config.sections.plan import assumed
+from lmkit.cost.settle import catalogue
 from lmkit.cost.terms import Fit, Terms, fit
 
 _OFF = 0.02  # of log time, by which a fit may miss
@@ -73,6 +74,8 @@ def read_run(folder: Path) -> Told:
     for which, part in (("planned", planned), ("measured", measured)):
         if "reason" in part:
             raise ConfigError(f"{what}: the run's step was not {which} ({part['reason']}); take another run")
+    if set(planned["terms"]) != set(Terms._fields):
+        raise ConfigError(f"{what}: another version planned the run, by other terms; run it again with this version")
     return Told(planned, measured)
 
 
@@ -83,7 +86,8 @@ def calibration_of(told: Told, folder: Path) -> tuple[Calibration, Fit]:
     """
     planned, seconds = told.planned, told.seconds
     peaks = planned["peaks"]
-    found = fit(told.terms, ASSUMED, seconds, capped=not peaks)
+    start = assumed(catalogue(planned["hardware"]).get("platform", ""))
+    found = fit(told.terms, start, seconds, capped=not peaks)
     reached = told.terms.total(found.factors)
     if abs(reached / seconds - 1) > _OFF:
         raise ConfigError(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkit.compiler.collectives import total
-from lmkit.config.sections.plan import ASSUMED
+from lmkit.config.sections.plan import FACTORS
 from lmkit.core.state import local_bytes
 from lmkit.cost.collectives import show_traffic
 from lmkit.cost.estimate import Estimate
@@ -40,7 +40,10 @@ def show(console: Console, found: Estimate, changes: list[Advice], compiled: Com
         f"{hardware.name}{sides}, {axes}",
         soft_wrap=True,
     )
-    where = found.calibration or "shares of peaks and the overhead are assumed or set by hand: see plan.calibrate"
+    where = (
+        found.calibration
+        or "shares of peaks and the overhead are those of published runs, assumed or set by hand: see plan.calibrate"
+    )
     console.print(f"{where}\n", soft_wrap=True, markup=False)
     if compiled is not None:
         _show_compiled(console, found, compiled)
@@ -154,21 +157,22 @@ def _show_time(console: Console, found: Estimate) -> None:
         rows += [("optimiser", f"{found.update / tokens / 1e9:,.3f}", f"{found.update / total:.1%}")]
     _table(console, "FLOPs of a token, forward and backward", ("part", "GFLOP", "share"), rows)
     waiting = f", {step.bubble:.1%} of the layers' time in the pipeline's bubble" if step.bubble else ""
-    rows = [("computing", "", "", f"{step.compute:.3f}", f"at {plan.compute_share:.0%} of the peak{waiting}")]
+    rate = plan.compute_share * (found.context.experiment.hardware.matrix_share or 1.0)
+    rows = [("computing", "", "", f"{step.compute:.3f}", f"at {rate:.0%} of the peak{waiting}")]
     moved = sum(found.memory_traffic.values())
     rows += [
         ("memory", "", f"{moved / _GIB:,.1f}", f"{step.memory:.3f}", f"at {plan.memory_share:.0%} of its bandwidth")
     ]
     for one in step.sent:
         known = f"{one.seconds:.3f}" if one.network.bytes_per_sec else "not known"
-        how = "beside computing" if one.overlapped else "waited for"
+        how = f"{plan.exposed_share:.0%} not hidden" if one.overlapped else "waited for"
         how += f", at {plan.network_share:.0%} of {one.network.bytes_per_sec / 1e9:,.0f} GB/s"
         rows.append((" x ".join(one.axes), one.network.name, f"{one.sent_bytes / _GIB:,.2f}", known, how))
     _table(console, "a step", ("", "network", "GiB", "s", ""), rows)
     console.print(
-        f"{step.total:.3f} s a step, bound by {step.bound}: {'the longest' if step.beside else 'the sum'} of computing "
-        f"({step.compute:.3f}), memory ({step.memory:.3f}) and what is sent {'beside them ' * step.beside}"
-        f"({step.overlapped:.3f}), then what is waited for ({step.waited:.3f}) and an overhead ({step.overhead:.3g})\n",
+        f"{step.total:.3f} s a step, bound by {step.bound}: computing ({step.compute:.3f}), memory ({step.memory:.3f})"
+        f", what is sent and not hidden behind them ({step.exposed:.3f}), what is waited for ({step.waited:.3f}) and "
+        f"an overhead ({step.overhead:.3g})\n",
         soft_wrap=True,
     )
 
@@ -221,13 +225,13 @@ def as_plain(found: Estimate, changes: list[Advice], compiled: Compiled | None =
         "flops_per_step": found.flops,
         "repeated_flops_per_step": found.repeated,
         "update_flops_per_step": found.update,
-        "shares": {name: getattr(found.context.experiment.plan, name) for name in ASSUMED},
+        "shares": {name: getattr(found.context.experiment.plan, name) for name in FACTORS},
         "calibration": asdict(found.calibration) if found.calibration else None,
         "memory_traffic_bytes": found.memory_traffic,
         "step": {
             "total_sec": step.total, "compute_sec": step.compute, "bubble": step.bubble, "memory_sec": step.memory,
-            "bound": step.bound, "overlapped_sec": step.overlapped, "waited_sec": step.waited,
-            "overhead_sec": step.overhead,
+            "bound": step.bound, "overlapped_sec": step.overlapped, "exposed_sec": step.exposed,
+            "waited_sec": step.waited, "overhead_sec": step.overhead,
             "sent": [one._asdict() | {"network": one.network._asdict()} for one in step.sent],
         },
         "tokens_per_sec": found.tokens_per_sec,

@@ -16,7 +16,7 @@ import jax
 from lmkit.config.calibration import read_calibration
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.hardware import HardwareConfig, known_hardware, sized
-from lmkit.config.sections.plan import ASSUMED
+from lmkit.config.sections.plan import FACTORS
 from lmkit.console import size
 from lmkit.core.state import Blueprint
 from lmkit.cost.estimate import Estimate, estimate
@@ -69,7 +69,7 @@ def _as_plain(found: Estimate, device: str) -> dict[str, Any]:
         "hardware": hardware.name,
         "devices": devices,
         "device": device,
-        "factors": {name: getattr(found.context.experiment.plan, name) for name in ASSUMED},
+        "factors": {name: getattr(found.context.experiment.plan, name) for name in FACTORS},
         "from": str(found.calibration or "assumed or set by hand"),
         "peaks": {name: peak for name, peak in peaks.items() if peak},
         "terms": terms_of(found)._asdict(),

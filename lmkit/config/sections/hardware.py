@@ -31,6 +31,10 @@ class HardwareConfig(Section):
     fp32_tflops: float = key(0.0, "peak float32 matmul rate (TF32 where float32 matmuls use it)", at_least=0.0)
     fp8_tflops: float = key(0.0, "peak float8 rate; 0 = none", at_least=0.0)
     int8_tops: float = key(0.0, "peak int8 rate; 0 = none", at_least=0.0)
+    matrix_share: float = key(
+        0.0, "share of the peak that a large bfloat16 matrix product reaches alone; 0 = not known, taken as 1",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
     memory_gib: float = key(0.0, "memory of a device", at_least=0.0)
     memory_gb_per_sec: float = key(0.0, "bandwidth of that memory", at_least=0.0)
     link_gb_per_sec: float = key(

@@ -6,8 +6,37 @@ from typing import ClassVar
 from lmkit.config.base import ConfigError, Section, key, nearest
 from lmkit.config.sections.mesh import AxesConfig
 
-# What is taken of a machine that no run has taught anything about: assumptions, not measurements.
-ASSUMED = {"compute_share": 0.7, "memory_share": 0.8, "network_share": 0.8, "step_overhead_sec": 1e-3}
+# What is taken of a machine that no run has taught anything about, by platform. Of GPUs and TPUs compute_share,
+# memory_share and exposed_share are fitted to published throughputs: `python tools/plan_record.py --fit`, docs/plan.md.
+# The others are assumptions. On a CPU the same cores compute and copy, so nothing that is sent is hidden.
+_ASSUMED = {
+    "gpu": {
+        "compute_share": 0.73, "memory_share": 0.58, "network_share": 0.8, "exposed_share": 0.14,
+        "step_overhead_sec": 1e-3,
+    },
+    "tpu": {
+        "compute_share": 1.0, "memory_share": 0.87, "network_share": 0.8, "exposed_share": 0.09,
+        "step_overhead_sec": 1e-3,
+    },
+    "cpu": {
+        "compute_share": 0.7, "memory_share": 0.8, "network_share": 0.8, "exposed_share": 1.0,
+        "step_overhead_sec": 1e-3,
+    },
+}  # fmt: skip
+FACTORS = tuple(_ASSUMED["cpu"])
+
+
+def assumed(platform: str) -> dict[str, float]:
+    """The factors of a platform before any calibration; of one that is not known, those of a CPU."""
+    return _ASSUMED.get(platform, _ASSUMED["cpu"])
+
+
+def _told(name: str) -> str:
+    """What is assumed, for the documentation of a key."""
+    values = {platform: factors[name] for platform, factors in _ASSUMED.items()}
+    if len(set(values.values())) == 1:
+        return f"0 = as calibrated, else {values['cpu']:g}"
+    return "0 = as calibrated, else " + ", ".join(f"{value:g} on a {name.upper()}" for name, value in values.items())
 
 
 @dataclass
@@ -20,23 +49,29 @@ class PlanConfig(Section):
     tokens: float = key(0.0, "tokens to train on; 0 = those of train.steps", at_least=0.0)
     compute_share: float = key(
         0.0,
-        f"share of the peak that large matrix products reach; 0 = as calibrated, else {ASSUMED['compute_share']:g}",
+        f"share of the rate of large matrix products (hardware.matrix_share of the peak) that those of a step reach; "
+        f"{_told('compute_share')}",
         at_least=0.0, at_most=1.0,
     )  # fmt: skip
     memory_share: float = key(
         0.0,
-        f"share of the memory's bandwidth that is reached; 0 = as calibrated, else {ASSUMED['memory_share']:g}",
+        f"share of the memory's bandwidth that is reached; {_told('memory_share')}",
         at_least=0.0, at_most=1.0,
     )  # fmt: skip
     network_share: float = key(
         0.0,
-        f"share of a network's bandwidth that is reached; 0 = as calibrated, else {ASSUMED['network_share']:g}",
+        f"share of a network's bandwidth that is reached; {_told('network_share')}",
+        at_least=0.0, at_most=1.0,
+    )  # fmt: skip
+    exposed_share: float = key(
+        0.0,
+        f"share of the time of what is sent over data, fsdp, context and stage that is not hidden behind computing; "
+        f"{_told('exposed_share')}",
         at_least=0.0, at_most=1.0,
     )  # fmt: skip
     step_overhead_sec: float = key(
         0.0,
-        f"seconds of every step that no rate explains: dispatch, small operations; 0 = as calibrated, else "
-        f"{ASSUMED['step_overhead_sec']:g}",
+        f"seconds of every step that no rate explains: dispatch, small operations; {_told('step_overhead_sec')}",
         at_least=0.0,
     )  # fmt: skip
     usable_share: float = key(0.95, "share of a device's memory that the step may take", at_least=0.1, at_most=1.0)
