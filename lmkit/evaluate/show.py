@@ -6,7 +6,7 @@ from rich.table import Table
 
 from lmkit.console import console
 from lmkit.metrics.bootstrap import Figure
-from lmkit.pages.evaluation import ComparedTask
+from lmkit.pages.evaluation import ComparedTask, figure
 
 
 def show_figures(figures: dict[str, dict[str, Figure]], confidence: float) -> None:
@@ -18,7 +18,7 @@ def show_figures(figures: dict[str, dict[str, Figure]], confidence: float) -> No
         for number, (metric, one) in enumerate(every.items()):
             error = f"± {one.stderr:.4f}" if math.isfinite(one.stderr) else ""
             span = f"{one.low:.4f} to {one.high:.4f}" if math.isfinite(one.low) else ""
-            table.add_row(name if not number else "", metric, f"{one.value:.4f}", error, span)
+            table.add_row(name if not number else "", metric, figure(one.value), error, span)
     console.print(table)
 
 

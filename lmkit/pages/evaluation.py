@@ -39,7 +39,7 @@ class TaskPage(NamedTuple):
 def draw_evaluation(title: str, note: str, tasks: Sequence[TaskPage], notes: Sequence[str]) -> str:
     """The page of one model."""
     rows = [
-        (escape(task.name), escape(metric), f"{value:.4f}", _error(error), f"{task.items:,}")
+        (escape(task.name), escape(metric), figure(value), _error(error), f"{task.items:,}")
         for task in tasks for metric, value, error in task.figures
     ]  # fmt: skip
     parts = [("", table(("Task", "Figure", "Value", "± standard error", "Items"), rows))]
@@ -86,7 +86,7 @@ def draw_comparison(title: str, note: str, pairs: Sequence[tuple[str, str, list[
 
 
 def _task(task: TaskPage) -> str:
-    boxes = [(escape(metric), f"{value:.4f}", _error(error)) for metric, value, error in task.figures[:3]]
+    boxes = [(escape(metric), figure(value), _error(error)) for metric, value, error in task.figures[:3]]
     if math.isfinite(task.ece):
         boxes.append(("Calibration error", f"{task.ece:.4f}", "mean distance of confidence and accuracy"))
     boxes += [(escape(name), escape(value), escape(note)) for name, value, note in task.more]
@@ -134,6 +134,11 @@ def _plot(bins: Sequence[tuple[float, float, int]]) -> str:
         f'<path class="c5" d="M{x0} {y0}L{x1} {y1}" stroke-dasharray="4 4"/>{"".join(discs)}{ticks}'
         f'<text x="{_SIZE / 2}" y="{_SIZE - 4}" text-anchor="middle">confidence</text></svg>'
     )
+
+
+def figure(value: float) -> str:
+    """A figure with four places, a large one with four digits."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
 def _error(error: float) -> str:
