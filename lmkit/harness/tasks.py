@@ -6,7 +6,7 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -129,12 +129,17 @@ def _one_process() -> Iterator[None]:
             os.environ["LOCAL_RANK"] = rank
 
 
-def live_model(merge: Any, config: Any, mesh: Any, tokenizer: Tokenizer, max_len: int) -> Any:
-    """The HarnessModel of a model that is trained just now; its `params` are set before each evaluation."""
+def live_model(
+    merge: Any, config: Any, mesh: Any, tokenizer: Tokenizer, max_len: int, progressed: Callable[[], None]
+) -> Any:
+    """The HarnessModel of a model that is trained just now; its `params` are set before each evaluation.
+
+    `progressed()` is called for each of the pieces that it works in.
+    """
     module = importlib.import_module("lmkit.harness.model")
     words = module.Words(codec_of(tokenizer, sources=False), None, "lmkit")
-    quiet = {"progress": lambda what: lambda done, total: None}
-    return module.HarnessModel(merge, config, None, mesh, words, max_len=max_len, **quiet)
+    quiet = {"max_len": max_len, "progress": lambda what: lambda done, total: progressed()}
+    return module.HarnessModel(merge, config, None, mesh, words, **quiet)
 
 
 def figures_of(results: Json) -> dict[str, dict[str, tuple[float, float]]]:

@@ -19,15 +19,13 @@ from lmkit.config.experiment import Experiment, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import TOKENIZER_FILE, write_model, write_tokenizer
 from lmkit.config.sections.data import OnCorrupt
-from lmkit.config.sections.objective import ObjectiveKind
 from lmkit.console import Bar, PrepareProgress, console, duration
-from lmkit.core.evaluation import evaluate, headline, write_confusion
+from lmkit.core.evaluation import headline, write_confusion
 from lmkit.core.setup import Programs, setup_mesh, start_compiling, starting_state
 from lmkit.core.state import Blueprint, State, make_blueprint
 from lmkit.core.task import Task, prepare_task, settled
-from lmkit.core.texts import can_score, make_writer
 from lmkit.cost.hardware import memory_now
-from lmkit.data.loader import TrainBatches, batch_shapes, heldout_batches
+from lmkit.data.loader import TrainBatches, batch_shapes
 from lmkit.data.store.places import hear_missing, tell_missing
 from lmkit.files import private_files, shared_files
 from lmkit.harness.tasks import Tasks, load_tasks
@@ -37,14 +35,13 @@ from lmkit.redact import redact, redact_words
 from lmkit.tracker import Trackers, build_trackers, check_trackers, forget_after, last_figures
 from lmkit.train import receipt as facts
 from lmkit.train.best import BestSoFar
+from lmkit.train.evaluator import Evaluator
 from lmkit.train.folds import cross_validate
 from lmkit.train.measured import Clock, compare_run, measure_run, plan_run
 from lmkit.train.meter import Meter
 from lmkit.train.report import write_report
 from lmkit.train.run_dir import RunDir, check_same
-from lmkit.train.sample import choose_sampler
 from lmkit.train.stop import Stop
-from lmkit.train.tasks import make_task_scorer
 from lmkit.weights import start_tokenizer
 
 WAIT_SHARE = 0.02  # of the time, spent waiting for data, is worth a word
@@ -158,17 +155,10 @@ class Loop:
         self.trackers = Trackers([])
         if hosts.is_first():
             self.trackers = build_trackers(experiment.tracker, run.path, redact(to_plain(experiment)))
-        self.sample, whole = choose_sampler(experiment, blueprint, task)
-        self.write = None
-        if task.kind is ObjectiveKind.seq2seq and can_score(task):
-            self.write = make_writer(blueprint, whole, task, batch_size=train.batch_size, beams=train.eval_beams)
-        self.score_tasks = None
-        if tasks is not None:
-            assert task.tokenizer is not None
-            self.score_tasks = make_task_scorer(experiment, blueprint, task.tokenizer, tasks)
         self.meter = Meter(train.batch_size * task.tokens_per_row)
         self.flops_per_token, self.peak = receipt["model"]["flops_per_token"], receipt["devices"]["peak_flops"]
         self.stop, self.watch = Stop(), hosts.watchdog()
+        self.evaluator = Evaluator(experiment, blueprint, task, programs.evaluate, tasks, self.watch.progressed)
         self.latest = last_figures(run.path)  # of the part before, until there are newer ones
         self.said: set[str] = set()  # what was said of damaged files
 
@@ -256,22 +246,9 @@ class Loop:
         return dict(sum((Counter(json.loads(one)) for one in found), Counter()))
 
     def _evaluate(self, bar: Bar, state: State, step: int, last: bool) -> float:
-        """Held-out figures and a sample; returns the value that says which is best."""
+        """Says what an evaluation found; returns the value that says which step is best."""
         start = time.perf_counter()
-        train, task = self.experiment.train, self.task
-        limit = train.batches_at_end if last else train.eval_batches
-        batches = heldout_batches(
-            task.batches, list(task.weights), batch_size=train.batch_size, limit=limit,
-            mesh=self.blueprint.mesh,
-        )  # fmt: skip
-        means, confusion = evaluate(self.programs.evaluate, state, batches, task, self.watch.progressed)
-        text = train.sample_prompt + self.sample(state) if self.sample else ""
-        whole = last and limit == 0
-        if self.write and (whole or train.eval_texts):
-            written = self.write(state, 0 if whole else train.eval_texts, self.watch.progressed)
-            means, text = means | written.figures, written.shown
-        scores = self.score_tasks(state) if self.score_tasks else {}
-        means |= scores
+        means, confusion, text, scores = self.evaluator(state, last)
         self.trackers.log(step, means)
         self.latest |= means
         bar.say(f"step {step}  held out: {headline(means)}  ({duration(time.perf_counter() - start)})")
@@ -279,12 +256,13 @@ class Loop:
             told = ", ".join(f"{name[11:]} {value:.4f}" for name, value in scores.items() if name[11:] != "sec")
             bar.say(f"step {step}  tasks: {told}  ({duration(scores['eval/tasks/sec'])})")
         if confusion is not None and hosts.is_first():
-            write_confusion(self.path / "confusion.json", confusion, task.labels)
+            write_confusion(self.path / "confusion.json", confusion, self.task.labels)
             if last:
-                bar.say(format_confusion(confusion, task.labels))
+                bar.say(format_confusion(confusion, self.task.labels))
         if text:
-            self.trackers.text(step, "sample", text.removeprefix(train.sample_prompt))
-            bar.say("\n".join(f"  | {line}" for line in text.splitlines()))
+            self.trackers.text(step, "sample", text)
+            shown = f"{self.experiment.train.sample_prompt}{text}"
+            bar.say("\n".join(f"  | {line}" for line in shown.splitlines()))
         return self.best.see(step, means)
 
     def compare(self, before: dict[str, Any]) -> None:

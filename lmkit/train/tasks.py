@@ -10,11 +10,14 @@ from lmkit.harness.tasks import Tasks, figures_of, live_model, run_tasks
 
 
 def make_task_scorer(
-    experiment: Experiment, blueprint: Blueprint, tokenizer: Tokenizer, tasks: Tasks
+    experiment: Experiment, blueprint: Blueprint, tokenizer: Tokenizer, tasks: Tasks, progressed: Callable[[], None]
 ) -> Callable[[State], dict[str, float]]:
-    """score(state) -> eval/tasks/NAME/METRIC, and eval/tasks/sec. All processes must call it."""
+    """score(state) -> eval/tasks/NAME/METRIC, and eval/tasks/sec. All processes must call it.
+
+    `progressed()` is called on the way.
+    """
     config, train = experiment.evaluate, experiment.train
-    model = live_model(blueprint.merge, blueprint.model_config, blueprint.mesh, tokenizer, config.max_len)
+    model = live_model(blueprint.merge, blueprint.model_config, blueprint.mesh, tokenizer, config.max_len, progressed)
 
     def score(state: State) -> dict[str, float]:
         began = time.perf_counter()
