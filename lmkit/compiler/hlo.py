@@ -85,7 +85,7 @@ def parse(text: str) -> Program:
             operands, rest = _arguments(rest)
             called = [name for group in _CALLED.findall(rest) for name in re.findall(r"[\w.\-]+", group)]
             current[last] = Instruction(last, opcode, kind, operands, tuple(called), rest)
-        elif line == "}":
+        elif line == "}" or line.startswith("}, "):
             last = ""
         elif last:  # an attribute of a kernel goes on over several lines
             current[last] = current[last]._replace(text=f"{current[last].text}\n{line}")
