@@ -27,7 +27,8 @@ def items_of(samples: list[Json]) -> tuple[str, list[Item]]:
     first = samples[0]["filter"]
     samples = [one for one in samples if one["filter"] == first]
     metric = score_name(samples[0])
-    return metric, [_item(one, metric) for one in samples]
+    summed = isinstance(samples[0][metric], tuple | list)  # of a perplexity the sum and its weight
+    return "log_likelihood" if summed else metric, [_item(one, metric) for one in samples]
 
 
 def score_name(sample: Json) -> str:
@@ -50,7 +51,7 @@ def _item(sample: Json, metric: str) -> Item:
             truth = str(arguments[sample["target"]][1])
             share = float(shares[sample["target"]] / shares.sum())
     score = sample[metric]
-    if isinstance(score, tuple | list):  # a sum and its weight, as of a perplexity
+    if isinstance(score, tuple | list):
         score = score[0] / max(score[1], 1)
     doc = sample["doc"] if isinstance(sample["doc"], dict) else {}
     category = next((str(doc[name]) for name in _CATEGORIES if isinstance(doc.get(name), str | int)), "")

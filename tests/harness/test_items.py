@@ -29,14 +29,12 @@ def test_an_item_with_choices() -> None:
 def test_a_text_and_a_perplexity() -> None:
     text = SAMPLE | {"filtered_resps": ["said"], "arguments": [("why", {})], "target": "b", "metrics": ["exact_match"],
                      "exact_match": 1.0}  # fmt: skip
-    assert items_of([text])[1][0][:4] == (
-        3,
-        1.0,
-        pytest.approx(math.nan, nan_ok=True),
-        pytest.approx(math.nan, nan_ok=True),
-    )
+    (item,) = items_of([text])[1]
+    assert (item.number, item.score, item.said) == (3, 1.0, "said")
+    assert math.isnan(item.confidence)
     rolled = text | {"metrics": ["bits_per_byte"], "bits_per_byte": (-30.0, 10)}
-    assert items_of([rolled])[1][0].score == -3.0
+    metric, (item,) = items_of([rolled])
+    assert (metric, item.score) == ("log_likelihood", -3.0)
 
 
 def test_calibration() -> None:
