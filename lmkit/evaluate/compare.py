@@ -68,7 +68,7 @@ def _compared(name: str, a: Answers, b: Answers, config: EvaluateConfig, seed: i
     order = differ[np.argsort(-np.abs(b.scores - a.scores)[differ], kind="stable")][:_MOST]
     rows = [(a.numbers[n], a.texts[n], a.said[n], b.said[n]) for n in order]
     if found.low <= 0 <= found.high:
-        verdict = "no difference" if not found.value else "no difference beyond chance"
+        verdict = "no difference" if not found.value else "may be chance"
     else:
         verdict = "B is better" if found.value > 0 else "A is better"
     scores = (float(a.scores.mean()), float(b.scores.mean()))
