@@ -244,7 +244,7 @@ def test_on_a_cpu_nothing_runs_beside_anything() -> None:
 
 
 def test_whole_float32_weights_are_multiplied_where_they_are() -> None:
-    """By hand: a layer of gpt_tiny has 4 x 64 x 64 and 2 x 64 x 256 elements in matrices, and 4 x 64 in norms and more."""
+    """By hand: a layer of gpt_tiny has 4 x 64 x 64 and 2 x 64 x 256 elements in matrices, and few in norms."""
     words = ["gpt_tiny", "model.vocab_size=264"]
     alone = item(planned(*words, "hardware=cpu_1"), "communication buffers")
     assert alone == pytest.approx(4 * (4 * 64 * 64 + 2 * 64 * 256), rel=0.02)  # a layer's gradients
