@@ -157,9 +157,13 @@ def _leaves(context: PlanContext):
 
 def _buffers(context: PlanContext) -> float:
     """Weights of a layer, whole over fsdp in the compute dtype, twice, as the next come while these are used; and its
-    gradients before they are scattered. Experts' are gathered one matrix after the other."""
+    gradients before they are scattered. Experts' are gathered one matrix after the other. Weights that are whole and in
+    the compute dtype already are multiplied where they are."""
+    copied = context.size("fsdp") > 1 or context.itemsize != _F32
     layers = max(part.num_layers for part in context.experiment.model.towers().values()) / context.size("stage")
-    times = ((size, 1 if "expert" in spec.dims else 3) for _, size, spec in _leaves(context) if spec.in_stack)
+    times = (
+        (size, 1 if "expert" in spec.dims or not copied else 3) for _, size, spec in _leaves(context) if spec.in_stack
+    )
     return sum(size * count for size, count in times) / layers * context.size("fsdp") * context.itemsize
 
 

@@ -108,8 +108,7 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
 
     The update reads and writes the state once; gradients are written and read for each micro-batch; gathered weights
     are written once and read for each product of each pass; activations, as much as a layer without remat keeps, are
-    written and read in each pass. With remat=dots what is made again was not written before. A stage of a pipeline has
-    its share of the layers.
+    written and read in each pass. With remat=dots what is made again was not written before.
     """
     experiment, shapes = context.experiment, context.blueprint.shapes
     micro, passes = experiment.train.accumulate_steps, 0.0
@@ -118,8 +117,7 @@ def memory_traffic(context: PlanContext) -> dict[str, float]:
         passes = 2.0 if context.compiled(part).remat in (Remat.none, Remat.dots) else 3.0
         for length, layers, joins in stack_lengths(experiment, part):
             everything = dataclasses.replace(part, remat=Remat.none)
-            here = layers / context.size("stage")
-            activations += 2 * passes * here * kept_bytes(everything, share_of(context, length, joins - 1))
+            activations += 2 * passes * layers * kept_bytes(everything, share_of(context, length, joins - 1))
     whole = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in flat(context.blueprint.param_shapes).values()
     ) * context.size("fsdp")

@@ -34,3 +34,13 @@ def test_the_peak_is_what_the_compiler_says(words: str) -> None:
     compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes  # the state is donated
     # of the same program one kind of CPU or version of jax gives up to 8 % more than another
     assert estimate(experiment).memory.peak == pytest.approx(compiled, rel=0.13)
+
+
+@slow
+def test_so_it_is_of_a_model_that_is_nearly_all_parameters() -> None:
+    words = ["hardware=cpu_1", "model.embed_dim=96", "model.num_heads=6", "train.batch_size=2"]
+    experiment = compose(["+experiment=gpt_tiny", *words])
+    analysis = compile_step(experiment, jax.devices()[:1])[1].memory_analysis()
+    assert analysis is not None
+    compiled = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    assert estimate(experiment).memory.peak == pytest.approx(compiled, rel=0.13)

@@ -9,10 +9,11 @@ import yaml
 from lmkit.config import ConfigError
 from lmkit.config.calibration import Calibration, calibration_file, read_calibration, write_calibration
 from lmkit.config.entry import compose, run_verb
-from lmkit.config.sections.plan import ASSUMED
+from lmkit.config.sections.plan import assumed
 from lmkit.cost.estimate import Estimate, estimate
 from lmkit.cost.terms import Terms, fit, terms_of
 
+GPU, CPU = assumed("gpu"), assumed("cpu")
 ENTRY = Calibration("h100", "/runs/one", "2026-11-22 20:00", "NVIDIA H100", {"compute_share": 0.5}, {}, {"load": 1.5})
 
 
@@ -50,35 +51,41 @@ def plan(*words: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("beside", "terms"),
+    ("name", "terms"),
     [
-        (True, Terms(2.0, 0.5, 0.3, 0.0, True)),  # computing is the longest
-        (True, Terms(0.4, 2.0, 0.3, 0.0, True)),  # memory
-        (False, Terms(2.0, 0.001, 0.0, 0.0, False)),
+        ("compute_share", Terms(2.0, 0.001, 0.01, 0.0)),
+        ("memory_share", Terms(0.001, 2.0, 0.01, 0.0)),
+        ("network_share", Terms(0.001, 0.001, 0.001, 2.0)),
     ],
 )
-def test_a_factor_on_which_the_time_hangs_is_recovered(beside: bool, terms: Terms) -> None:
-    name = "memory_share" if terms.memory > terms.compute else "compute_share"
+def test_a_factor_on_which_the_time_hangs_is_recovered(name: str, terms: Terms) -> None:
     for truth in (0.35, 0.95):
-        found = fit(terms, ASSUMED, terms.total(ASSUMED | {name: truth}))
+        found = fit(terms, GPU, terms.total(GPU | {name: truth}))
         assert found.factors[name] == pytest.approx(truth, rel=0.01)
         others = {other: value for other, value in found.factors.items() if other != name}
-        assert others == pytest.approx({other: ASSUMED[other] for other in others}, rel=0.01)
+        assert others == pytest.approx({other: GPU[other] for other in others}, rel=0.01)
         assert set(found.seen) == {name}  # of the others it says nothing
-    assert terms.beside is beside
+
+
+def test_what_is_sent_is_hidden_but_for_a_share_and_for_what_is_longer_than_the_rest() -> None:
+    factors = GPU | {"compute_share": 1.0, "memory_share": 0.5, "network_share": 0.5, "step_overhead_sec": 1.0}
+    terms = Terms(2.0, 0.5, 1.0, 0.25)  # at these shares 2, 1, 2 and 0.5
+    assert terms.total(factors | {"exposed_share": 0.25}) == 2 + 1 + 0.25 * 2 + 0.5 + 1
+    assert terms._replace(overlapped=4.0).total(factors | {"exposed_share": 0.25}) == 3 + (8 - 3) + 0.5 + 1
+    assert terms.total(factors | {"exposed_share": 1.0}) == 2 + 1 + 2 + 0.5 + 1  # nothing is hidden
 
 
 def test_a_fit_explains_the_run_by_the_least_change() -> None:
-    terms = Terms(1.0, 0.5, 0.0, 0.2, False)
-    start = terms.total(ASSUMED)
+    terms = Terms(1.0, 0.5, 0.0, 0.2)
+    start = terms.total(CPU)
     for ratio in (0.9, 1.1, 2.0):
-        found = fit(terms, ASSUMED, start * ratio)
+        found = fit(terms, CPU, start * ratio)
         assert terms.total(found.factors) == pytest.approx(start * ratio, rel=1e-4)
-        moved = {name: abs(found.factors[name] / value - 1) for name, value in ASSUMED.items()}
+        moved = {name: abs(found.factors[name] / value - 1) for name, value in CPU.items()}
         assert moved["compute_share"] > moved["memory_share"] > moved["network_share"] > moved["step_overhead_sec"] > 0
-    fast = fit(terms, ASSUMED, 1.0)  # at the peaks it takes 1.7
-    assert max(fast.factors[name] for name in ASSUMED if name.endswith("share")) == 1.0
-    assert terms.total(fit(terms, ASSUMED, 1.0, capped=False).factors) == pytest.approx(1.0, rel=1e-4)
+    fast = fit(terms, CPU, 1.0)  # at the peaks it takes 1.7
+    assert max(fast.factors[name] for name in CPU if name.endswith("share")) == 1.0
+    assert terms.total(fit(terms, CPU, 1.0, capped=False).factors) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_a_calibrated_plan_predicts_the_run_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -97,10 +104,10 @@ def test_a_calibrated_plan_predicts_the_run_and_says_so(tmp_path: Path, capsys: 
     assert plan(f"+experiment={words[0]}", *words[1:], "plan.json=-") == 0
     plain = json.loads(capsys.readouterr().out)
     assert plain["calibration"]["run"] == str(run)
-    assert plain["shares"]["compute_share"] == after.context.experiment.plan.compute_share < ASSUMED["compute_share"]
+    assert plain["shares"]["compute_share"] == after.context.experiment.plan.compute_share < GPU["compute_share"]
     other = planned("gpt3_1b3", "hardware=a100_64")  # it teaches nothing about other devices
     assert other.calibration is None
-    assert other.context.experiment.plan.compute_share == ASSUMED["compute_share"]
+    assert other.context.experiment.plan.compute_share == GPU["compute_share"]
 
 
 def test_a_key_that_is_set_wins_over_the_file() -> None:
@@ -187,6 +194,7 @@ def test_runs_that_teach_nothing_are_told_in_a_line(tmp_path: Path, capsys: pyte
     (broken / "receipt.json").write_text("{")
     old = write_run(tmp_path / "old", found, seconds)
     (old / "receipt.json").write_text("{}")
+    other = write_run(tmp_path / "other", found, seconds, planned={"terms": {"compute": 1.0, "beside": True}})
     unknown = write_run(tmp_path / "unknown", found, seconds, planned={"reason": "no Such GPU"})
     short = write_run(tmp_path / "short", found, seconds, measured={"reason": "2 steps in a row"})
     fast = write_run(tmp_path / "fast", found, seconds / 10)
@@ -196,6 +204,7 @@ def test_runs_that_teach_nothing_are_told_in_a_line(tmp_path: Path, capsys: pyte
         ([f"plan.calibrate={running}"], "under way or broke off"),
         ([f"plan.calibrate={broken}"], "cannot be read"),
         ([f"plan.calibrate={old}"], "nothing planned and measured"),
+        ([f"plan.calibrate={other}"], "another version planned the run"),
         ([f"plan.calibrate={unknown}"], "not planned (no Such GPU)"),
         ([f"plan.calibrate={short}"], "not measured (2 steps in a row)"),
         ([f"plan.calibrate={fast}"], "mend the figures of hardware"),

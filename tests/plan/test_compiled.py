@@ -13,6 +13,7 @@ from lmkit.config import ConfigError
 from lmkit.config.entry import compose, run_verb
 from lmkit.cost.estimate import Estimate, estimate
 from lmkit.cost.traffic import traffic_of
+from lmkit.cost.work import memory_traffic
 from lmkit.plan import compiled as module
 from lmkit.plan.compiled import Compiled, compiled_plan, large_arrays
 from lmkit.plan.show import as_plain, show
@@ -175,7 +176,7 @@ def test_the_time_by_the_compiler_stands_beside_the_arithmetic(capsys: pytest.Ca
     flops = sum(found.flops.values()) / 4
     assert timed.mfu == pytest.approx(flops / 197e12 / timed.timeline.seconds)
     assert timed.compute_floor == pytest.approx(flops / 197e12)
-    assert timed.bandwidth_floor == pytest.approx(sum(found.memory_traffic.values()) / 819e9)
+    assert timed.bandwidth_floor == pytest.approx(sum(memory_traffic(found.context).values()) / 819e9)
     plain = plain_timed(timed)
     assert plain["busy_sec"] == pytest.approx({"product": 1e-3, "other": 2e-3}, rel=1e-3)
     assert [one["source"] for one in plain["dearest"]] == ["jit(step)/mix", "jit(step)/dot"]

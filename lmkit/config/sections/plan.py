@@ -11,7 +11,7 @@ from lmkit.config.sections.mesh import AxesConfig
 # The others are assumptions. On a CPU the same cores compute and copy, so nothing that is sent is hidden.
 _ASSUMED = {
     "gpu": {
-        "compute_share": 0.73, "memory_share": 0.58, "network_share": 0.8, "exposed_share": 0.14,
+        "compute_share": 0.78, "memory_share": 0.54, "network_share": 0.8, "exposed_share": 0.46,
         "step_overhead_sec": 1e-3,
     },
     "tpu": {
