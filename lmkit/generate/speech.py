@@ -88,7 +88,7 @@ def before_sound(codec: Codec, settings: GenerateConfig) -> list[int]:
     """The prompt of sounds: a text that is taken for the one before. Raises ConfigError where the model takes none."""
     if not (settings.audio and settings.prompt.strip()):
         return []
-    rules, ids = codec.rules, codec.plain(" " + settings.prompt.strip())
+    rules, ids = codec.rules, codec.bare(" " + settings.prompt.strip())
     if rules.previous is None:
         raise ConfigError(
             f"generate.prompt={settings.prompt[:20]!r} with generate.audio: the model's files name no token "

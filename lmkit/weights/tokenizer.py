@@ -29,7 +29,6 @@ class Codec(NamedTuple):
     start_ids: tuple[int, ...]  # what an encoder-decoder's target begins with
     bare: Callable[[str], list[int]]  # as encode, with no special tokens
     rules: Rules = Rules()  # of a folder's files
-    plain: Callable[[str], list[int]] = lambda text: []  # text to ids with nothing around them
 
 
 def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> Codec:
@@ -60,7 +59,7 @@ def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> 
     rules = read_rules(theirs, config.vocab_size)
     if rules.previous is None:
         rules = rules._replace(previous=inner.token_to_id(_PREVIOUS))
-    return codec._replace(rules=rules, plain=lambda text: inner.encode(text, add_special_tokens=False).ids)
+    return codec._replace(rules=rules)
 
 
 def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:

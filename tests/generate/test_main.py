@@ -278,7 +278,7 @@ def test_a_gguf_file_brings_its_tokenizer(tmp_path: Path, capsys: pytest.Capture
     (["init_from={audio}", "generate.audio=[none.wav]"], ["none.wav"]),
     (["init_from={run}", "generate.audio=[none.wav]"], ["reads text"]),
     (["init_from={run}", "generate.language=de"], ["generate.language=de without generate.audio"]),
-    (["init_from={run}", "generate.audio=[none.wav]", "generate.prompt=x"], ["listens or reads"]),
+    (["init_from={run}", "generate.audio=[none.wav]", "generate.prompt=x"], ["reads text; set generate.prompt="]),
     (["init_from={gguf}"], ["'llama'", "tokenizer.path="]),
 ])  # fmt: skip
 def test_mistakes_get_one_line(

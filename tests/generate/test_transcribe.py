@@ -55,7 +55,7 @@ def test_a_file_that_ends_gives_its_row_to_the_next() -> None:
         for number, length in enumerate(lengths)
     ]
     settings = GenerateConfig(audio=["a", "b", "c"], timestamps=True, batch_size=2, max_new_tokens=9)
-    codec = Codec(lambda text: [], lambda ids: " ".join(map(str, ids)), 200, (50,), (1,))
+    codec = Codec(lambda text: [], lambda ids: " ".join(map(str, ids)), 200, (50,), (1,), lambda text: [])
     job = Job(Ear(), None, codec, None, settings, 0, [1], [7, 8])  # type: ignore[arg-type]
     said: list[tuple[int, str, bool]] = []
     screen = SimpleNamespace(show=lambda row, text, done: said.append((row, text, done)))
@@ -73,7 +73,7 @@ WHISPER = Rules((), (), (), {"de": 10, "pt": 11}, {"transcribe": 20}, 30, 5, 25)
 
 
 def codec_of(rules: Rules) -> Codec:
-    return Codec(lambda text: [], lambda ids: "", 40, (0,), (1,), rules, lambda text: [len(text), *map(ord, text[3:])])
+    return Codec(lambda text: [], lambda ids: "", 40, (0,), (1,), lambda text: [len(text), *map(ord, text[3:])], rules)
 
 
 def test_what_is_asked_for_with_sound() -> None:

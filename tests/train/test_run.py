@@ -27,7 +27,7 @@ from lmkit.core.state import make_blueprint
 from lmkit.interop import save_folder
 from lmkit.parallel.mesh import build_mesh
 from lmkit.tracker import read_rows
-from lmkit.train import main
+from lmkit.train import evaluator
 
 # One document in 300 is held out: at the end of a run all of that is evaluated.
 SMALL = ["+experiment=gpt_tiny", "data.holdout_every=300"]
@@ -72,7 +72,7 @@ def same_run(one: Path, two: Path, step: int) -> None:
 
 
 def test_the_last_step_is_saved_before_its_bounded_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits, heldout, evaluate = [], main.heldout_batches, main.evaluate
+    limits, heldout, evaluate = [], evaluator.heldout_batches, evaluator.evaluate
 
     def counted(*args, limit: int, **options):
         limits.append(limit)
@@ -83,8 +83,8 @@ def test_the_last_step_is_saved_before_its_bounded_evaluation(tmp_path: Path, mo
             raise MemoryError("the evaluation")
         return evaluate(*args)
 
-    monkeypatch.setattr(main, "heldout_batches", counted)
-    monkeypatch.setattr(main, "evaluate", breaks)
+    monkeypatch.setattr(evaluator, "heldout_batches", counted)
+    monkeypatch.setattr(evaluator, "evaluate", breaks)
     short = [
         "train.steps=2",
         "optim.warmup_steps=0",
@@ -370,7 +370,7 @@ def test_a_signal_during_an_evaluation_saves_that_step(tmp_path: Path, monkeypat
         os.kill(os.getpid(), signal.SIGINT)
         return {"eval/loss": 1.0, "eval/bits_per_byte": 1.0}, None
 
-    monkeypatch.setattr("lmkit.train.main.evaluate", interrupted)
+    monkeypatch.setattr("lmkit.train.evaluator.evaluate", interrupted)
     cadence = ["train.eval_every_steps=7", "checkpoint.save_every_steps=0"]
     assert train(f"run.dir={tmp_path / 'run'}", *cadence) == 130
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["7"]

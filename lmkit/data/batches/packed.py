@@ -24,8 +24,7 @@ def build_windows(
         return Windows(data.stores, *rest)
     cache = open_cache(config.cache_dir)
     layouts = {
-        name: pack(store.frame.ends(f"{TRAIN}/ends", of=f"{TRAIN}/tokens"), config.seq_len, cache, store.identity)
-        for name, store in data.stores.items()
+        name: pack(store.lazy_ends(TRAIN), config.seq_len, cache, store.identity) for name, store in data.stores.items()
     }
     return Packed(data.stores, layouts, *rest)
 

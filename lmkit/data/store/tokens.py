@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from lmkit.data.store.frame import CorruptError, Frame, Positions
+from lmkit.data.store.frame import CorruptError, Ends, Frame, Positions
 from lmkit.data.store.part_writer import Array
 
 FORMAT = 2
@@ -67,8 +67,12 @@ class TokenStore:
     def document_ends(self, split: str) -> np.ndarray:
         """int64 [documents]: the position after each document's last token."""
         if split not in self._ends:
-            self._ends[split] = self.frame.ends(f"{split}/ends", of=f"{split}/tokens")[:]
+            self._ends[split] = self.lazy_ends(split)[:]
         return self._ends[split]
+
+    def lazy_ends(self, split: str) -> Ends:
+        """`document_ends`, read by slices and not kept."""
+        return self.frame.ends(f"{split}/ends", of=f"{split}/tokens")
 
     @property
     def identity(self) -> list[Any]:

@@ -180,7 +180,7 @@ def test_rows_of_a_real_store(corpus: Path, tmp_path: Path) -> None:
 
 def test_a_split_without_documents_is_refused(cache: Path) -> None:
     class Nothing(Stream):
-        def document_ends(self, split: str) -> np.ndarray:
+        def lazy_ends(self, split: str) -> np.ndarray:
             return np.zeros(0, np.int64)
 
     data = TextData(ByteTokenizer(), {"x": Nothing([3])}, {"x": 1.0})  # type: ignore[dict-item]
