@@ -1,6 +1,6 @@
 """What labelled records cost: N lines of a text and a class, made into a store, then found there by a second start.
 
-    python tools/bench_records.py 1e7 /tmp/records
+    python tools/bench_records.py 1e7 runs/records
 
 Prints CPU seconds (with those of its processes), seconds, and the largest resident set of this process and of one of
 its processes. The second start reads no record.
