@@ -2,9 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +18,18 @@ from lmkit.core.task import Task, bits_per_byte
 from lmkit.objectives.build import Batch
 from lmkit.objectives.sums import Sums
 
+T = TypeVar("T")
 _IN_FLIGHT = 4  # batches dispatched before the first is waited for
+
+
+def in_flight(results: Iterable[T], most: int) -> Iterator[T]:
+    """What was dispatched, in order: each is handed out, and so waited for, when `most` more are on their way."""
+    waiting: deque[T] = deque()
+    for one in results:
+        waiting.append(one)
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def evaluate(

@@ -1,6 +1,6 @@
 """What a model says of every held-out example of a task: a column a quantity, a row an example."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.objective import WITH_CLASSES, ObjectiveKind
-from lmkit.core.evaluation import to_host
+from lmkit.core.evaluation import in_flight, to_host
 from lmkit.core.task import Task
 from lmkit.data.batches.windows import Windows, heldout_indices
 from lmkit.data.loader import heldout_batches
@@ -51,20 +51,10 @@ def score_examples(
     step = jax.jit(lambda params, batch: scorer(merge(params), batch))
     numbers = [(part, index) for part in parts for index in heldout_indices(batches, part, batch_size, limit)]
     rows: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in parts}
-
-    def results() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Each batch and what the model says of it, while the devices have the next one."""
-        before = None
-        for _, batch in heldout_batches(batches, parts, batch_size=batch_size, limit=limit, mesh=mesh):
-            now = (batch, step(params, batch))
-            if before is not None:
-                yield before
-            before = now
-        if before is not None:
-            yield before
-
+    given = heldout_batches(batches, parts, batch_size=batch_size, limit=limit, mesh=mesh)
+    results = in_flight(((batch, step(params, batch)) for _, batch in given), 1)
     with jax.set_mesh(mesh):
-        for done, ((part, index), (batch, said)) in enumerate(zip(numbers, results(), strict=True), 1):
+        for done, ((part, index), (batch, said)) in enumerate(zip(numbers, results, strict=True), 1):
             found = {name: to_host(value) for name, value in said.items()}
             inside = index < batches.num_heldout(part)
             rows[part].append(_rows(task, batch, found, index, inside))

@@ -12,6 +12,7 @@ from lmkit.config.entry import compose
 from lmkit.config.experiment import Experiment, differing, to_plain
 from lmkit.config.paths import cache_dir
 from lmkit.config.saved import RUN_FILE, read_experiment, read_tokenizer
+from lmkit.config.sections.lora import LoraConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import PrepareProgress
 from lmkit.core.task import Task, changed_data, prepare_task
@@ -31,23 +32,23 @@ def own_experiment(experiment: Experiment, model: SavedModel) -> Experiment:
     plain = to_plain(compose([]))
     said = [name for name, _, _ in differing({s: plain[s] for s in _OWN}, {s: to_plain(experiment)[s] for s in _OWN})]
     others = any(name.startswith(_WHOLE) for name in said)
-    home, is_run = model.source.home, model.source.form is Form.run
-    if not others and not (is_run and (home / RUN_FILE).is_file()):
+    home = model.source.home
+    is_run = model.source.form is Form.run and (home / RUN_FILE).is_file()
+    if not others and not is_run:
         raise ConfigError(
             f"init_from={experiment.init_from} is no run with data of its own: set data= and data.paths=, or "
             f"evaluate.tasks="
         )
-    base = read_experiment(home) if is_run and (home / RUN_FILE).is_file() else experiment
+    base = read_experiment(home) if is_run else experiment
     sections = {}
     for section in _OWN:
         here = getattr(experiment, section)
-        mine = {name.partition(".")[2]: None for name in said if name.startswith(f"{section}.")}
+        mine = {name.split(".")[1] for name in said if name.startswith(f"{section}.")}
         if (section == "data" and others) or base is experiment:
             sections[section] = here
         else:
-            top = {name.partition(".")[0] for name in mine}
             sections[section] = dataclasses.replace(
-                getattr(base, section), **{name: getattr(here, name) for name in top}
+                getattr(base, section), **{name: getattr(here, name) for name in mine}
             )
     if not experiment.tokenizer.path:
         sections["tokenizer"] = _tokenizer(experiment, model)
@@ -56,9 +57,8 @@ def own_experiment(experiment: Experiment, model: SavedModel) -> Experiment:
     if experiment.train.batch_size != plain["train"]["batch_size"]:
         train = dataclasses.replace(train, batch_size=experiment.train.batch_size, accumulate_steps=1)
     run = dataclasses.replace(experiment.run, seed=base.run.seed)
-    lora = dataclasses.replace(base.lora, rank=0) if base.lora.rank else base.lora
     made = dataclasses.replace(
-        base, **sections, **shared, model=model.config, train=train, run=run, lora=type(lora)()
+        base, **sections, **shared, model=model.config, train=train, run=run, lora=LoraConfig()
     )  # fmt: skip
     check_experiment(made)
     return made
@@ -70,7 +70,7 @@ def _tokenizer(experiment: Experiment, model: SavedModel) -> TokenizerConfig:
     if source.form is Form.run:
         return read_tokenizer(source.home)
     if source.form is Form.folder:
-        init = dataclasses.replace(TokenizerConfig(), kind=TokenizerKind.init)
+        init = TokenizerConfig(kind=TokenizerKind.init)
         return start_tokenizer(init, experiment.init_from) if (source.path / "tokenizer.json").is_file() else init
     inner, _, ends = interop.read_gguf_tokenizer(source.path)
     cache = place_of(open_cache(experiment.data.cache_dir), "tokenizers", ["gguf", inner.to_str()])

@@ -9,7 +9,6 @@ are in hand at a time decides how full tiles are, never what is computed in them
 R slots of a tile, T tokens of a slot, q scored tokens of a slot.
 """
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from jax.sharding import Mesh
 
 from lmkit.compiler.programs import jit
 from lmkit.config.arithmetic.mesh import batch_shards
+from lmkit.core.evaluation import in_flight
 from lmkit.data.loader import array_sharding
 from lmkit.objectives.scores import token_scores
 from lmkit.parallel.devices import platform_of
@@ -89,31 +89,21 @@ class PackedScorer:
         found: list[Score | None] = [None] * len(items)
         step = self.batch_size or len(items)
         order = sorted(range(len(items)), key=lambda n: (-len(items[n].inputs), items[n].inputs, items[n].targets))
-        waiting: deque[tuple[list[_Row], Any]] = deque()
+        tiles = (rows for n in range(0, len(order), step) for rows in self._tiles(items, order[n : n + step]))
+        scored = ((rows, self.program(params, *self._arrays(items, rows))) for rows in tiles)
         done = 0
-
-        def read() -> None:
-            nonlocal done
-            rows, (nll_Rq, best_Rq) = waiting.popleft()
-            nll, best = (np.asarray(x.addressable_data(0)) for x in (nll_Rq, best_Rq))
-            for number, row in enumerate(rows):
-                first = 0
-                for item in row.items:
-                    here = slice(first, first + len(items[item].targets))
-                    # Summed one after the other in float64: of no matter where they lay.
-                    total = -sum(map(float, nll[number, here]))
-                    found[item], first = Score(total, bool(best[number, here].all())), here.stop
-                done += len(row.items)
-            tell(done, len(items))
-
         with jax.set_mesh(self.mesh):
-            for first in range(0, len(order), step):
-                for rows in self._tiles(items, order[first : first + step]):
-                    waiting.append((rows, self.program(params, *self._arrays(items, rows))))
-                    if len(waiting) > _AHEAD:
-                        read()
-            while waiting:
-                read()
+            for rows, results in in_flight(scored, _AHEAD):
+                nll, best = (np.asarray(x.addressable_data(0)) for x in results)
+                for number, row in enumerate(rows):
+                    first = 0
+                    for item in row.items:
+                        here = slice(first, first + len(items[item].targets))
+                        # Summed one after the other in float64: of no matter where they lay.
+                        total = -sum(map(float, nll[number, here]))
+                        found[item], first = Score(total, bool(best[number, here].all())), here.stop
+                    done += len(row.items)
+                tell(done, len(items))
         assert all(one is not None for one in found)
         return found  # type: ignore[return-value]
 

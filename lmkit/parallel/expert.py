@@ -45,8 +45,9 @@ def dropless(
     rows_e = -(-size_e.astype(jnp.int32) // block) * block
     # A row's choice: its number among its expert's rows, counted on from the expert's first choice.
     rows = buffer_rows(len(order_n), num_here, block)
-    expert_S = jnp.sum(jnp.arange(rows)[:, None] >= jnp.cumsum(rows_e), axis=1)
-    begin_e, sorted_e = jnp.cumsum(rows_e) - rows_e, jnp.cumsum(size_e) - size_e
+    ends_e = jnp.cumsum(rows_e)
+    expert_S = jnp.sum(jnp.arange(rows)[:, None] >= ends_e, axis=1)
+    begin_e, sorted_e = ends_e - rows_e, jnp.cumsum(size_e) - size_e
     inside_S = jnp.arange(rows) - begin_e.at[expert_S].get(mode="fill", fill_value=0)
     here_S = inside_S < size_e.at[expert_S].get(mode="fill", fill_value=0)
     place_S = jnp.where(here_S, inside_S + sorted_e.at[expert_S].get(mode="fill", fill_value=0), len(order_n))
