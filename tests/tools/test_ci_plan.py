@@ -18,7 +18,7 @@ def test_every_section_and_slow_file_gets_its_turn() -> None:
     marked = {p.relative_to(ROOT).as_posix() for p in (ROOT / "tests").rglob("test_*.py") if plan.has_slow(p)}
     assert set.union(*slow) == marked
     assert sum(map(len, slow)) == len(marked), "none runs twice in three commits"
-    assert all(f"\n{name}() {{" in (ROOT / ".ci" / "run").read_text() for name in everything)
+    assert all(f"\n{name}() {{" in (ROOT / ".ci" / "run").read_text() for name in plan.EVERY)
 
 
 def test_what_is_listed_exists() -> None:
@@ -37,13 +37,28 @@ def test_what_a_change_touches_runs_at_once() -> None:
     assert "tests/launch/test_slurm.py" not in touched
 
 
-def test_a_full_run_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_section_is_kept_and_the_oldest_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "RESULT", tmp_path / "result.json")
-    assert plan.age() == "never"
     log = tmp_path / "log"
-    log.write_text("== fast begins\n5 passed, 2 skipped in 3s\n== fast: 12 s\n1 failed, 7 passed\n== slow: 30 s\n")
-    plan.record(42.4, log)
+    log.write_text("== fast begins\n5 passed, 2 skipped in 3s\n1 failed, 7 passed\n== fast: 12 s\n")
+    assert (plan.age(), plan.missing()) == ("never", list(plan.EVERY))
+    for name in plan.EVERY[1:]:
+        plan.record(name, 1, log)
+    assert (plan.age(), plan.missing()) == ("never", ["fast"]), "one section has not run"
+    plan.record("fast", 42.4, log)
     kept = json.loads((tmp_path / "result.json").read_text())
-    assert kept["counts"] == {"passed": 12, "skipped": 2, "failed": 1}
-    assert kept["sections"] == {"fast": 12, "slow": 30}
-    assert (kept["seconds"], plan.age()) == (42, "0")
+    assert list(kept) == list(plan.EVERY)
+    assert kept["fast"]["counts"] == {"passed": 12, "skipped": 2, "failed": 1}
+    assert (kept["fast"]["seconds"], plan.age(), plan.missing()) == (42, "0", [])
+    older = plan.git("rev-list", "-1", "--skip=3", "--first-parent", "HEAD")
+    (tmp_path / "result.json").write_text(json.dumps(kept | {"lint": kept["lint"] | {"commit": older}}))
+    assert (plan.last_full(), plan.missing()) == (older, ["lint"])
+    assert int(plan.age()) == plan.commits_since(older) >= 3
+    (tmp_path / "result.json").write_text(json.dumps(kept | {"lint": kept["lint"] | {"commit": "0" * 40}}))
+    assert plan.age() == "never", "of another history"
+
+
+def test_the_thirds_of_a_full_run_are_all_slow_files(capsys: pytest.CaptureFixture[str]) -> None:
+    for third in "012":
+        plan.main(["slow", "--third", third])
+    assert sorted(capsys.readouterr().out.split()) == sorted(plan.all_slow())
