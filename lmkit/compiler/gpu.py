@@ -15,7 +15,6 @@ from lmkit.compiler.hlo import Instruction, Program, parse, size_of
 from lmkit.compiler.timeline import KERNEL, NETWORK, OTHER, PRODUCT, Price, Timeline, fused, timeline
 from lmkit.config.sections.hardware import HardwareConfig
 
-PRODUCT_SHARE = 788 / 989  # of the peak: 788 TFLOP/s measured of bfloat16 products of 8,192 cubed on an H200
 LAUNCH_SEC = 2.5e-6  # from the end of a kernel to the start of the next: assumed, not measured
 _FREE = (
     "parameter", "bitcast", "get-tuple-element", "tuple", "constant", "after-all", "partition-id", "replica-id", "iota",
@@ -29,7 +28,7 @@ def gpu_timeline(
     text: str, hardware: HardwareConfig, sizes: Mapping[str, int], seconds_of: Callable[[Collective], float]
 ) -> Timeline:
     """A step of a GPU's program; the arguments are as in compiler/tpu.py."""
-    bandwidth = hardware.memory_gb_per_sec * 1e9
+    bandwidth, share = hardware.memory_gb_per_sec * 1e9, hardware.matrix_share or 1.0
 
     def price_of(program: Program, lines: dict[str, Instruction], one: Instruction) -> Price | None:
         if one.kind:
@@ -41,7 +40,7 @@ def gpu_timeline(
         moved = moved_bytes(program, lines, one)
         flops = _flops(program, lines, one)
         rates = {False: hardware.bf16_tflops, True: hardware.fp32_tflops or hardware.bf16_tflops}
-        busy = sum(flops[wide] / (rates[wide] * 1e12 * PRODUCT_SHARE) for wide in flops if flops[wide])
+        busy = sum(flops[wide] / (rates[wide] * 1e12 * share) for wide in flops if flops[wide])
         kind, label = _kind(program, one)
         seconds = max(moved / bandwidth, busy) + LAUNCH_SEC
         return Price(seconds, kind, sum(flops.values()), moved, label, 1)

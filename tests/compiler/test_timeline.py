@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmkit.compiler.gpu import LAUNCH_SEC, PRODUCT_SHARE, gpu_timeline
+from lmkit.compiler.gpu import LAUNCH_SEC, gpu_timeline
 from lmkit.compiler.hlo import parse
 from lmkit.compiler.steptime import step_timeline
 from lmkit.compiler.timeline import COPY, KERNEL, NETWORK, OTHER, PRODUCT, Timeline
@@ -15,7 +15,9 @@ from lmkit.plan.compiled import compiled_plan
 
 # 1 GHz: 4 units of 128 x 128 do 131,072 FLOPs in a cycle
 TPU = HardwareConfig(name="tpu_v5e", platform="tpu", bf16_tflops=131.072, memory_gb_per_sec=1000)
-GPU = HardwareConfig(name="h100", platform="gpu", bf16_tflops=1000, fp32_tflops=500, memory_gb_per_sec=1000)
+GPU = HardwareConfig(
+    name="h100", platform="gpu", bf16_tflops=1000, fp32_tflops=500, matrix_share=0.5, memory_gb_per_sec=1000
+)
 SIZES = {"data": 1, "fsdp": 4}
 LINK = 1e9  # bytes a second of the network
 US = 1e-6
@@ -238,7 +240,7 @@ def test_a_gpu_takes_the_longer_of_bytes_and_flops() -> None:
     assert one.seconds == pytest.approx(6e6 / 1e12 + LAUNCH_SEC)  # its FLOPs take 2.5 us, its bytes 6
     wide = on_gpu(*(line.replace("bf16[", "f32[") for line in arrays), f"%f = f32[1000,1000]{{1,0}} {call}",
                   more=more.replace("bf16[", "f32[")).operations[0]  # fmt: skip
-    assert wide.seconds == pytest.approx(max(12e6 / 1e12, 2e9 / (500e12 * PRODUCT_SHARE)) + LAUNCH_SEC)
+    assert wide.seconds == pytest.approx(max(12e6 / 1e12, 2e9 / (500e12 * 0.5)) + LAUNCH_SEC)
     cublas = (
         '%c = (bf16[1000,1000]{1,0}, s8[4]{0}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", '
         'backend_config={"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}'
