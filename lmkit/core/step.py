@@ -13,7 +13,8 @@ from lmkit.nn.param import compute_dtype
 from lmkit.nn.tree import divide
 from lmkit.objectives.build import Batch, Objective
 from lmkit.objectives.sums import Sums
-from lmkit.parallel.rules import DATA, on_each, sums_late
+from lmkit.parallel.borders import on_each
+from lmkit.parallel.rules import DATA, sums_late
 
 Metrics = dict[str, jax.Array]
 

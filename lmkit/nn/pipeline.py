@@ -21,6 +21,7 @@ from jax.sharding import PartitionSpec
 
 from lmkit.config.arithmetic.pipeline import ROW_AXES, STAGE, choose_microbatches
 from lmkit.nn.attention import LayerInputs
+from lmkit.parallel.borders import on_each_with_gradient
 from lmkit.parallel.rules import on_each_device, split_axes
 
 _WHOLE = ("bias_NTS",)  # the inputs without rows
@@ -55,8 +56,7 @@ def pipelined(
     body = partial(_stage, run, stages, microbatches, rounds, with_rows)
     specs = (own, whole, own, jax.tree.map(lambda rows: own if rows else whole, with_rows), whole)
     out_specs = (own, PartitionSpec(None, STAGE))
-    body = jax.shard_map(body, in_specs=specs, out_specs=out_specs, axis_names={STAGE}, check_vma=False)
-    x_BTD, auxiliary = body(params, rest, x_BTD, inputs, key)
+    x_BTD, auxiliary = on_each_with_gradient(STAGE, body, specs, out_specs)(params, rest, x_BTD, inputs, key)
     return x_BTD, jax.tree.map(partial(_join_chunks, stages), auxiliary)
 
 

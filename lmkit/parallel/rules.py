@@ -123,38 +123,6 @@ def on_each_device(f: Callable, in_specs: Any, out_specs: Any, *, check: bool = 
     return jax.shard_map(f, in_specs=in_specs, out_specs=out_specs, axis_names=free, check_vma=check)
 
 
-def on_each(axis: str, f: Callable, in_specs: Sequence[Any], out_specs: Any, out_sharding: Any) -> Callable:
-    """shard_map over one axis of the mesh; over the others its arguments and results stay laid out as they are.
-
-    A shard_map over some Explicit axes would gather all that passes its border over the others (jax 0.10.2 to 0.12.0).
-    So they are Auto at the border, and Explicit again inside.
-
-    Args:
-        in_specs: of the arguments, over `axis` alone, as out_specs are of the results; prefixes of trees.
-        out_sharding: of the results, over all axes.
-    """
-    others = tuple(name for name in split_axes() if name != axis)
-    if not others:  # all axes, then: kernels that XLA cannot divide ask that none be left
-        return jax.shard_map(f, in_specs=tuple(in_specs), out_specs=out_specs, check_vma=False)
-    options = {"in_specs": tuple(in_specs), "out_specs": out_specs, "axis_names": {axis}, "check_vma": False}
-
-    def without(x: jax.Array) -> PartitionSpec:
-        kept = (
-            tuple(name for name in ((part,) if isinstance(part, str) else part or ()) if name in others)
-            for part in jax.typeof(x).sharding.spec
-        )
-        return PartitionSpec(*[names or None for names in kept])
-
-    def call(*args: Any) -> Any:
-        inner = jax.sharding.explicit_axes(f, axes=others, in_sharding=jax.tree.map(without, args))
-        outer = jax.sharding.auto_axes(
-            lambda *args: jax.shard_map(inner, **options)(*args), axes=others, out_sharding=out_sharding
-        )
-        return outer(*args)
-
-    return call
-
-
 def seq_dim(seq_len: int) -> str | None:
     """The dim of so many places inside a sub-layer: "seq", or None where `context` does not divide them.
 

@@ -237,5 +237,8 @@ def test_each_device_moves_its_own_rows_and_weights_are_kept_once() -> None:
     exchanged = shapes(r"f32\[([\d,]+)\]\S* all-to-all\(") + shapes(r"\(f32\[([\d,]+)\]\S*, f32.* all-to-all\(")
     assert exchanged
     assert max(math.prod(shape) for shape in exchanged) <= 2 * rows // 8 * seq * width
+    # What the backward pass needs of each tick stays where it is: it was gathered over fsdp at the border.
+    gathered = shapes(r"f32\[([\d,]+)\]\S* all-gather\(")
+    assert not [shape for shape in gathered if shape[-2:] == (seq, width)]
     kept = [shape for shape in shapes(r"f32\[([\d,]+)\]") if shape[-2:] == (width, width)]
     assert max(math.prod(shape) for shape in kept) <= L // 2 * width * width
