@@ -123,7 +123,7 @@ class _Border:
             found = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, out)
             return out
 
-        options = {"axis_names": {self.axis}, "check_vma": False} if self.others else {"check_vma": False}
+        options: dict[str, Any] = {"check_vma": False} | ({"axis_names": {self.axis}} if self.others else {})
         traced = jax.shard_map(recorded, in_specs=tuple(in_specs), out_specs=out_specs, **options)
         out = jax.eval_shape(traced, moved, fixed)
         flat = jax.tree.leaves(found, is_leaf=lambda one: isinstance(one, PartitionSpec))
