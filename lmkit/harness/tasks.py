@@ -18,6 +18,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.environment import environment
 from lmkit.data.tokens.chat import load_chat_template
 from lmkit.data.tokens.tokenizer import Tokenizer
+from lmkit.metrics.bootstrap import Figure
 from lmkit.weights import Form, SavedModel, codec_of, start_tokenizer
 
 Json = dict[str, Any]
@@ -142,14 +143,16 @@ def live_model(
     return module.HarnessModel(merge, config, None, mesh, words, **quiet)
 
 
-def figures_of(results: Json) -> dict[str, dict[str, tuple[float, float]]]:
-    """By task and metric the value and its standard error (NaN for none); of a filter with its name, if it has one."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+def figures_of(results: Json) -> dict[str, dict[str, Figure]]:
+    """By task and metric the value with its error and interval, where there are; of a filter with its name, if any."""
+    found: dict[str, dict[str, Figure]] = {}
     for task, row in results["results"].items():
         for key, value in row.items():
             metric, comma, how = key.partition(",")
             if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
                 error = row.get(f"{metric}_stderr,{how}")
-                known = float(error) if isinstance(error, int | float) else float("nan")
-                found.setdefault(task, {})[metric if how == "none" else f"{metric}_{how}"] = (float(value), known)
+                spread = float(error) if isinstance(error, int | float) else float("nan")
+                interval = row.get(f"{metric}_interval,{how}", [float("nan")] * 2)
+                one = Figure(float(value), spread, *interval)
+                found.setdefault(task, {})[metric if how == "none" else f"{metric}_{how}"] = one
     return found

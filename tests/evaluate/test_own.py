@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from lmkit import metrics
 from lmkit.core.evaluation import evaluate as evaluate_step
 from lmkit.core.step import make_eval_step
 from lmkit.data.loader import heldout_batches
+from lmkit.evaluate.examples import make_step, score_examples
 from lmkit.evaluate.figures import precision_recall_f1
 from lmkit.objectives.build import build_objective
 
@@ -55,7 +57,34 @@ def test_the_figures_are_those_of_training(kind: str, records: Path, tmp_path: P
     if kind == "seq2seq":
         assert {"bleu,none", "chrf,none"} <= set(found)
     receipt = json.loads((out / "receipt.json").read_text())
-    assert receipt["examples"] == ("documents" if kind == "causal_lm" else "rows" if kind == "masked_lm" else "records")
+    assert receipt["examples"] == ("documents" if kind in ("causal_lm", "masked_lm") else "records")
+
+
+@pytest.mark.parametrize("kind", ["causal_lm", "masked_lm"])
+def test_sums_are_those_of_the_document_that_a_token_stands_in(kind: str, records: Path, tmp_path: Path) -> None:
+    """Each token scored by itself, row after row, and put to its document by counting end tokens."""
+    words = [word.format(records=records) for word in KINDS[kind]]
+    _, task, blueprint, state = make_run(tmp_path / "run", words)
+    step = make_step(task.kind, blueprint.merge)
+    sizes: dict[str, Any] = {"batch_size": 8, "limit": 0}
+    found = score_examples(task, step, state["params"], blueprint.mesh, **sizes)
+    batches, length, rows = task.batches, 32, []
+    (store,) = batches.stores.values()  # type: ignore[attr-defined]
+    ends = store.document_ends(batches.evaluated)
+    expected = np.zeros((len(ends), 2))
+    for _, batch in heldout_batches(batches, list(task.weights), mesh=blueprint.mesh, **sizes):
+        nll = np.asarray(step(state["params"], batch)["nll"])
+        weights, places = np.asarray(batch["weights"]), batch.get("masked_positions")
+        for row in range(8):
+            for column in np.flatnonzero(weights[row]):
+                at = len(rows) * length + (int(places[row, column]) if places is not None else column + 1)
+                document = next(number for number, end in enumerate(ends) if at <= end)
+                expected[document] += (nll[row, column] * weights[row, column], weights[row, column])
+            rows.append(row)
+    expected = expected[expected[:, 1] > 0]
+    assert found.what == "documents"
+    assert np.allclose(found.columns["nll"], expected[:, 0], rtol=1e-6)
+    assert np.array_equal(found.columns["weight"], expected[:, 1])
 
 
 def test_a_mesh_gives_the_same_figures(records: Path, tmp_path: Path) -> None:
