@@ -13,7 +13,7 @@ from unittest import mock
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.evaluate import EvaluateConfig
-from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.families import EncDecConfig, GPTConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.environment import environment
 from lmkit.data.tokens.chat import load_chat_template
@@ -82,6 +82,11 @@ def _lm_eval(*, download: bool) -> type:
 
 def check_harness(config: Any, where: str) -> None:
     """Raises ConfigError for a model that lm-eval's tasks cannot be put to."""
+    if isinstance(config, EncDecConfig):
+        raise ConfigError(
+            f"{where}: an encoder-decoder reads a prompt and its answer in different halves, and tasks are scored in "
+            f"one text: they need a model of the family gpt; leave evaluate.tasks out for the model's own task"
+        )
     if not isinstance(config, GPTConfig):
         raise ConfigError(
             f"{where}: a {type(config).__name__} has no head for the next token; tasks need a model of the family gpt"

@@ -35,7 +35,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     make_run(folder / "other", [*GPT, f"data.paths=[{data}]", "model.init_std=0.1"])
     bert = [f"data.paths=[{data}]", *TEXT_MODEL, "data.seq_len=32"]
     make_run(folder / "bert", ["model=bert", "objective=classify", "data=records", *bert])
-    names = ("run", "chat", "other", "bert")
+    make_run(folder / "encdec", ["model=encdec", "objective=seq2seq", "data=records", *bert])
+    names = ("run", "chat", "other", "bert", "encdec")
     return {name: folder / name for name in names} | {"tasks": write_tasks(folder / "tasks")}
 
 
@@ -136,6 +137,7 @@ def test_prompts_and_their_variants_are_made_by_lm_eval(
     (["init_from={run}", "evaluate.tasks=[empty]"], ["'empty'"]),
     (["init_from=nowhere", "evaluate.tasks=[gone]"], ["'gone'"]),
     (["init_from={bert}", "evaluate.tasks=[pick]"], ["BERTConfig", "next token"]),
+    (["init_from={encdec}", "evaluate.tasks=[pick]"], ["encoder-decoder", "different halves"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.chat=true"], ["evaluate.chat=true", "template"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.against=nowhere"], ["nowhere"]),
 ])  # fmt: skip
