@@ -17,6 +17,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import PrepareProgress
 from lmkit.core.task import Task, changed_data, prepare_task
 from lmkit.data.cache import make_once, open_cache, place_of
+from lmkit.data.prepare_records import needs_text
 from lmkit.files import shared_files
 from lmkit.weights import Form, SavedModel, start_tokenizer
 
@@ -61,6 +62,11 @@ def own_experiment(experiment: Experiment, model: SavedModel) -> Experiment:
         base, **sections, **shared, model=model.config, train=train, run=run, lora=LoraConfig()
     )  # fmt: skip
     check_experiment(made)
+    if made.tokenizer.kind is TokenizerKind.init and needs_text(made.objective.kind, made.model):
+        raise ConfigError(
+            f"init_from={experiment.init_from} has no tokenizer.json: give the model's with tokenizer=file "
+            f"tokenizer.path="
+        )
     return made
 
 

@@ -82,11 +82,11 @@ def notes_of(suite: Suite) -> list[str]:
         notes.append(f"{suite.truncated:,} requests were longer than the model: cut from the left")
     for task, one in suite.results["configs"].items():
         shots = one.get("fewshot_config") or {}
-        other = shots.get("split") or shots.get("samples") or one.get("training_split")
-        if one.get("num_fewshot") and not other and not (one.get("validation_split") and one.get("test_split")):
+        others = (shots.get("split"), shots.get("samples"), one.get("training_split"), one.get("validation_split"))
+        if one.get("num_fewshot") and one.get("test_split") and not any(others):
             notes.append(
                 f"{task}: its solved examples come from the items that are scored, the item itself among them: give "
-                f"the task a training_split, or fewshot_split: {one.get('test_split') or one.get('validation_split')}"
+                f"the task a training_split, or fewshot_split: {one['test_split']}"
             )
     for task, one in suite.found.items():
         short = f"; {one.short:,} too short to tell" if one.short else ""

@@ -61,9 +61,23 @@ def load_tasks(config: EvaluateConfig, names: list[str], key: str = "evaluate.ta
                 raise ConfigError(f"{key}: the data of {name!r} are not to be had ({reason}): {way}") from error
             if empty:
                 raise ConfigError(f"{key}: {empty[0]!r} has an empty split: give it items")
+            for task, found in one["tasks"].items():
+                _check_shots(task, found, config.num_fewshot)
             tasks.each.update(one["tasks"])
             tasks.asked.extend([one["groups"][name]] if name in one["groups"] else one["tasks"].values())
     return tasks
+
+
+def _check_shots(name: str, task: Any, asked: int) -> None:
+    """Raises ConfigError where a task has fewer solved examples than are asked for."""
+    shots = (task.config.num_fewshot or 0) if asked < 0 else asked
+    if shots and task.OUTPUT_TYPE != "loglikelihood_rolling":
+        itself = hasattr(task, "fewshot_cfg") and task.fewshot_cfg.split == task.config.test_split
+        there = len(list(task.fewshot_docs() or ())) - itself  # of its own split all but the item
+        if shots > there:
+            raise ConfigError(
+                f"evaluate.num_fewshot={shots}: {name!r} has {there:,} solved examples: ask for fewer, or give it more"
+            )
 
 
 def _lm_eval(*, download: bool) -> type:

@@ -16,6 +16,7 @@ from lmkit.core.step import make_eval_step
 from lmkit.data.loader import heldout_batches
 from lmkit.evaluate.examples import make_step, score_examples
 from lmkit.evaluate.figures import precision_recall_f1
+from lmkit.interop import save_folder
 from lmkit.objectives.build import build_objective
 
 RECORDS = ["data=records", "data.seq_len=32", "data.holdout_every=4"]
@@ -147,6 +148,20 @@ def test_mistakes_get_one_line(
     assert line.startswith("lmkit.evaluate: ")
     for part in parts:
         assert part in line, line
+
+
+def test_a_folder_without_its_tokenizer_gets_one_line(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    _, task, _, state = make_run(tmp_path / "run", [word.format(records=records) for word in KINDS["causal_lm"]])
+    save_folder(tmp_path / "hf", task.model, state["params"])
+    given = [f"init_from={tmp_path / 'hf'}", "data=text_files", f"data.paths=[{records}]", "data.seq_len=32"]
+    assert evaluate(*given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no tokenizer.json" in line
+    assert "tokenizer.path" in line
+    assert evaluate(f"init_from={tmp_path / 'hf'}") == 2
+    assert "no run with data of its own" in capsys.readouterr().err
 
 
 def test_f1_is_scikit_learns() -> None:

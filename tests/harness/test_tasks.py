@@ -137,6 +137,7 @@ def test_prompts_and_their_variants_are_made_by_lm_eval(
     (["init_from={run}", "evaluate.tasks=[empty]"], ["'empty'"]),
     (["init_from=nowhere", "evaluate.tasks=[gone]"], ["'gone'"]),
     (["init_from={bert}", "evaluate.tasks=[pick]"], ["BERTConfig", "next token"]),
+    (["init_from=nowhere", "evaluate.tasks=[letters]", "evaluate.num_fewshot=24"], ["num_fewshot=24", "has 23"]),
     (["init_from={encdec}", "evaluate.tasks=[pick]"], ["encoder-decoder", "different halves"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.chat=true"], ["evaluate.chat=true", "template"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.against=nowhere"], ["nowhere"]),
