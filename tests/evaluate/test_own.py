@@ -150,18 +150,26 @@ def test_mistakes_get_one_line(
         assert part in line, line
 
 
-def test_a_folder_without_its_tokenizer_gets_one_line(
+def test_a_folder_takes_its_tokenizer_or_gets_one_line(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    _, task, _, state = make_run(tmp_path / "run", [word.format(records=records) for word in KINDS["causal_lm"]])
-    save_folder(tmp_path / "hf", task.model, state["params"])
-    given = [f"init_from={tmp_path / 'hf'}", "data=text_files", f"data.paths=[{records}]", "data.seq_len=32"]
-    assert evaluate(*given) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "no tokenizer.json" in line
-    assert "tokenizer.path" in line
-    assert evaluate(f"init_from={tmp_path / 'hf'}") == 2
-    assert "no run with data of its own" in capsys.readouterr().err
+    """The figures of the run that it was written from; without tokenizer.json, or without data, one line."""
+    words = [word.format(records=records) for word in KINDS["causal_lm"]]
+    _, task, _, state = make_run(tmp_path / "run", [*words, "tokenizer=bpe", "tokenizer.vocab_size=280"])
+    save_folder(tmp_path / "hf", task.model, state["params"], tokenizer=tmp_path / "run" / "tokenizer.json")
+    save_folder(tmp_path / "bare", task.model, state["params"])
+    data = ["data=text_files", f"data.paths=[{records}]", "data.seq_len=32", "data.holdout_every=4"]
+    found = []
+    for number, given in enumerate(([f"init_from={tmp_path / 'run'}"], [f"init_from={tmp_path / 'hf'}", *data])):
+        assert evaluate(*given, f"evaluate.out={tmp_path / str(number)}", "evaluate.resamples=0") == 0
+        found.append(results(tmp_path / str(number))["heldout"])
+    assert found[1]["loss,none"] == pytest.approx(found[0]["loss,none"], rel=1e-6)
+    capsys.readouterr()
+    for given, part in (([f"init_from={tmp_path / 'bare'}", *data], "no tokenizer.json"),
+                        ([f"init_from={tmp_path / 'hf'}"], "no run with data of its own")):  # fmt: skip
+        assert evaluate(*given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert part in line
 
 
 def test_f1_is_scikit_learns() -> None:
