@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from harness.runs import TEXT_MODEL, evaluate, make_run, results, write_images, write_records
 
 from helpers import rotated
@@ -157,6 +158,12 @@ def test_a_folder_takes_its_tokenizer_or_gets_one_line(
     words = [word.format(records=records) for word in KINDS["causal_lm"]]
     _, task, _, state = make_run(tmp_path / "run", [*words, "tokenizer=bpe", "tokenizer.vocab_size=280"])
     save_folder(tmp_path / "hf", task.model, state["params"], tokenizer=tmp_path / "run" / "tokenizer.json")
+    file = tmp_path / "hf" / "tokenizer.json"
+    inner, end = tokenizers.Tokenizer.from_file(str(file)), "<|endoftext|>"  # that puts its own token before a text
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, inner.token_to_id(end))]
+    )
+    inner.save(str(file))
     save_folder(tmp_path / "bare", task.model, state["params"])
     data = ["data=text_files", f"data.paths=[{records}]", "data.seq_len=32", "data.holdout_every=4"]
     found = []
