@@ -69,7 +69,7 @@ MESHES = [{"data": 8}, {"data": 2, "tensor": 2, "context": 2}, {"data": 1, "fsdp
 
 
 @pytest.mark.parametrize("axes", rotated(MESHES, MESHES[1]))
-def test_a_mesh_gives_the_same_scores(axes: dict[str, int], scored: Any) -> None:
+def test_a_mesh_gives_the_same_scores(axes: dict[str, Any], scored: Any) -> None:
     _, params, items, found = scored
     mesh = build_mesh(MeshConfig(**axes))
     blueprint = make_blueprint(CONFIG, OptimConfig(), 1, mesh)
