@@ -38,18 +38,23 @@ class Examples(NamedTuple):
         return slice(first, first + self.sizes[part])
 
 
+def make_step(kind: ObjectiveKind, merge: Callable[[Any], Any]) -> Callable[[Any, Any], dict[str, jax.Array]]:
+    """What `build_scorer` says of a batch, compiled: step(params, batch)."""
+    scorer = build_scorer(kind)
+    return jax.jit(lambda params, batch: scorer(merge(params), batch))
+
+
 def score_examples(
-    task: Task, merge: Callable[[Any], Any], params: Any, mesh: Mesh, *, batch_size: int, limit: int,
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    task: Task, step: Callable[[Any, Any], dict[str, jax.Array]], params: Any, mesh: Mesh, *, batch_size: int,
+    limit: int, tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examples:  # fmt: skip
     """Scores the split `task.batches.evaluated`; `limit` batches of each part, spread over it, 0 for all.
 
-    Raises ConfigError where there is nothing in it.
+    Of text that has documents only their sums are kept. Raises ConfigError where there is nothing in the split.
     """
     batches, parts = task.batches, list(task.weights)
-    scorer = build_scorer(task.kind)
-    step = jax.jit(lambda params, batch: scorer(merge(params), batch))
     numbers = [(part, index) for part in parts for index in heldout_indices(batches, part, batch_size, limit)]
+    documents = {part: _Documents(task, part) for part in parts} if _has_documents(task) else {}
     rows: dict[str, list[dict[str, np.ndarray]]] = {part: [] for part in parts}
     given = heldout_batches(batches, parts, batch_size=batch_size, limit=limit, mesh=mesh)
     results = in_flight(((batch, step(params, batch)) for _, batch in given), 1)
@@ -57,15 +62,18 @@ def score_examples(
         for done, ((part, index), (batch, said)) in enumerate(zip(numbers, results, strict=True), 1):
             found = {name: to_host(value) for name, value in said.items()}
             inside = index < batches.num_heldout(part)
-            rows[part].append(_rows(task, batch, found, index, inside))
+            some = _rows(task, batch, found, index, inside)
+            if documents:
+                documents[part].add(some)
+            else:
+                rows[part].append(some)
             tell(done, len(numbers))
-    joined = {part: {name: np.concatenate([one[name] for one in some]) for name in some[0]}
-              for part, some in rows.items()}  # fmt: skip
-    what = "records"
-    if task.kind is ObjectiveKind.causal_lm:
-        joined, what = {part: _by_document(task, part, one) for part, one in joined.items()}, "documents"
-    elif isinstance(batches, Windows):
-        what = "rows"
+    if documents:
+        joined, what = {part: one.columns() for part, one in documents.items()}, "documents"
+    else:
+        joined = {part: {name: np.concatenate([one[name] for one in some]) for name in some[0]}
+                  for part, some in rows.items()}  # fmt: skip
+        what = "rows" if isinstance(batches, Windows) else "records"
     kept = {part: _with_weight(one) for part, one in joined.items()}
     sizes = [len(next(iter(one.values()))) for one in kept.values()]
     if not all(sizes):
@@ -85,9 +93,11 @@ def _rows(
         found = said | {"labels": to_host(batch["labels"]), "weight": weights}
     elif task.kind is ObjectiveKind.regress:
         found = said | {"targets": to_host(batch["targets"]), "weight": weights}
-    elif task.kind is ObjectiveKind.causal_lm:
-        length = weights.shape[1]
-        found = {**said, "weight": weights, "place": index[:, None] * length + np.arange(1, length + 1)}
+    elif _has_documents(task):
+        assert isinstance(task.batches, Windows)
+        masked = task.kind is ObjectiveKind.masked_lm
+        place = to_host(batch["masked_positions"]) if masked else np.arange(1, weights.shape[1] + 1)
+        found = {**said, "weight": weights, "place": index[:, None] * task.batches.stride + place}
     else:
         found = {name: np.sum(value * weights.astype(float), axis=1) for name, value in said.items()}
         found["weight"] = weights.sum(axis=1, dtype=float)
@@ -103,24 +113,43 @@ def _with_weight(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: value[real] for name, value in columns.items()}
 
 
-def _by_document(task: Task, part: str, tokens: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums over the tokens of each document, its end among them; and its bytes, as far as it was scored."""
-    assert isinstance(task.batches, Windows)
-    store, split = task.batches.stores[part], task.batches.evaluated
-    ends = store.document_ends(split)
-    flat = {name: value.reshape(-1) for name, value in tokens.items()}
-    document = np.minimum(np.searchsorted(ends, flat["place"]), len(ends) - 1)
-    weight = flat["weight"].astype(float)
-    found = {name: np.bincount(document, flat[name] * weight, len(ends)) for name in ("nll", "correct")}
-    found["weight"] = np.bincount(document, weight, len(ends))
-    if task.bytes_per_token:
-        whole = np.diff(ends, prepend=0)
-        scored = np.bincount(document, weight > 0, len(ends)) / np.maximum(whole, 1)
-        found["bytes"] = _document_bytes(task, store, split, found["weight"] > 0) * np.minimum(scored, 1.0)
-        # What a tokenizer writes otherwise than the text was: the sum over all is that of the text.
-        if scored.min() >= 1 and (total := found["bytes"].sum()):
-            found["bytes"] *= store.meta["splits"][split]["bytes"] / total
-    return found
+def _has_documents(task: Task) -> bool:
+    """Whether each scored token stands in one document: of the next token, and of hidden ones of a plain window."""
+    batches = task.batches
+    plain = isinstance(batches, Windows) and batches.pairer is None
+    return plain and task.kind in (ObjectiveKind.causal_lm, ObjectiveKind.masked_lm)
+
+
+class _Documents:
+    """Sums over the tokens of each document of a part, its end among them, a batch at a time."""
+
+    def __init__(self, task: Task, part: str):
+        assert isinstance(task.batches, Windows)
+        self.task, self.store, self.split = task, task.batches.stores[part], task.batches.evaluated
+        self.ends = self.store.document_ends(self.split)
+        self.sums = {name: np.zeros(len(self.ends)) for name in ("nll", "correct", "weight", "scored")}
+
+    def add(self, tokens: dict[str, np.ndarray]) -> None:
+        """A batch's `nll`, `correct`, `weight` and `place` in the split, [B, T] each."""
+        flat = {name: value.reshape(-1) for name, value in tokens.items()}
+        document = np.minimum(np.searchsorted(self.ends, flat["place"]), len(self.ends) - 1)
+        weight = flat["weight"].astype(float)
+        first, count = int(document.min(initial=0)), int(document.max(initial=0)) + 1
+        for name, value in (("nll", flat["nll"] * weight), ("correct", flat["correct"] * weight), ("weight", weight),
+                            ("scored", weight > 0)):  # fmt: skip
+            self.sums[name][first:count] += np.bincount(document - first, value, count - first)
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """The sums; and where bits per byte mean something the bytes of each document, as far as it was scored."""
+        found = {name: self.sums[name] for name in ("nll", "correct", "weight")}
+        if self.task.bytes_per_token:
+            scored = self.sums["scored"] / np.maximum(np.diff(self.ends, prepend=0), 1)
+            sizes = _document_bytes(self.task, self.store, self.split, found["weight"] > 0)
+            found["bytes"] = sizes * np.minimum(scored, 1.0)
+            # What a tokenizer writes otherwise than the text was: the sum over all is that of the text.
+            if scored.min() >= 1 and (total := found["bytes"].sum()):
+                found["bytes"] *= self.store.meta["splits"][self.split]["bytes"] / total
+        return found
 
 
 def _document_bytes(task: Task, store: TokenStore, split: str, wanted: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from lmkit import hosts
 from lmkit.config.base import ConfigError
@@ -16,12 +15,12 @@ from lmkit.core.environment import environment, versions
 from lmkit.core.evaluation import write_confusion
 from lmkit.evaluate.compare import Answers, answers_of, compare, own_answers
 from lmkit.evaluate.own import Judged, judge
-from lmkit.evaluate.report import clean_items, own_page, task_pages
+from lmkit.evaluate.report import own_page, task_pages
 from lmkit.evaluate.show import show_compared, show_figures
 from lmkit.evaluate.subject import results_folder
 from lmkit.evaluate.suite import Suite, notes_of, run_suite
 from lmkit.files import private_files, write_json, write_text
-from lmkit.harness.files import write_results, write_samples
+from lmkit.harness.files import figure_row, write_results, write_samples
 from lmkit.harness.tasks import Tasks, check_harness, load_tasks
 from lmkit.metrics import format_confusion
 from lmkit.metrics.bootstrap import Figure
@@ -103,8 +102,7 @@ def _own_results(figures: dict[str, Figure], name: str, count: int, experiment: 
     """results.json in lm-eval's layout."""
     row: Json = {"name": name, "alias": name, "sample_len": count}
     for metric, one in figures.items():
-        row |= {f"{metric},none": one.value, f"{metric}_stderr,none": one.stderr}
-        row[f"{metric}_interval,none"] = [one.low, one.high]
+        row |= figure_row(metric, one)
     config = {"model": "lmkit", "model_args": {"init_from": str(model.source.path)},
               "limit": experiment.evaluate.limit or None, "bootstrap_iters": experiment.evaluate.resamples,
               "random_seed": experiment.run.seed}  # fmt: skip
@@ -113,39 +111,24 @@ def _own_results(figures: dict[str, Figure], name: str, count: int, experiment: 
 
 
 def _write_suite(experiment: Experiment, model: SavedModel, suite: Suite, folder: Path) -> None:
-    _add_clean(suite)
     notes = notes_of(suite)
     for note in notes:
         console.print(note, style="yellow", markup=False)
-    show_figures(suite.figures(), 0.0)
-    for task, kinds in suite.changed.items():
-        for kind, one in kinds.items():
-            console.print(f"{task}: {kind} changes {one.changed:,} of {one.items:,} answers")
+    show_figures(suite.figures(), experiment.evaluate.confidence if suite.changed else 0.0)
     count = sum(len(items) for _, items in suite.items.values())
     console.print(f"{count:,} items in {duration(suite.seconds)}")
     write_results(folder, suite.results)
     write_samples(folder, suite.results["samples"])
     facts = {
         "notes": notes,
-        "changed": {f"{task}, {kind}": one._asdict() for task, kinds in suite.changed.items()
-                    for kind, one in kinds.items()},
+        "changed": {f"{task}, {kind}": {"items": one.items, "altered": one.altered, "changed": one.numbers}
+                    for task, kinds in suite.changed.items() for kind, one in kinds.items()},
         "found": {task: {"items": sorted(one.found), "of": one.total, "short": one.short}
                   for task, one in suite.found.items()},
     }  # fmt: skip
     _write_receipt(folder, experiment, model, facts, suite.seconds)
     page = draw_evaluation(str(model.source.path), f"{count:,} items", task_pages(suite), notes)
     write_text(folder / "report.html", page)
-
-
-def _add_clean(suite: Suite) -> None:
-    """To lm-eval's figures of each task the score of the items that are not in evaluate.against."""
-    for name in suite.found:
-        metric, items = suite.items[name]
-        scores = np.array([one.score for one in clean_items(suite, name, items)])
-        if len(scores):
-            error = float(scores.std(ddof=1) / len(scores) ** 0.5) if len(scores) > 1 else float("nan")
-            suite.results["results"][name] |= {f"{metric}_clean,none": float(scores.mean()),
-                                               f"{metric}_clean_stderr,none": error}  # fmt: skip
 
 
 def _compare(experiment: Experiment, answers: list[dict[str, Answers]], folder: Path) -> None:

@@ -14,8 +14,9 @@ from lmkit.core.state import make_blueprint
 from lmkit.core.task import Task
 from lmkit.core.texts import can_score, make_writer
 from lmkit.core.whole import Whole
-from lmkit.evaluate.examples import Examples, score_examples
+from lmkit.evaluate.examples import Examples, make_step, score_examples
 from lmkit.evaluate.figures import figures_of, figures_of_texts
+from lmkit.evaluate.perturb import check_own, perturbed_task, stability
 from lmkit.evaluate.subject import own_experiment, own_task
 from lmkit.metrics.bootstrap import Figure
 from lmkit.parallel.mesh import build_mesh
@@ -56,16 +57,23 @@ class Judged(NamedTuple):
 def judge(experiment: Experiment, place: str, model: SavedModel) -> Judged:
     """Scores the model at `place` on its own task. Raises ConfigError where data and model do not go together."""
     own = own_experiment(dataclasses.replace(experiment, init_from=place), model)
+    check_own(own)
     mesh, config = build_mesh(own.mesh), own.evaluate
     task, notes = own_task(own, model)
+    variants = {kind: perturbed_task(task, kind, experiment.run.seed) for kind in config.perturb}
     shards = batch_shards(mesh.shape)
     rows = -(-(config.batch_size or own.train.batch_size) // shards) * shards
     blueprint = make_blueprint(task.model, own.optim, 1, mesh)
     params = model.params(mesh).params
-    examples = score_examples(
-        task, blueprint.merge, params, mesh, batch_size=rows, limit=config.limit, tell=Progress("scoring")
-    )  # fmt: skip
+    step = make_step(task.kind, blueprint.merge)
+    how: dict[str, Any] = {"batch_size": rows, "limit": config.limit, "tell": Progress("scoring")}
+    examples = score_examples(task, step, params, mesh, **how)
     figures = figures_of(task, examples, config, experiment.run.seed)
+    for kind, variant in variants.items():
+        columns = score_examples(variant, step, params, mesh, **how).columns
+        changed = columns["predicted"] != examples.columns["predicted"]
+        right = columns["predicted"] == columns["labels"]
+        figures |= stability(kind, changed, right, examples.sizes, config, experiment.run.seed)
     if task.kind is ObjectiveKind.seq2seq and can_score(task):
         write = make_writer(blueprint, Whole(blueprint), task, batch_size=rows, beams=config.beams)
         state: dict[str, Any] = {"step": 0, "params": params, "ema": params}

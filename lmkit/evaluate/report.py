@@ -7,9 +7,11 @@ import numpy as np
 from lmkit.evaluate.own import Judged
 from lmkit.evaluate.suite import Suite
 from lmkit.harness.items import Item, calibration
+from lmkit.metrics.bootstrap import Figure
 from lmkit.pages.evaluation import Shown, TaskPage
 
 _MOST = 100  # items of a list
+_CHANGED = "changed_by_"
 
 
 def task_pages(suite: Suite) -> list[TaskPage]:
@@ -24,7 +26,9 @@ def own_page(judged: Judged, name: str) -> TaskPage:
     if "confidence" in columns:
         real = columns["weight"] > 0
         bins, error = calibration(columns["confidence"][real], (columns["predicted"] == columns["labels"])[real])
-    return TaskPage(name, figures, sum(judged.examples.sizes), bins, error, [], [], [])
+    kinds = [metric.removeprefix(_CHANGED) for metric in judged.figures if metric.startswith(_CHANGED)]
+    more = [_stability(kind, judged.figures) for kind in kinds]
+    return TaskPage(name, figures, sum(judged.examples.sizes), bins, error, [], [], [], more)
 
 
 def _page(suite: Suite, name: str, items: list[Item]) -> TaskPage:
@@ -54,15 +58,16 @@ def _categories(items: list[Item]) -> list[tuple[str, int, float]]:
 def _more(suite: Suite, name: str, items: list[Item]) -> list[tuple[str, str, str]]:
     rows = []
     for kind, one in suite.changed.get(name, {}).items():
-        share = one.changed / max(one.items, 1)
-        rows.append((f"Changed by {kind}", f"{share:.1%}", f"of the answers; accuracy then {one.accuracy:.4f}"))
+        if one.figures:
+            rows.append(_stability(kind, one.figures))
     if name in suite.found:
-        clean = clean_items(suite, name, items)
+        clean = suite.clean(name)
         score = f"{np.mean([one.score for one in clean]):.4f}" if clean else "none left"
         rows.append(("Clean items", score, f"{len(clean):,} of {len(items):,} are not in evaluate.against"))
     return rows
 
 
-def clean_items(suite: Suite, name: str, items: list[Item]) -> list[Item]:
-    """Those that were not found in evaluate.against."""
-    return [one for one in items if one.number not in suite.found[name].found]
+def _stability(kind: str, figures: dict[str, Figure]) -> tuple[str, str, str]:
+    share, then = (figures[f"{name}{kind}"] for name in (_CHANGED, "accuracy_with_"))
+    span = f" ({share.low:.1%} to {share.high:.1%})" if math.isfinite(share.low) else ""
+    return f"Changed by {kind}", f"{share.value:.1%}", f"of the answers{span}; accuracy then {then.value:.4f}"

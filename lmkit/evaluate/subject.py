@@ -17,6 +17,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import PrepareProgress
 from lmkit.core.task import Task, changed_data, prepare_task
 from lmkit.data.cache import make_once, open_cache, place_of
+from lmkit.data.prepare_records import needs_text
 from lmkit.files import shared_files
 from lmkit.weights import Form, SavedModel, start_tokenizer
 
@@ -50,8 +51,6 @@ def own_experiment(experiment: Experiment, model: SavedModel) -> Experiment:
             sections[section] = dataclasses.replace(
                 getattr(base, section), **{name: getattr(here, name) for name in mine}
             )
-    if not experiment.tokenizer.path:
-        sections["tokenizer"] = _tokenizer(experiment, model)
     shared = {name: getattr(experiment, name) for name in ("mesh", "hosts", "evaluate", "init_from")}
     train = base.train
     if experiment.train.batch_size != plain["train"]["batch_size"]:
@@ -60,7 +59,14 @@ def own_experiment(experiment: Experiment, model: SavedModel) -> Experiment:
     made = dataclasses.replace(
         base, **sections, **shared, model=model.config, train=train, run=run, lora=LoraConfig()
     )  # fmt: skip
-    check_experiment(made)
+    check_experiment(made)  # what was said, not what is read of a tokenizer below
+    if not experiment.tokenizer.path:
+        made = dataclasses.replace(made, tokenizer=_tokenizer(experiment, model))
+    if made.tokenizer.kind is TokenizerKind.init and needs_text(made.objective.kind, made.model):
+        raise ConfigError(
+            f"init_from={experiment.init_from} has no tokenizer.json: give the model's with tokenizer=file "
+            f"tokenizer.path="
+        )
     return made
 
 

@@ -2,12 +2,14 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lmkit.files import write_text
+from lmkit.metrics.bootstrap import Figure
 
 Json = dict[str, Any]
 
@@ -17,6 +19,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     return sorted(value) if isinstance(value, set) else str(value)
+
+
+def figure_row(metric: str, one: Figure) -> Json:
+    """A figure in lm-eval's layout, and its interval, if it has one."""
+    row: Json = {f"{metric},none": one.value, f"{metric}_stderr,none": one.stderr}
+    return row if math.isnan(one.low) else row | {f"{metric}_interval,none": [one.low, one.high]}
 
 
 def write_results(folder: Path, results: Json) -> None:

@@ -13,11 +13,12 @@ from unittest import mock
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.evaluate import EvaluateConfig
-from lmkit.config.sections.families import GPTConfig
+from lmkit.config.sections.families import EncDecConfig, GPTConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.core.environment import environment
 from lmkit.data.tokens.chat import load_chat_template
 from lmkit.data.tokens.tokenizer import Tokenizer
+from lmkit.metrics.bootstrap import Figure
 from lmkit.weights import Form, SavedModel, codec_of, start_tokenizer
 
 Json = dict[str, Any]
@@ -60,9 +61,23 @@ def load_tasks(config: EvaluateConfig, names: list[str], key: str = "evaluate.ta
                 raise ConfigError(f"{key}: the data of {name!r} are not to be had ({reason}): {way}") from error
             if empty:
                 raise ConfigError(f"{key}: {empty[0]!r} has an empty split: give it items")
+            for task, found in one["tasks"].items():
+                _check_shots(task, found, config.num_fewshot)
             tasks.each.update(one["tasks"])
             tasks.asked.extend([one["groups"][name]] if name in one["groups"] else one["tasks"].values())
     return tasks
+
+
+def _check_shots(name: str, task: Any, asked: int) -> None:
+    """Raises ConfigError where a task has fewer solved examples than are asked for."""
+    shots = (task.config.num_fewshot or 0) if asked < 0 else asked
+    if shots and task.OUTPUT_TYPE != "loglikelihood_rolling":
+        itself = hasattr(task, "fewshot_cfg") and task.fewshot_cfg.split == task.config.test_split
+        there = len(list(task.fewshot_docs() or ())) - itself  # of its own split all but the item
+        if shots > there:
+            raise ConfigError(
+                f"evaluate.num_fewshot={shots}: {name!r} has {there:,} solved examples: ask for fewer, or give it more"
+            )
 
 
 def _lm_eval(*, download: bool) -> type:
@@ -81,6 +96,11 @@ def _lm_eval(*, download: bool) -> type:
 
 def check_harness(config: Any, where: str) -> None:
     """Raises ConfigError for a model that lm-eval's tasks cannot be put to."""
+    if isinstance(config, EncDecConfig):
+        raise ConfigError(
+            f"{where}: an encoder-decoder reads a prompt and its answer in different halves, and tasks are scored in "
+            f"one text: they need a model of the family gpt; leave evaluate.tasks out for the model's own task"
+        )
     if not isinstance(config, GPTConfig):
         raise ConfigError(
             f"{where}: a {type(config).__name__} has no head for the next token; tasks need a model of the family gpt"
@@ -142,14 +162,16 @@ def live_model(
     return module.HarnessModel(merge, config, None, mesh, words, **quiet)
 
 
-def figures_of(results: Json) -> dict[str, dict[str, tuple[float, float]]]:
-    """By task and metric the value and its standard error (NaN for none); of a filter with its name, if it has one."""
-    found: dict[str, dict[str, tuple[float, float]]] = {}
+def figures_of(results: Json) -> dict[str, dict[str, Figure]]:
+    """By task and metric the value with its error and interval, where there are; of a filter with its name, if any."""
+    found: dict[str, dict[str, Figure]] = {}
     for task, row in results["results"].items():
         for key, value in row.items():
             metric, comma, how = key.partition(",")
             if comma and not metric.endswith("_stderr") and isinstance(value, int | float):
                 error = row.get(f"{metric}_stderr,{how}")
-                known = float(error) if isinstance(error, int | float) else float("nan")
-                found.setdefault(task, {})[metric if how == "none" else f"{metric}_{how}"] = (float(value), known)
+                spread = float(error) if isinstance(error, int | float) else float("nan")
+                interval = row.get(f"{metric}_interval,{how}", [float("nan")] * 2)
+                one = Figure(float(value), spread, *interval)
+                found.setdefault(task, {})[metric if how == "none" else f"{metric}_{how}"] = one
     return found

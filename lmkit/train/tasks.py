@@ -27,8 +27,8 @@ def make_task_scorer(
         for task in tasks.each.values():
             task._instances = None  # with their answers
         figures = {
-            f"eval/tasks/{task}/{metric}": value
-            for task, row in figures_of(found).items() for metric, (value, _) in row.items()
+            f"eval/tasks/{task}/{metric}": one.value
+            for task, row in figures_of(found).items() for metric, one in row.items()
         }  # fmt: skip
         return figures | {"eval/tasks/sec": time.perf_counter() - began}
 

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
 from harness.runs import TEXT_MODEL, evaluate, make_run, results, write_images, write_records
 
 from helpers import rotated
@@ -13,7 +15,9 @@ from lmkit import metrics
 from lmkit.core.evaluation import evaluate as evaluate_step
 from lmkit.core.step import make_eval_step
 from lmkit.data.loader import heldout_batches
+from lmkit.evaluate.examples import make_step, score_examples
 from lmkit.evaluate.figures import precision_recall_f1
+from lmkit.interop import save_folder
 from lmkit.objectives.build import build_objective
 
 RECORDS = ["data=records", "data.seq_len=32", "data.holdout_every=4"]
@@ -55,7 +59,34 @@ def test_the_figures_are_those_of_training(kind: str, records: Path, tmp_path: P
     if kind == "seq2seq":
         assert {"bleu,none", "chrf,none"} <= set(found)
     receipt = json.loads((out / "receipt.json").read_text())
-    assert receipt["examples"] == ("documents" if kind == "causal_lm" else "rows" if kind == "masked_lm" else "records")
+    assert receipt["examples"] == ("documents" if kind in ("causal_lm", "masked_lm") else "records")
+
+
+@pytest.mark.parametrize("kind", ["causal_lm", "masked_lm"])
+def test_sums_are_those_of_the_document_that_a_token_stands_in(kind: str, records: Path, tmp_path: Path) -> None:
+    """Each token scored by itself, row after row, and put to its document by counting end tokens."""
+    words = [word.format(records=records) for word in KINDS[kind]]
+    _, task, blueprint, state = make_run(tmp_path / "run", words)
+    step = make_step(task.kind, blueprint.merge)
+    sizes: dict[str, Any] = {"batch_size": 8, "limit": 0}
+    found = score_examples(task, step, state["params"], blueprint.mesh, **sizes)
+    batches, length, rows = task.batches, 32, []
+    (store,) = batches.stores.values()  # type: ignore[attr-defined]
+    ends = store.document_ends(batches.evaluated)
+    expected = np.zeros((len(ends), 2))
+    for _, batch in heldout_batches(batches, list(task.weights), mesh=blueprint.mesh, **sizes):
+        nll = np.asarray(step(state["params"], batch)["nll"])
+        weights, places = np.asarray(batch["weights"]), batch.get("masked_positions")
+        for row in range(8):
+            for column in np.flatnonzero(weights[row]):
+                at = len(rows) * length + (int(places[row, column]) if places is not None else column + 1)
+                document = next(number for number, end in enumerate(ends) if at <= end)
+                expected[document] += (nll[row, column] * weights[row, column], weights[row, column])
+            rows.append(row)
+    expected = expected[expected[:, 1] > 0]
+    assert found.what == "documents"
+    assert np.allclose(found.columns["nll"], expected[:, 0], rtol=1e-6)
+    assert np.array_equal(found.columns["weight"], expected[:, 1])
 
 
 def test_a_mesh_gives_the_same_figures(records: Path, tmp_path: Path) -> None:
@@ -118,6 +149,34 @@ def test_mistakes_get_one_line(
     assert line.startswith("lmkit.evaluate: ")
     for part in parts:
         assert part in line, line
+
+
+def test_a_folder_takes_its_tokenizer_or_gets_one_line(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The figures of the run that it was written from; without tokenizer.json, or without data, one line."""
+    words = [word.format(records=records) for word in KINDS["causal_lm"]]
+    _, task, _, state = make_run(tmp_path / "run", [*words, "tokenizer=bpe", "tokenizer.vocab_size=280"])
+    save_folder(tmp_path / "hf", task.model, state["params"], tokenizer=tmp_path / "run" / "tokenizer.json")
+    file = tmp_path / "hf" / "tokenizer.json"
+    inner, end = tokenizers.Tokenizer.from_file(str(file)), "<|endoftext|>"  # that puts its own token before a text
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{end} $A", special_tokens=[(end, inner.token_to_id(end))]
+    )
+    inner.save(str(file))
+    save_folder(tmp_path / "bare", task.model, state["params"])
+    data = ["data=text_files", f"data.paths=[{records}]", "data.seq_len=32", "data.holdout_every=4"]
+    found = []
+    for number, given in enumerate(([f"init_from={tmp_path / 'run'}"], [f"init_from={tmp_path / 'hf'}", *data])):
+        assert evaluate(*given, f"evaluate.out={tmp_path / str(number)}", "evaluate.resamples=0") == 0
+        found.append(results(tmp_path / str(number))["heldout"])
+    assert found[1]["loss,none"] == pytest.approx(found[0]["loss,none"], rel=1e-6)
+    capsys.readouterr()
+    for given, part in (([f"init_from={tmp_path / 'bare'}", *data], "no tokenizer.json"),
+                        ([f"init_from={tmp_path / 'hf'}"], "no run with data of its own")):  # fmt: skip
+        assert evaluate(*given) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert part in line
 
 
 def test_f1_is_scikit_learns() -> None:

@@ -36,6 +36,23 @@ doc_to_target: "{{question}} and {{answer}}"
 metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
 metadata: {version: 1.0}
 """
+LETTERS = """task: letters
+dataset_path: json
+dataset_kwargs: {data_files: {test: pick.jsonl}}
+test_split: test
+fewshot_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}} A {{choices[0]}} B {{choices[1]}} C {{choices[2]}} D {{choices[3]}}"
+doc_to_choice: ["A", "B", "C", "D"]
+doc_to_target: "{{answer}}"
+gen_prefix: "It is"
+metric_list: [{metric: acc}]
+metadata: {version: 1.0}
+"""
+CHAT = (
+    "{{ bos_token }}{% for one in messages %}[{{ one.role }}] {{ one.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 WORDS = [f"{a}{b}" for a in ("ba", "ke", "li", "mo", "nu", "sta", "tri") for b in ("dor", "fen", "gal", "hum", "jix")]
 
 
@@ -44,11 +61,13 @@ def question(rng: random.Random, words: int = 12) -> str:
 
 
 def write_tasks(folder: Path, count: int = 24, words: int = 12) -> Path:
-    """The tasks pick (four choices), write (up to a line end), roll (a whole text); and broken ones: gone, empty."""
+    """The tasks pick (four choices), letters (the same, listed in the prompt), write (up to a line end), roll (a whole
+    text); and broken ones: gone, empty."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
     for name in ("pick", "gone", "empty"):
         (folder / f"{name}.yaml").write_text(CHOICE.format(name=name))
+    (folder / "letters.yaml").write_text(LETTERS)
     (folder / "write.yaml").write_text(WRITE)
     (folder / "roll.yaml").write_text(ROLL)
     (folder / "empty.jsonl").write_text("")

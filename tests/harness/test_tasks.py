@@ -1,12 +1,13 @@
 """Tasks without a network: what lm-eval gets, what is kept, one line for what cannot be had. Needs extra `evals`."""
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from harness.local_tasks import write_tasks
+from harness.local_tasks import CHAT, write_tasks
 from harness.runs import TEXT_MODEL, evaluate, make_run, results, write_records
 
 pytest.importorskip("lm_eval", reason="LOUD: lm-eval's tasks are not tested; pip install 'lmkit[evals]'")
@@ -15,6 +16,7 @@ import jax
 from lmkit.config.sections.evaluate import EvaluateConfig
 from lmkit.config.sections.mesh import MeshConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig
+from lmkit.evaluate import perturb
 from lmkit.harness.tasks import make_model
 from lmkit.parallel.mesh import build_mesh
 from lmkit.weights import open_model
@@ -28,11 +30,14 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("harness")
     data = write_records(folder / "records.jsonl")
     make_run(folder / "run", [*GPT, f"data.paths=[{data}]"])
+    (folder / "chat.jinja").write_text(CHAT)
+    make_run(folder / "chat", [*GPT, f"data.paths=[{data}]", f"tokenizer.chat_template={folder / 'chat.jinja'}"])
     make_run(folder / "other", [*GPT, f"data.paths=[{data}]", "model.init_std=0.1"])
     bert = [f"data.paths=[{data}]", *TEXT_MODEL, "data.seq_len=32"]
     make_run(folder / "bert", ["model=bert", "objective=classify", "data=records", *bert])
-    return {"run": folder / "run", "other": folder / "other", "bert": folder / "bert",
-            "tasks": write_tasks(folder / "tasks")}  # fmt: skip
+    make_run(folder / "encdec", ["model=encdec", "objective=seq2seq", "data=records", *bert])
+    names = ("run", "chat", "other", "bert", "encdec")
+    return {name: folder / name for name in names} | {"tasks": write_tasks(folder / "tasks")}
 
 
 def words(places: dict[str, Path], *more: str) -> list[str]:
@@ -50,7 +55,8 @@ def test_tasks_and_all_that_is_kept(places: dict[str, Path], tmp_path: Path, cap
         out = tmp_path / str(size)
         given = words(places, "init_from={run}", "evaluate.tasks=[pick,write,roll]", f"evaluate.out={out}",
                       f"evaluate.batch_size={size}", "evaluate.max_len=200")  # fmt: skip
-        assert evaluate(*given, *(["evaluate.perturb=[typos,case,order]"] if size else [])) == 0
+        more = ["evaluate.perturb=[typos,case,order]", "evaluate.resamples=100"] if size else []
+        assert evaluate(*given, *more) == 0
         found.append({task: samples(out, task) for task in ("pick", "write", "roll")})
     assert found[0] == found[1]
     rows = results(tmp_path / "3")
@@ -60,17 +66,27 @@ def test_tasks_and_all_that_is_kept(places: dict[str, Path], tmp_path: Path, cap
     assert one["arguments"]["gen_args_0"]["arg_0"] == one["doc"]["question"]
     assert [float(answer[0][0]) for answer in one["resps"]] == [float(answer[0]) for answer in one["filtered_resps"]]
     receipt = json.loads((tmp_path / "3" / "receipt.json").read_text())
-    assert receipt["changed"]["pick, typos"]["items"] == 24
-    assert receipt["changed"]["pick, case"]["changed"] > 0
-    assert receipt["changed"]["pick, order"]["changed"] == 0, "the prompt does not list the choices"
+    for kind in ("typos", "case"):
+        assert receipt["changed"][f"pick, {kind}"]["altered"] == 24
+        low, high = rows["pick"][f"changed_by_{kind}_interval,none"]
+        assert low <= rows["pick"][f"changed_by_{kind},none"] <= high
+    changed = receipt["changed"]["pick, case"]["changed"]
+    assert rows["pick"]["changed_by_case,none"] == pytest.approx(len(changed) / 24)
+    assert changed
+    assert receipt["changed"]["pick, order"] == {"items": 24, "altered": 0, "changed": []}
+    assert "changed_by_order,none" not in rows["pick"], "the prompt does not list the choices"
+    assert "pick: order alters the requests of 0 of 24 items only" in receipt["notes"]
     page = (tmp_path / "3" / "report.html").read_text()
     for part in ("Confidence and accuracy", "Categories", "Hardest", "Changed by typos"):
         assert part in page
     assert any(row["doc"]["question"] in page for row in found[0]["pick"])
     capsys.readouterr()
-    short = words(places, "init_from={run}", "evaluate.tasks=[pick]", "evaluate.max_len=40", "evaluate.limit=4")
+    short = words(places, "init_from={run}", "evaluate.tasks=[pick]", "evaluate.max_len=40", "evaluate.limit=4",
+                  "evaluate.num_fewshot=1")  # fmt: skip
     assert evaluate(*short, f"evaluate.out={tmp_path / 'short'}") == 0
-    assert "16 requests were longer than the model: cut from the left" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "16 requests were longer than the model: cut from the left" in said
+    assert "pick: its solved examples come from the items that are scored" in said
 
 
 def test_models_are_compared_on_the_same_items(places: dict[str, Path], tmp_path: Path) -> None:
@@ -85,12 +101,44 @@ def test_models_are_compared_on_the_same_items(places: dict[str, Path], tmp_path
     assert (tmp_path / "model_2" / "samples_roll.jsonl").is_file()
 
 
+def test_prompts_and_their_variants_are_made_by_lm_eval(
+    places: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """System prompt, solved examples and chat template; an item that is not reworded gets the very same requests."""
+    monkeypatch.setattr(perturb, "_written", lambda text, kind, rng: text)
+    given = words(places, "init_from={chat}", "evaluate.tasks=[letters]", "evaluate.chat=true",
+                  "evaluate.system_prompt=' Be brief'", "evaluate.num_fewshot=2", "evaluate.limit=6",
+                  "evaluate.perturb=[case,order]", f"evaluate.out={tmp_path}")  # fmt: skip
+    assert evaluate(*given) == 0
+    tasks = [json.loads(line) for line in (places["tasks"] / "pick.jsonl").read_text().splitlines()]
+
+    def turn(doc: dict[str, Any]) -> str:
+        return "[user] " + " ".join(
+            [doc["question"], *(f"{a} {b}" for a, b in zip("ABCD", doc["choices"], strict=True))]
+        )
+
+    solved = {f"{turn(doc)}\n[assistant] It is {'ABCD'[doc['answer']]}\n": doc for doc in tasks}
+    for row in samples(tmp_path, "letters"):
+        prompt = row["arguments"]["gen_args_0"]["arg_0"]
+        start, first, second, last = re.split(r"(?=\[user\])", prompt)
+        assert start == "<|endoftext|>[system] Be brief\n"
+        assert first != second
+        assert row["doc"] not in (solved[first], solved[second])
+        assert last == f"{turn(row['doc'])}\n[assistant] It is"
+        assert [row["arguments"][f"gen_args_{n}"]["arg_1"] for n in range(4)] == [" A", " B", " C", " D"]
+    changed = json.loads((tmp_path / "receipt.json").read_text())["changed"]
+    assert changed["letters, case"] == {"items": 6, "altered": 0, "changed": []}
+    assert changed["letters, order"]["altered"] >= 5, "of 24 orders one is the old one"
+
+
 @pytest.mark.parametrize(("given", "parts"), [
     (["init_from={run}", "evaluate.tasks=[pik]"], ["no task 'pik'", "'pick'"]),
     (["init_from={run}", "evaluate.tasks=[gone]"], ["'gone'", "gone.jsonl", "evaluate.download=true"]),
     (["init_from={run}", "evaluate.tasks=[empty]"], ["'empty'"]),
     (["init_from=nowhere", "evaluate.tasks=[gone]"], ["'gone'"]),
     (["init_from={bert}", "evaluate.tasks=[pick]"], ["BERTConfig", "next token"]),
+    (["init_from=nowhere", "evaluate.tasks=[letters]", "evaluate.num_fewshot=24"], ["num_fewshot=24", "has 23"]),
+    (["init_from={encdec}", "evaluate.tasks=[pick]"], ["encoder-decoder", "different halves"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.chat=true"], ["evaluate.chat=true", "template"]),
     (["init_from={run}", "evaluate.tasks=[pick]", "evaluate.against=nowhere"], ["nowhere"]),
 ])  # fmt: skip

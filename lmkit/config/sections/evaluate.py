@@ -19,7 +19,7 @@ class Perturb(Enum):
 
     typos = 0  # two letters of a word change places, in every tenth word
     case = 1  # capital letters become small ones, and small ones capital
-    order = 2  # of the choices
+    order = 2  # of choices; of a record's two texts, or of the sentences of its one
 
 
 @dataclass
@@ -47,13 +47,13 @@ class EvaluateConfig(Section):
     compare: list[str] = key([], "models that are compared on the same items, in place of init_from")
     against: str = key("", "a token store that the model learned from: items found in it are told apart")
     against_ngram: int = key(13, "words in a row that an item must share with it to count as found", at_least=3)
-    perturb: list[Perturb] = key([], "score changed variants of each item, too: typos, case, order")
+    perturb: list[Perturb] = key([], "how many answers change with the wording of an item: typos, case, order")
     out: str = key("", "folder of results.json, samples, receipt and report; '' = in the run, else ./evaluations")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.compare) == 1:
             raise ConfigError(f"evaluate.compare={self.compare}: a comparison needs two models or more")
-        for name in ("perturb", "chat", "system_prompt", "against"):
+        for name in ("chat", "system_prompt", "against"):
             if getattr(self, name) and not self.tasks:
                 raise ConfigError(f"evaluate.{name} without evaluate.tasks: set evaluate.tasks=[...]")
