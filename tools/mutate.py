@@ -1,6 +1,6 @@
-"""Whether the tests notice mistakes: sixty of them in the core, one at a time, each in a copy of the working tree.
+"""Whether the tests notice mistakes: those of tools/mutations.toml, one at a time, each in a copy of the working tree.
 
-    python tools/mutate.py               # all sixty; the result goes to tools/mutations_result.json
+    python tools/mutate.py               # all of them; the result goes to tools/mutations_result.json
     python tools/mutate.py --resume      # continue a run that was interrupted
     python tools/mutate.py --only 3,17   # a few; no result is kept
     python tools/mutate.py --rest        # where the nearest tests pass, run the rest of the fast suite, too
@@ -8,7 +8,7 @@
 
 tools/mutations.toml has for each mutation its file, the old text (which must occur exactly once), the new text, and the
 nearest tests. All named tests must pass on the unmutated copy first. A mutation is caught when a test fails; an error
-in collection does not count. The exit status is 1 when more than 3 of the 60 are missed (with --only: any).
+in collection does not count. The exit status is 1 when more than one in twenty is missed (with --only: any).
 """
 
 import argparse
@@ -36,7 +36,7 @@ from lmkit.console import console, duration
 ROOT = Path(__file__).resolve().parent.parent
 LIST, RESULT = ROOT / "tools" / "mutations.toml", ROOT / "tools" / "mutations_result.json"
 OWN_TEST = "tests/tools/test_mutate.py"  # compares the list with the files: it would fail on every mutation
-ALLOWED = 3  # of sixty may be missed
+ALLOWED = 1 / 20  # may be missed
 LIMIT_S, REST_LIMIT_S = 1800.0, 4 * 3600.0
 PASSED, FAILED = 0, 1  # exit statuses of pytest
 
@@ -265,7 +265,7 @@ def main() -> None:
     console.print(f"{len(entries) - len(missed)} of {len(entries)} caught")
     for entry in missed:
         console.print(f"missed: {entry['file']}: {entry['what']}: {entry['by']}", markup=False, soft_wrap=True)
-    sys.exit(len(missed) > (0 if args.only else ALLOWED))
+    sys.exit(len(missed) > (0 if args.only else ALLOWED * len(entries)))
 
 
 if __name__ == "__main__":
