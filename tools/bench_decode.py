@@ -87,6 +87,7 @@ def main() -> None:
     dtype = compute_dtype(config.dtype)
     merge, params = make_params(config, dtype if args.params == "compute" else jnp.float32)
     decoder = Decoder(merge, config, Sampling())
+    params = decoder.prepared(params) if args.params == "compute" else params
     for batch in args.batch:
         seconds = measure(decoder, params, args, batch)
         bandwidth = facts["copied"] / best(copy, _COPIES)[0]

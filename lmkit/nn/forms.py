@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.compiler.programs import onednn
+from lmkit.compiler.programs import FewRows, few_rows, onednn
 from lmkit.nn.float8 import float8_product
 from lmkit.nn.grouped import blocked_product
 from lmkit.nn.product import contract, cpu_product, cpu_scaled, dot, over_rows, transposed
+from lmkit.nn.slots import Slots, read_in_place, slot_scores, slot_values
 from lmkit.nn.turned import Turned, for_turned, padded, turned, turned_product
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
@@ -122,6 +123,26 @@ def table_product(x_BTD: jax.Array, table_VD: jax.Array, spec: PartitionSpec | N
 def decoding_params(params: Any, specs: Any) -> Any:
     """The parameters as decoding reads them fastest: on one CPU device a copy (nn/turned.py), elsewhere as they are."""
     return params if platform() != "cpu" or split_axes() else turned(params, specs)
+
+
+def cached_scores(q_BTKGH: jax.Array, k: jax.Array | Slots) -> jax.Array:
+    """float32 [B, K, G, T, X]: queries times keys [B, X, K, H]."""
+    if isinstance(k, Slots):
+        return slot_scores(q_BTKGH, k)
+    return jnp.einsum("BTKGH,BXKH->BKGTX", q_BTKGH, k, preferred_element_type=jnp.float32)
+
+
+def cached_values(weights_BKGTX: jax.Array, v: jax.Array | Slots) -> jax.Array:
+    """float32 [B, T, K, G, H]: values [B, X, K, H], weighted and added up."""
+    if isinstance(v, Slots):
+        return slot_values(weights_BKGTX, v)
+    return jnp.einsum("BKGTX,BXKH->BTKGH", weights_BKGTX, v, preferred_element_type=jnp.float32)
+
+
+def in_place(cache_LBSKH: jax.Array, num_tokens: int) -> bool:
+    """Whether a scan over layers leaves the cache where it is and each layer reads it there (`Slots`)."""
+    here = platform() == "cpu" and not split_axes() and few_rows() is FewRows.fast
+    return here and read_in_place(cache_LBSKH, num_tokens)
 
 
 def decoding_unroll(scan: bool, num_layers: int) -> int:

@@ -14,8 +14,9 @@ from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import Auxiliary, emit
 from lmkit.nn.cache import Cache, NewKeysValues
-from lmkit.nn.forms import decoding_unroll
+from lmkit.nn.forms import decoding_unroll, in_place
 from lmkit.nn.pipeline import one_layer, pipelined
+from lmkit.nn.slots import Slots
 from lmkit.nn.turned import Turned
 from lmkit.parallel.rules import row_numbers, split_axes
 
@@ -115,7 +116,8 @@ class Stack(nnx.Module):
 
         A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
         step would copy it. Over stages there is no pipeline: each has its rows, and the layers come by one at a time.
-        Matrices that are turned (nn/turned.py) are read where they are, so the scan copies no slice of them.
+        On one CPU, matrices that are turned (nn/turned.py), and the cache (nn/slots.py), are read where they are: the
+        scan would copy each slice.
         """
         graph, state = nnx.split(self.blocks)
         layer_cache = inputs.layer_cache
@@ -123,7 +125,8 @@ class Stack(nnx.Module):
         cross = None if cache.cross is None else (cache.cross.k_LBMKH, cache.cross.v_LBMKH)
 
         def layer(x_BTD, xs):
-            number, params, flag, (k_BSKH, v_BSKH, cross) = xs
+            number, params, flag, (*slots, cross) = xs
+            k_BSKH, v_BSKH = (Slots(one, number) for one in (cache.k_LBSKH, cache.v_LBSKH)) if where else slots
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             params = (
                 one_layer(every, number) if staged else jax.tree.map(partial(_read, number), every, params, **whole)
@@ -137,7 +140,9 @@ class Stack(nnx.Module):
         each, staged, every = None if isinstance(flags, bool) else flags, self._staged, nnx.to_pure_dict(state)
         whole: Any = {"is_leaf": lambda one: isinstance(one, Turned)}
         sliced = None if staged else jax.tree.map(lambda one: None if isinstance(one, Turned) else one, every, **whole)
-        xs = (jnp.arange(self.num_layers), sliced, each, (cache.k_LBSKH, cache.v_LBSKH, cross))
+        where = in_place(cache.k_LBSKH, x_BTD.shape[1])
+        slots = (None, None) if where else (cache.k_LBSKH, cache.v_LBSKH)
+        xs = (jnp.arange(self.num_layers), sliced, each, (*slots, cross))
         return jax.lax.scan(layer, x_BTD, xs, unroll=decoding_unroll(self.scan, self.num_layers))
 
     @property

@@ -112,7 +112,8 @@ def test_a_step_of_one_row_copies_no_weights(scan: bool) -> None:
 
 def test_what_cannot_be_turned_stays() -> None:
     """Sizes that the loop cannot cut, adapters, experts; and float8, whose rounding is another."""
-    small = GPTConfig(**SIZES | {"embed_dim": 40}, mlp_dim=LANES)
+    sizes: dict[str, Any] = SIZES | {"embed_dim": 40}
+    small = GPTConfig(**sizes, mlp_dim=LANES)
     mixed = GPTConfig(**SIZES, num_experts=4, experts_per_token=2)
     for config, turned in ((small, {"down"}), (mixed, {"q", "k", "v", "out"})):
         graph, params = params_of(build_model(config, nnx.Rngs(0)))
