@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from bench_decode import bytes_a_token, make_params
+from speed.decoding import table
 from speed.records import BENCHMARKS, ROOT, Record, keep, stamp
-from speed.tables import NOT_MEASURED
 
 from lmkit import interop
 from lmkit.config.entry import compose
@@ -92,14 +92,12 @@ class Worker:
         }  # fmt: skip
 
 
-def serve(folder: str, dtype: str, rows: int, prompt: int, new: int) -> None:
+def serve(folder: str, rows: int, prompt: int, new: int) -> None:
     """lmkit's own worker."""
     model = open_model(folder)
-    config: Any = model.config
-    config.dtype = type(config.dtype)[dtype]
     mesh = build_mesh(compose(["run.name=x", "model=gpt_schema"]).mesh, jax.devices()[:1])
     merge, params = model.for_inference(mesh)
-    decoder = Decoder(merge, config, Sampling(), mesh=mesh)
+    decoder = Decoder(merge, model.config, Sampling(), mesh=mesh)
     params = decoder.prepared(params)
     prompts = Prompts([[400 + place + row for place in range(prompt)] for row in range(rows)])
     print(json.dumps({"ready": True}), flush=True)
@@ -153,6 +151,7 @@ def write_gguf(tensors: dict[str, np.ndarray], config: Any, path: Path, kind: st
             value = value.reshape(heads, 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
         own = gguf.GGMLQuantizationType[kind if value.ndim == 2 else "F32"]
         new_name = names.get_name(name, try_suffixes=(".weight",))
+        assert new_name is not None, name
         if own is gguf.GGMLQuantizationType.F32:
             writer.add_tensor(new_name, np.ascontiguousarray(value, np.float32))
         else:
@@ -181,9 +180,7 @@ def start_workers(args: argparse.Namespace, place: Path) -> list[Worker]:
     workers, sizes = [], [str(args.prompt), str(args.new)]
     me = [sys.executable, str(ROOT / "tools" / "bench_decode_peers.py")]
     for batch in args.batch:
-        rows = [("lmkit", "float32", 4.0, [*me, "--serve", str(place / "hf"), "float32", str(batch), *sizes])]
-        if args.bfloat16:
-            rows.append(("lmkit", "bfloat16", 2.0, [*me, "--serve", str(place / "hf"), "bfloat16", str(batch), *sizes]))
+        rows = [("lmkit", "float32", 4.0, [*me, "--serve", str(place / "hf"), str(batch), *sizes])]
         for kind in ["F32", *args.quantised] if args.node else []:
             script = ["node", str(SPEED / "decode_llama.mjs"), str(args.node), str(place / f"{kind}.gguf")]
             rows.append(("llama.cpp", kind, _QUANTISED.get(kind, 4.0), [*script, str(batch), *sizes]))
@@ -197,21 +194,6 @@ def start_workers(args: argparse.Namespace, place: Path) -> list[Worker]:
     return workers
 
 
-def table(rows: list[Record]) -> str:
-    """Markdown; the ratio is to llama.cpp in float32 with as many rows, in CPU seconds."""
-    head = ("row", "weights", "batch", "tokens/s", "tokens/CPU s (min-max)", "/ llama.cpp F32", "share of the limit")
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    like = {row["batch"]: row["cpu_s"] for row in rows if (row["name"], row["weights"]) == ("llama.cpp", "F32")}
-    for row in rows:
-        ratio = f"{like[row['batch']] / row['cpu_s']:.2f}" if row["batch"] in like else NOT_MEASURED
-        span = f"{row['batch'] / row['cpu_s_max']:.1f}-{row['batch'] / row['cpu_s_min']:.1f}"
-        lines.append(
-            f"| {row['name']} | {row['weights']} | {row['batch']} | {row['tokens_per_sec']:.1f} | "
-            f"{row['tokens_per_cpu_sec']:.1f} ({span}) | {ratio} | {row['share']:.0%} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2_135m", help="a Llama's preset")
@@ -221,7 +203,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--new", type=int, default=128, help="tokens that are made")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--core", type=int, default=0)
-    parser.add_argument("--bfloat16", action="store_true", help="lmkit also computes in it")
     parser.add_argument("--quantised", nargs="*", default=[], choices=_QUANTISED, help="further files for llama.cpp")
     parser.add_argument("--node", type=Path, help="where node_modules has node-llama-cpp")
     parser.add_argument("--peer-python", default="", help="a Python with torch and transformers")
@@ -253,7 +234,6 @@ def main() -> None:
             continue
         length = args.prompt + args.new / 2
         weights, cache = bytes_a_token(params, config, 4, worker.batch, length)
-        cache *= 0.5 if worker.weights == "bfloat16" else 1
         found.append(worker.record(weights / 4 * worker.bytes_a_number + cache, max(rates)))
     facts = {"model": args.model, "prompt": args.prompt, "new": args.new, "bytes_per_sec": max(rates)}
     for row in found:
@@ -264,6 +244,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--serve"]:
-        serve(sys.argv[2], sys.argv[3], *map(int, sys.argv[4:]))
+        serve(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         main()

@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from itertools import pairwise
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
@@ -23,7 +24,7 @@ class Clock(LogitsProcessor):
 def main() -> None:
     folder, (rows, prompt, new) = sys.argv[1], map(int, sys.argv[2:])
     torch.set_num_threads(1)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     ids = torch.tensor([[400 + place + row for place in range(prompt)] for row in range(rows)])
     print(json.dumps({"ready": True}), flush=True)
     for _ in sys.stdin:
