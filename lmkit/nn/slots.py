@@ -24,24 +24,24 @@ class Slots:
     """One layer's keys or values, to be read where they are.
 
     Attributes:
-        all_LBSKH: of every layer.
+        all_LBSKH: of every layer, and of so many rows or more.
         layer: int32 [].
+        rows: B; the first.
     """
 
     all_LBSKH: jax.Array
     layer: jax.Array
+    rows: int
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of this layer's: B, S, K, H."""
-        return self.all_LBSKH.shape[1:]
+        return (self.rows, *self.all_LBSKH.shape[2:])
 
     def part(self, slot: int, num_slots: int, first: int, size: int) -> jax.Array:
         """[B, slots, K, numbers]: some slots from `slot` on, and some numbers of each head from `first` on."""
-        _, rows, _, heads, _ = self.all_LBSKH.shape
-        return lax.dynamic_slice(
-            self.all_LBSKH, (self.layer, 0, slot, 0, first), (1, rows, num_slots, heads, size)
-        )[0]  # fmt: skip
+        start, sizes = (self.layer, 0, slot, 0, first), (1, self.rows, num_slots, self.shape[2], size)
+        return lax.dynamic_slice(self.all_LBSKH, start, sizes)[0]
 
 
 def read_in_place(cache_LBSKH: jax.Array, num_tokens: int) -> bool:

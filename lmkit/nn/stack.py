@@ -126,7 +126,7 @@ class Stack(nnx.Module):
 
         def layer(x_BTD, xs):
             number, params, flag, (*slots, cross) = xs
-            k_BSKH, v_BSKH = (Slots(one, number) for one in (cache.k_LBSKH, cache.v_LBSKH)) if where else slots
+            k_BSKH, v_BSKH = (Slots(one, number, len(x_BTD)) for one in cache[:2]) if where else slots
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             params = (
                 one_layer(every, number) if staged else jax.tree.map(partial(_read, number), every, params, **whole)
