@@ -87,10 +87,12 @@ def main() -> None:
     dtype = compute_dtype(config.dtype)
     merge, params = make_params(config, dtype if args.params == "compute" else jnp.float32)
     decoder = Decoder(merge, config, Sampling())
+    shapes = jax.eval_shape(lambda: params)
+    params = decoder.prepared(params) if args.params == "compute" else params
     for batch in args.batch:
         seconds = measure(decoder, params, args, batch)
         bandwidth = facts["copied"] / best(copy, _COPIES)[0]
-        parts = bytes_a_token(params, config, dtype.itemsize, batch, args.prompt + args.new / 2)
+        parts = bytes_a_token(shapes, config, dtype.itemsize, batch, args.prompt + args.new / 2)
         limit = sum(parts) / bandwidth
         step = statistics.median(seconds)
         found: Record = {

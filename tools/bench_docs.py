@@ -10,7 +10,7 @@ import os
 import re
 from pathlib import Path
 
-from speed import ahead
+from speed import ahead, decoding
 from speed.floors import floors_of
 from speed.goals import goal_table, is_plain, kind_of, run_of
 from speed.model import SHAPES, experiment_of
@@ -30,6 +30,7 @@ def render(page: str, folder: Path = BENCHMARKS) -> str:
     found = {kind: records(folder, kind) for kind in KINDS}
     parts = {"goals": goal_table, "rows": rows_table, "sweeps": sweep_tables, "floors": lambda _: floor_table()}
     parts |= {"others": other_tables, "aot": lambda _: ahead.table(records(folder, "aot"))}
+    parts |= {"decoding": lambda _: decoding.tables(records(folder, "decode_peers"))}
     return _MARKED.sub(lambda match: f"{match[1]}\n{parts[match[2]](found)}\n{match[3]}", page)
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lmkit.compiler.programs import jit
+from lmkit.compiler.programs import FewRows, jit
 from lmkit.config.base import ConfigError
 from lmkit.decode.loop import NOTHING, Decoder, Prompts, begin, logits_of, read, rows_only, seen_in
 from lmkit.decode.sampling import penalized
@@ -50,8 +50,9 @@ class BeamSearch:
         self.length_penalty, self.early_stopping = length_penalty, early_stopping
         self._penalty = decoder.sampling.repetition_penalty
         here = platform_of(decoder.mesh)
-        self._prefill = jit(self._prefill_rows, here, static_argnames=("length", "limit"))
-        self._step = jit(self._step_rows, here, donate_argnums=1)
+        few = FewRows.fast
+        self._prefill = jit(self._prefill_rows, here, few_rows=few, static_argnames=("length", "limit"))
+        self._step = jit(self._step_rows, here, few_rows=few, donate_argnums=1)
 
     def search(self, params: Any, prompts: Prompts, *, max_new_tokens: int) -> list[list[tuple[list[int], float]]]:
         """The finished beams of every row, the best first: (new tokens without the one that ended them, score).

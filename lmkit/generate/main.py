@@ -66,6 +66,7 @@ def generate(experiment: Experiment) -> int:
             merge, config, sampling, end_ids=codec.end_ids, suppress=codec.rules.suppress,
             suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, stamps=stamps, mesh=mesh,
         )  # fmt: skip
+        params = decoder.prepared(params)
         job = Job(decoder, params, codec, config, settings, experiment.run.seed, start, before)
         each = settings.num_samples
         screen = Screen([text for text in texts for _ in range(each)], echo=not isinstance(config, EncDecConfig))

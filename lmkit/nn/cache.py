@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import TransformerConfig
 from lmkit.nn.check import check_shape
+from lmkit.nn.forms import cached_scores, cached_values
 from lmkit.nn.param import compute_dtype
+from lmkit.nn.slots import Slots
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
 _SLOTS: Dims = (None, "batch", None, "kv_heads", "head")  # of every layer
@@ -48,8 +50,8 @@ class LayerCache(NamedTuple):
     visible_BTX: jax.Array | None = None  # bool; None with an empty cache, where the kernels of training do
     visible_local_BTX: jax.Array | None = None  # the same in layers with a window
     bias_BNTX: jax.Array | None = None  # of the scores
-    k_BSKH: jax.Array | None = None
-    v_BSKH: jax.Array | None = None
+    k_BSKH: jax.Array | Slots | None = None
+    v_BSKH: jax.Array | Slots | None = None
     cross: tuple[jax.Array, jax.Array] | None = None
     new: NewKeysValues | None = None  # filled by the layer while it is traced
 
@@ -209,18 +211,12 @@ def attend_cached(
     batch, seq, heads, size = q_BTNH.shape
     slots, num_keys = layer_cache.k_BSKH.shape[1:3]
     q = (q_BTNH * (scale or size**-0.5)).reshape(batch, seq, num_keys, heads // num_keys, size)
-    scores = [
-        jnp.einsum("BTKGH,BXKH->BKGTX", q, k, preferred_element_type=jnp.float32) for k in (layer_cache.k_BSKH, k_BTKH)
-    ]
-    scores_BKGTX = jnp.concatenate(scores, axis=-1)
+    scores_BKGTX = jnp.concatenate([cached_scores(q, k) for k in (layer_cache.k_BSKH, k_BTKH)], axis=-1)
     if softcap:
         scores_BKGTX = softcap * jnp.tanh(scores_BKGTX / softcap)
     if layer_cache.bias_BNTX is not None:
         scores_BKGTX += layer_cache.bias_BNTX.reshape(scores_BKGTX.shape)
     scores_BKGTX = jnp.where(visible_BTX[:, None, None], scores_BKGTX, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores_BKGTX, axis=-1).astype(v_BTKH.dtype)
-    out = sum(
-        jnp.einsum("BKGTX,BXKH->BTKGH", part, v, preferred_element_type=jnp.float32)
-        for part, v in ((weights[..., :slots], layer_cache.v_BSKH), (weights[..., slots:], v_BTKH))
-    )
-    return out.astype(q_BTNH.dtype).reshape(q_BTNH.shape)  # type: ignore[union-attr]
+    out = cached_values(weights[..., :slots], layer_cache.v_BSKH) + cached_values(weights[..., slots:], v_BTKH)
+    return out.astype(q_BTNH.dtype).reshape(q_BTNH.shape)

@@ -172,9 +172,6 @@ def vocabulary_logits(
     check_stream(x_BTD, head_VD.shape[1])
     dims = gathered_dims(x_BTD.shape[1])
     x_BTD = reshard(x_BTD, dims)
-    logits_BTV = jnp.einsum(
-        "BTD,VD->BTV", x_BTD, head_VD.astype(x_BTD.dtype), preferred_element_type=jnp.float32,
-        out_sharding=current_spec((*dims[:2], "vocab")),
-    )  # fmt: skip
+    logits_BTV = forms.table_product(x_BTD, head_VD, current_spec((*dims[:2], "vocab")))
     logits_BTV = logits_BTV if bias_V is None else logits_BTV + bias_V
     return softcap * jnp.tanh(logits_BTV / softcap) if softcap else logits_BTV

@@ -5,16 +5,19 @@ All forms of a function give the same numbers but for rounding. What a CPU's lib
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lmkit.compiler.programs import onednn
+from lmkit.compiler.programs import FewRows, few_rows, onednn
 from lmkit.nn.float8 import float8_product
 from lmkit.nn.grouped import blocked_product
 from lmkit.nn.product import contract, cpu_product, cpu_scaled, dot, over_rows, transposed
+from lmkit.nn.slots import Slots, read_in_place, slot_scores, slot_values
+from lmkit.nn.turned import Turned, for_turned, padded, turned, turned_product
 from lmkit.parallel.devices import platform
 from lmkit.parallel.rules import split_axes
 
@@ -52,10 +55,10 @@ def exact_einsum(equation: str, *operands: jax.Array, spec: PartitionSpec | None
 
 
 def linear(
-    x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, spec: PartitionSpec | None, *,
+    x: jax.Array, kernel: jax.Array | Turned, bias: jax.Array | None, num_in: int, spec: PartitionSpec | None, *,
     float8: bool = False, exact: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """x W + b: [..., *ins] and [*ins, *outs] to [..., *outs] in x's dtype.
+    """x W + b: [..., *ins] and [*ins, *outs] to [..., *outs] in x's dtype. A turned kernel is for one CPU alone.
 
     Args:
         num_in: how many dims `ins` are.
@@ -64,7 +67,11 @@ def linear(
         exact: whether float32 operands are multiplied as they are; see `exact_einsum`.
     """
     precision = lax.Precision.HIGHEST if exact else None
-    if float8:
+    if isinstance(kernel, Turned):
+        lead, outs = x.shape[: x.ndim - num_in], kernel.shape[num_in:]
+        y = turned_product(x.reshape(-1, math.prod(kernel.shape[:num_in])), kernel)
+        y = y.astype(x.dtype).reshape(*lead, *outs)
+    elif float8:
         y = float8_product(x, kernel, num_in, spec)
     elif spec is None:
         return _flat(x, kernel, bias, num_in, precision)
@@ -78,7 +85,8 @@ def _flat(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, 
     lead, outs, size = x.shape[: x.ndim - num_in], kernel.shape[num_in:], math.prod(kernel.shape[:num_in])
     x_nI, kernel_IO = x.reshape(-1, size), kernel.reshape(size, -1)
     if platform() == "cpu":
-        return cpu_product(x_nI, kernel_IO, None if bias is None else bias.reshape(-1)).reshape(*lead, *outs)
+        y_nO = cpu_product(padded(x_nI), kernel_IO, None if bias is None else bias.reshape(-1))
+        return y_nO[: len(x_nI)].reshape(*lead, *outs)
     y = jnp.matmul(x_nI, kernel_IO.astype(x.dtype), precision=precision).reshape(*lead, *outs)
     return y if bias is None else y + bias.astype(x.dtype)
 
@@ -101,6 +109,48 @@ def _split(x: jax.Array, kernel: jax.Array, num_in: int, spec: PartitionSpec, pr
 def _only_first(entries: tuple) -> bool:
     """Whether at most the first dim of several is split, so that all of them can become one."""
     return len(entries) > 1 and all(entry is None for entry in entries[1:])
+
+
+def table_product(x_BTD: jax.Array, table_VD: jax.Array, spec: PartitionSpec | None) -> jax.Array:
+    """x W^T in float32, of operands in x's dtype: [B, T, D] and [V, D] to [B, T, V]. `spec`: how it is split."""
+    x_nD = x_BTD.reshape(-1, x_BTD.shape[2]) if spec is None else x_BTD
+    if spec is None and platform() == "cpu" and for_turned(x_nD):
+        return turned_product(x_nD, Turned(table_VD, table_VD.shape[::-1])).reshape(*x_BTD.shape[:2], -1)
+    table_VD = table_VD.astype(x_BTD.dtype)
+    return jnp.einsum("BTD,VD->BTV", x_BTD, table_VD, preferred_element_type=jnp.float32, out_sharding=spec)
+
+
+def decoding_params(params: Any, specs: Any) -> Any:
+    """The parameters as decoding reads them fastest: on one CPU device a copy (nn/turned.py), elsewhere as they are."""
+    return params if platform() != "cpu" or split_axes() else turned(params, specs)
+
+
+def cached_scores(q_BTKGH: jax.Array, k: jax.Array | Slots) -> jax.Array:
+    """float32 [B, K, G, T, X]: queries times keys [B, X, K, H]."""
+    if isinstance(k, Slots):
+        return slot_scores(q_BTKGH, k)
+    return jnp.einsum("BTKGH,BXKH->BKGTX", q_BTKGH, k, preferred_element_type=jnp.float32)
+
+
+def cached_values(weights_BKGTX: jax.Array, v: jax.Array | Slots) -> jax.Array:
+    """float32 [B, T, K, G, H]: values [B, X, K, H], weighted and added up."""
+    if isinstance(v, Slots):
+        return slot_values(weights_BKGTX, v)
+    return jnp.einsum("BKGTX,BXKH->BTKGH", weights_BKGTX, v, preferred_element_type=jnp.float32)
+
+
+def in_place(cache_LBSKH: jax.Array, num_tokens: int) -> bool:
+    """Whether a scan over layers leaves the cache where it is and each layer reads it there (`Slots`)."""
+    here = platform() == "cpu" and not split_axes() and few_rows() is FewRows.fast
+    return here and read_in_place(cache_LBSKH, num_tokens)
+
+
+def decoding_unroll(scan: bool, num_layers: int) -> int:
+    """How many layers a step of decoding has in one turn of its loop, for a model whose training scans or not.
+
+    XLA's CPU compiler would copy every layer's weights once more where the loop is gone: six times as long a step.
+    """
+    return 1 if scan or platform() == "cpu" else num_layers
 
 
 def expert_block(choices: float, experts: float, backend: str = "") -> int:

@@ -51,7 +51,7 @@ class Linear(nnx.Module):
     def __call__(self, x: jax.Array, out: Dims) -> jax.Array:
         """x [..., *ins] to y [..., *outs] in x's dtype; `out` names the dims of y, its layout on the mesh."""
         bias = None if self.bias is None else self.bias[...]
-        kernel, num_in, spec = self.kernel[...], len(self.in_shape), current_spec(out)
+        kernel, num_in, spec = self.kernel.get_value(), len(self.in_shape), current_spec(out)
         y = forms.linear(x, kernel, bias, num_in, spec, float8=self.float8, exact=self.exact)
         if self.lora_a is not None and self.lora_b is not None:
             inner = self.lora_a(x, (*out[: x.ndim - len(self.in_shape)], "lora"))

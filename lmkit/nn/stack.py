@@ -14,7 +14,10 @@ from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import Auxiliary, emit
 from lmkit.nn.cache import Cache, NewKeysValues
+from lmkit.nn.forms import decoding_unroll, in_place
 from lmkit.nn.pipeline import one_layer, pipelined
+from lmkit.nn.slots import Slots
+from lmkit.nn.turned import Turned
 from lmkit.parallel.rules import row_numbers, split_axes
 
 _NAMES = ("attention", "cross", "mlp")
@@ -113,6 +116,8 @@ class Stack(nnx.Module):
 
         A layer reads its share of the cache and hands out what is new: were the cache carried through the scan, every
         step would copy it. Over stages there is no pipeline: each has its rows, and the layers come by one at a time.
+        On one CPU, matrices that are turned (nn/turned.py), and the cache (nn/slots.py), are read where they are: the
+        scan would copy each slice.
         """
         graph, state = nnx.split(self.blocks)
         layer_cache = inputs.layer_cache
@@ -120,22 +125,35 @@ class Stack(nnx.Module):
         cross = None if cache.cross is None else (cache.cross.k_LBMKH, cache.cross.v_LBMKH)
 
         def layer(x_BTD, xs):
-            params, flag, (k_BSKH, v_BSKH, cross) = xs
+            number, params, flag, (*slots, cross) = xs
+            k_BSKH, v_BSKH = (Slots(one, number, len(x_BTD)) for one in cache[:2]) if where else slots
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
-            block = nnx.merge(graph, nnx.State(one_layer(every, params) if staged else params))
+            params = (
+                one_layer(every, number) if staged else jax.tree.map(partial(_read, number), every, params, **whole)
+            )
+            block = nnx.merge(graph, nnx.State(params))
             x_BTD = block(x_BTD, inputs._replace(layer_cache=mine), flags if flag is None else flag, None)
             if not mine.new:
                 raise ConfigError(f"{type(block).__name__} cannot decode: it does not go through lmkit.nn.attention")
             return x_BTD, mine.new
 
         each, staged, every = None if isinstance(flags, bool) else flags, self._staged, nnx.to_pure_dict(state)
-        xs = (jnp.arange(self.num_layers) if staged else every, each, (cache.k_LBSKH, cache.v_LBSKH, cross))
-        return jax.lax.scan(layer, x_BTD, xs, unroll=1 if self.scan else self.num_layers)
+        whole: Any = {"is_leaf": lambda one: isinstance(one, Turned)}
+        sliced = None if staged else jax.tree.map(lambda one: None if isinstance(one, Turned) else one, every, **whole)
+        where = in_place(cache.k_LBSKH, x_BTD.shape[1])
+        slots = (None, None) if where else (cache.k_LBSKH, cache.v_LBSKH)
+        xs = (jnp.arange(self.num_layers), sliced, each, (*slots, cross))
+        return jax.lax.scan(layer, x_BTD, xs, unroll=decoding_unroll(self.scan, self.num_layers))
 
     @property
     def _staged(self) -> bool:
         """Whether its layers lie over the stages of the mesh: those of a stack of one do not."""
         return STAGE in split_axes() and self.num_layers > 1
+
+
+def _read(number: jax.Array, every: jax.Array | Turned, own: jax.Array | None) -> Any:
+    """A layer's own slice, or where it finds it."""
+    return every.of_layer(number) if isinstance(every, Turned) else own
 
 
 def stacked(make: Callable[[nnx.Rngs], nnx.Module], num_layers: int, rngs: nnx.Rngs) -> nnx.Module:
