@@ -11,7 +11,7 @@ from helpers import MESHES, rotated
 from lmkit.config.entry import compose
 from lmkit.config.sections.model import Position
 from lmkit.decode import Prompts, Sampling
-from lmkit.decode.request import Request
+from lmkit.decode.request import Request, TokenEvent
 from lmkit.parallel.mesh import build_mesh
 
 MIXED: dict[str, Any] = {"num_kv_heads": 2, "sliding_window": 6, "global_every": 2}
@@ -55,7 +55,8 @@ def test_greedy_texts_are_those_of_generate(subject: Subject) -> None:
 def test_log_probabilities_are_the_models_own(subject: Subject) -> None:
     request = Request(prompts()[2], NEW, DRAWN, logit_bias={5: 4.0}, top_logprobs=20)
     with subject.engine() as engine:
-        (*events, _), *_ = answers(engine, [request])
+        (whole,) = answers(engine, [request])
+    events = [event for event in whole if isinstance(event, TokenEvent)]
     text = [event.token for event in events]
     row = np.array([*request.tokens, *text])
     run = jax.jit(lambda params, tokens_BT: subject.merge(params)(tokens_BT))
