@@ -12,7 +12,7 @@ from decode.engines import Answers, Subject, answers, end_of, same, tokens_of
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import BERTConfig, EncDecConfig
 from lmkit.decode import Engine, Sampling
-from lmkit.decode.engine import core
+from lmkit.decode.engine import core, prefix
 from lmkit.decode.request import EndEvent, QueueFull, Request, Stopped
 
 SHORT, LONG = Request((5, 9, 11), 6), Request((3, 8), 80)
@@ -313,6 +313,14 @@ def test_what_can_never_be_served_is_refused(subject: Subject, changes: dict, wo
 def test_an_engine_that_cannot_be_is_refused(subject: Subject, config: Any, options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Engine(subject.merge, subject.params, config or subject.config, **options)
+
+
+def test_keys_of_prefixes_name_all_tokens_before_them() -> None:
+    one, two = prefix.chain([1, 2, 3, 4, 5], 2), prefix.chain([9, 2, 3, 4], 2)
+    assert len(one) == len(two) == 2
+    assert one[1] != two[1]
+    assert one == prefix.chain([1, 2, 3, 4], 2)
+    assert prefix.chain([1], 2) == []
 
 
 def test_two_hundred_requests_from_many_threads(subject: Subject) -> None:
