@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from decode.engines import Answers, Subject, answers, end_of, same, tokens_of
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import BERTConfig, EncDecConfig
 from lmkit.decode import Engine, Sampling
-from lmkit.decode.engine import core, prefix
+from lmkit.decode.engine import core, prefix, steady
 from lmkit.decode.request import EndEvent, QueueFull, Request, Stopped
 
 SHORT, LONG = Request((5, 9, 11), 6), Request((3, 8), 80)
@@ -313,6 +314,36 @@ def test_what_can_never_be_served_is_refused(subject: Subject, changes: dict, wo
 def test_an_engine_that_cannot_be_is_refused(subject: Subject, config: Any, options: dict, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Engine(subject.merge, subject.params, config or subject.config, **options)
+
+
+def test_row_counts_that_give_other_bits_are_not_used(subject: Subject) -> None:
+    with subject.engine(slots=4, start=False) as engine:
+        programs, step = engine._programs, engine._programs("step", 4)
+    assert engine._core is not None
+    assert engine._core.rows == (4,)
+
+    class Changed:
+        """Two counts, of which the smaller one is wrong in a last bit."""
+
+        sizes, parts = programs.sizes._replace(rows=(2, 4)), 1
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(programs, name)
+
+        def __call__(self, name: str, size: int = 0) -> Any:
+            if (name, size) != ("step", 2):
+                return programs(name, size)
+
+            def two(params: Any, group: Any, lengths: Any) -> Any:
+                group, logits, total = step(
+                    params, group, programs.put(np.pad(lengths, (0, 2), constant_values=-1), ())
+                )
+                return group, logits.at[0, 0].set(np.nextafter(logits[0, 0], np.float32(9))), total
+
+            return two
+
+    changed: Any = Changed()
+    assert steady.steady_rows(changed, subject.params, programs.group())[0] == (4,)
 
 
 def test_keys_of_prefixes_name_all_tokens_before_them() -> None:
