@@ -13,7 +13,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import Auxiliary, emit
-from lmkit.nn.cache import Cache, NewKeysValues
+from lmkit.nn.cache import Cache, NewKeysValues, first_rows
 from lmkit.nn.forms import decoding_unroll, in_place
 from lmkit.nn.pipeline import one_layer, pipelined
 from lmkit.nn.slots import Slots
@@ -126,7 +126,10 @@ class Stack(nnx.Module):
 
         def layer(x_BTD, xs):
             number, params, flag, (*slots, cross) = xs
-            k_BSKH, v_BSKH = (Slots(one, number, len(x_BTD)) for one in cache[:2]) if where else slots
+            if where:
+                k_BSKH, v_BSKH = (Slots(one, number, len(x_BTD)) for one in cache[:2])
+            else:
+                k_BSKH, v_BSKH = (first_rows(one, len(x_BTD)) for one in slots)
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             params = (
                 one_layer(every, number) if staged else jax.tree.map(partial(_read, number), every, params, **whole)
