@@ -223,7 +223,10 @@ def _event(refused: Refused) -> bytes:
 
 
 # What has not closed its connection after so many seconds at the end is cut: a client that does not read its answer.
-_SETTINGS = {"log_level": "warning", "access_log": False, "server_header": False, "timeout_graceful_shutdown": 5}
+_SETTINGS = {
+    "log_config": None, "log_level": "warning", "access_log": False, "server_header": False,
+    "timeout_graceful_shutdown": 5,
+}  # fmt: skip
 
 
 class _Server(uvicorn.Server):

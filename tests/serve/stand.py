@@ -58,7 +58,7 @@ class Stand:
             raise
 
     def client(self, key: str = "", host: str = "localhost", **settings: Any) -> httpx.AsyncClient:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = ({"authorization": f"Bearer {key}"} if key else {}) | settings.pop("headers", {})
         transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
         return httpx.AsyncClient(transport=transport, base_url=f"http://{host}", headers=headers, **settings)
 
