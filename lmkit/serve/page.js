@@ -68,7 +68,7 @@ const question = () => {
   for (const name of ["temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "seed"]) {
     if (at(name).value !== "") body[name] = Number(at(name).value);
   }
-  if (at("stop_at").value) body.stop = at("stop_at").value;
+  if (at("stop_at").value) body.stop = at("stop_at").value.replace(/\\n/g, "\n");
   const chat = at("mode").value === "chat";
   if (at("logprobs").checked) Object.assign(body, chat ? {logprobs: true, top_logprobs: TOP} : {logprobs: TOP});
   if (!chat) return ["v1/completions", {...body, prompt: at("prompt").value}];
@@ -178,6 +178,7 @@ const draw = now => {
   at("first").textContent = seconds(now.first_token_sec.p50);
   at("between").textContent = `p99 ${seconds(now.first_token_sec.p99)}; between tokens ${seconds(now.between_tokens_sec.p50)}`;
   const high = Math.max(1, ...rates);
+  at("highest").textContent = rates.length ? number(Math.max(...rates)) : "–";
   at("rate").querySelector("path").setAttribute("d", rates.map((rate, i) =>
     `${i ? "L" : "M"}${POINTS - rates.length + i} ${(38 - 36 * rate / high).toFixed(1)}`).join(""));
   const owners = Object.entries(now.owners).filter(([name]) => name);

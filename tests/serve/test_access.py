@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import stat
+from collections.abc import MutableMapping
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_a_client_that_goes_away_is_seen(tmp_path: Path) -> None:
     stand = Stand(access_log=log)
 
     async def leave() -> None:
-        sent: list[dict] = []
+        sent: list[MutableMapping] = []
         asked = [{"type": "http.request", "body": b'{"new":1000,"sleep":0.001,"stream":true}', "more_body": False}]
 
         async def receive() -> dict:
@@ -65,7 +66,7 @@ def test_a_client_that_goes_away_is_seen(tmp_path: Path) -> None:
                 await asyncio.sleep(0.001)
             return {"type": "http.disconnect"}
 
-        async def send(message: dict) -> None:
+        async def send(message: MutableMapping) -> None:
             sent.append(message)
 
         scope = {"type": "http", "method": "POST", "path": "/v1/write", "raw_path": b"", "query_string": b"",

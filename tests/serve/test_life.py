@@ -8,7 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from lmkit.config import ConfigError
 from lmkit.serve import life as module
 from lmkit.serve.life import FAILED, _serve, listen
 
-Ask = Callable[..., Awaitable[httpx.Response]]
+Ask = Callable[..., Coroutine[Any, Any, httpx.Response]]
 
 
 def live(stand: Stand, story: Callable[[httpx.AsyncClient, Ask], Awaitable[Any]]) -> tuple[int, Any]:
