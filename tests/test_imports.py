@@ -51,6 +51,7 @@ FLOORS = [
         "lmkit.launch",
         "lmkit.plan",
         "lmkit.prepare",
+        "lmkit.serve",
         "lmkit.show",
         "lmkit.train",
         "lmkit.verify",

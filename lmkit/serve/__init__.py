@@ -1,0 +1,1 @@
+"""The verb `serve`: a model behind the HTTP API of OpenAI."""
