@@ -9,7 +9,7 @@ from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.data.sources.audio import HOP, log_mel, read_audio
 from lmkit.decode import Decoder, Prompts, Sampling, Stamps
-from lmkit.generate.languages import CODES
+from lmkit.speech.languages import CODES
 from lmkit.weights import Codec
 
 _OVERLAP = 3  # of a window's length, a third is heard by the next one, too
