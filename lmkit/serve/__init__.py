@@ -1,1 +1,1 @@
-"""The verb `serve`: a model behind the HTTP API of OpenAI."""
+"""A model behind OpenAI's API."""
