@@ -80,7 +80,7 @@ def test_a_prompt_is_scored_as_its_logits_say(mesh: str) -> None:
     for ids, events, others, logits in zip(TEXTS, together, alone, outputs(model, "__call__", *TEXTS), strict=True):
         assert events[1:] == others[1:]
         assert math.isnan(events[0].logprob)
-        expected = np.asarray(jax.nn.log_softmax(logits[:, :257].astype(np.float32), axis=-1))
+        expected = np.asarray(jax.nn.log_softmax(logits.astype(np.float32), axis=-1))[:, :257]
         for place_, event in enumerate(events[1:]):
             assert event.token == ids[place_ + 1]
             assert event.logprob == pytest.approx(expected[place_, event.token], abs=1e-5)
@@ -158,7 +158,7 @@ def test_echo_tells_the_prompts_log_probabilities() -> None:
         assert one["logprobs"]["token_logprobs"][0] is one["logprobs"]["top_logprobs"][0] is None
         assert len(one["logprobs"]["token_logprobs"]) == 4
         assert one["logprobs"]["token_logprobs"][3] == -1.0  # the engine's
-        expected = jax.nn.log_softmax(outputs(model, "__call__", [256, 97, 98])[0][:, :257].astype(np.float32))
+        expected = jax.nn.log_softmax(outputs(model, "__call__", [256, 97, 98])[0].astype(np.float32))[:, :257]
         assert one["logprobs"]["token_logprobs"][2] == pytest.approx(float(expected[1, 98]), abs=1e-5)
         assert max(one["logprobs"]["top_logprobs"][2].values()) == pytest.approx(float(expected[1].max()), abs=1e-5)
         assert two["text"].startswith("éc")
