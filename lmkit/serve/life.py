@@ -3,7 +3,7 @@
 | what happens | what clients see | exit status |
 |---|---|---|
 | SIGTERM, SIGINT | /ready and new requests 503 at once; those in hand finish within drain_sec, the rest 503 | 0 |
-| a second one | connections break | 128 + its number |
+| a second one, a second or more later | connections break | 128 + its number |
 | SIGHUP, POST /admin/reload | nothing: requests that run end with the parameters they began with | |
 | the engine fails | /health 500; those in hand 500, or an error event where the answer had begun | 70 |
 
@@ -35,6 +35,7 @@ FAILED = 70
 ANSWERED = frozenset({"/", "/health", "/ready", "/metrics", "/figures"})  # whatever state the server is in
 RETRY_SEC = 5.0  # by then another replica, or this one started again, may have room
 TELL_SEC = 2.0  # after a failure: for answers that are under way, and for one look at /health
+TWICE_SEC = 1.0  # a signal that comes again so soon is the first: a terminal and a wrapper may both have sent it
 LOOK_SEC = 0.25  # between two looks at the engine
 
 
@@ -258,12 +259,17 @@ def run_server(app: ASGIApp, life: Life, listening: socket.socket, **settings: A
 
 async def _serve(app: ASGIApp, life: Life, listening: socket.socket, settings: dict[str, Any]) -> int:
     loop, asked = asyncio.get_running_loop(), asyncio.Event()
+    first = 0.0
     server, tasks = _Server(uvicorn.Config(app, **settings)), set[asyncio.Task]()
 
     def stop(number: int) -> None:
+        nonlocal first
+        if asked.is_set() and loop.time() < first + TWICE_SEC:
+            return
         if asked.is_set():
             _say(f"a second {signal.Signals(number).name}: the server ends at once")
             os._exit(128 + number)
+        first = loop.time()
         asked.set()
         _say(f"{signal.Signals(number).name}: {len(life.in_hand)} requests in hand finish, new ones are refused")
 

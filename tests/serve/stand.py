@@ -2,19 +2,23 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from lmkit.decode.request import EngineStats
 from lmkit.serve.call import call_of
 from lmkit.serve.guard import Guard
+from lmkit.serve.life import listen
 from lmkit.serve.refusal import HANDLERS
 
 
@@ -74,6 +78,24 @@ class Stand:
                 ]
 
         return asyncio.run(run())
+
+
+class Served:
+    """A server on a thread of its own."""
+
+    def __init__(self, app: ASGIApp):
+        listening = listen("127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        self._thread = threading.Thread(target=self._server.run, args=([listening],))
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return self.url
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join()
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:

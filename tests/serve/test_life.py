@@ -218,6 +218,9 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
             while not stand.guard.life.in_hand: time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGTERM)
             while stand.guard.life.state != "draining": time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGTERM)  # a wrapper's own: it counts once
+            time.sleep(1.1)
+            print("still here", file=sys.stderr)
             os.kill(os.getpid(), signal.SIGTERM)
         threading.Thread(target=story, daemon=True).start()
         sys.exit(run_server(stand.app, stand.guard.life, listening))
@@ -226,4 +229,5 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
+    assert "still here" in done.stderr
     assert "a second SIGTERM: the server ends at once" in done.stderr

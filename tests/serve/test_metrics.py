@@ -67,12 +67,14 @@ def test_no_client_can_make_more_series() -> None:
 
 
 def test_texts_of_one_request_are_timed_apart() -> None:
-    gaps, call = [], Call("POST", "")
-    call.on_token = lambda _, gap: gaps.append(gap)
+    metrics, gaps, call = Metrics(EngineStats), [], Call("POST", "")
+    call.on_token = lambda call, gap: (gaps.append(gap), metrics.on_token(call, gap))[0]
     for choice in (0, 1, 2, 0, 1, 2):
         call.token(choice)
     assert [gap is None for gap in gaps] == [True, True, True, False, False, False]
     assert call.new_tokens == 6
+    assert metrics.registry.get_sample_value("lmkit_time_to_first_token_seconds_count") == 1
+    assert metrics.registry.get_sample_value("lmkit_time_between_tokens_seconds_count") == 3
 
 
 def test_figures_have_quantiles_of_what_was_last() -> None:

@@ -3,16 +3,14 @@
 import asyncio
 import json
 import re
-import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("starlette", reason="LOUD: the server is not tested; pip install 'lmkit[serve]'")
-import uvicorn
 from serve.browser import CHROMIUM, Browser
-from serve.stand import Stand
+from serve.stand import Served, Stand
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -20,7 +18,6 @@ from starlette.routing import Route
 
 from lmkit.serve.call import Call, call_of
 from lmkit.serve.keys import create_key
-from lmkit.serve.life import listen
 from lmkit.serve.page import page_html
 from lmkit.serve.refusal import HANDLERS, Refused
 
@@ -77,24 +74,6 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield browser
 
 
-class Served:
-    """A server on a thread of its own."""
-
-    def __init__(self, model: Model):
-        listening = listen("127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        self._server = uvicorn.Server(uvicorn.Config(model.app, log_config=None, timeout_graceful_shutdown=1))
-        self._thread = threading.Thread(target=self._server.run, args=([listening],))
-
-    def __enter__(self) -> str:
-        self._thread.start()
-        return self.url
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-
 def send(browser: Browser, **fields: str | bool) -> None:
     browser.fill(**fields)
     browser.run("document.getElementById('send').click()")
@@ -109,7 +88,7 @@ DONE = "!document.getElementById('send').disabled && document.querySelectorAll('
 
 def test_a_chat_a_completion_and_how_likely_their_tokens_were(browser: Browser, tmp_path: Path) -> None:
     model = Model()
-    with Served(model) as url:
+    with Served(model.app) as url:
         browser.asked.clear()
         browser.console.clear()
         browser("Page.navigate", url=url)
@@ -151,7 +130,7 @@ def test_a_chat_a_completion_and_how_likely_their_tokens_were(browser: Browser, 
 
 def test_errors_are_shown_and_an_answer_can_be_stopped(browser: Browser) -> None:
     model = Model()
-    with Served(model) as url:
+    with Served(model.app) as url:
         browser("Page.navigate", url=url)
         browser.until("document.body?.className == 'live'")
         send(browser, prompt="Hm", seed="13")
@@ -169,7 +148,7 @@ def test_errors_are_shown_and_an_answer_can_be_stopped(browser: Browser) -> None
 def test_a_key_is_asked_for_and_kept_nowhere(browser: Browser, tmp_path: Path) -> None:
     secret = create_key(tmp_path / "keys.yaml", "alice")
     model = Model(keys=tmp_path / "keys.yaml")
-    with Served(model) as url:
+    with Served(model.app) as url:
         browser("Page.navigate", url=url)
         browser.until("document.getElementById('state')?.textContent == 'a key is needed'")
         assert browser.run("!document.getElementById('ask').hidden")
