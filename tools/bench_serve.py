@@ -259,7 +259,7 @@ def page(result: dict[str, Any]) -> str:
     note = f"{result['url']} · {result['model']} · {result['when']} · {result['machine']} (the client's)"
     return html_page("Load on a server", note, [
         ("Throughput", table(("Load", "Requests", "Outcomes", "Answered a second", "Tokens a second"), counts)),
-        ("Latency", charts), ("", table(head, rows)),
+        ("Latency", charts), ("Percentiles", table(head, rows)),
         ("How it was measured", f"<pre>{escape(' '.join(result['command']))}</pre>"),
     ])  # fmt: skip
 
