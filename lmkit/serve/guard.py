@@ -15,8 +15,9 @@ from starlette.types import ASGIApp
 
 from lmkit.decode.request import EngineStats
 from lmkit.serve.access import AccessLog
+from lmkit.serve.authenticate import Authenticate
 from lmkit.serve.call import Calls
-from lmkit.serve.keys import Authenticate, Keys
+from lmkit.serve.keys import Keys
 from lmkit.serve.life import Gate, Life
 from lmkit.serve.limits import Limits
 from lmkit.serve.metrics import Metrics
