@@ -54,6 +54,7 @@ class Answer:
     tokens: int = 0
     prompt_tokens: int = 0
     ended: float = 0.0  # by the clock
+    said: str = ""  # by the server, of an error
 
 
 @dataclasses.dataclass
@@ -82,7 +83,7 @@ class Load:
         try:
             async with self.client.stream("POST", path, json=body) as reply:
                 if reply.status_code != 200:
-                    answer.outcome = str(reply.status_code)
+                    answer.outcome, answer.said = str(reply.status_code), (await reply.aread()).decode(errors="replace")
                     return answer
                 pieces, usage = 0, {}
                 async for event in events(reply):
@@ -259,7 +260,7 @@ def page(result: dict[str, Any]) -> str:
     note = f"{result['url']} · {result['model']} · {result['when']} · {result['machine']} (the client's)"
     return html_page("Load on a server", note, [
         ("Throughput", table(("Load", "Requests", "Outcomes", "Answered a second", "Tokens a second"), counts)),
-        ("Latency", charts), ("", table(head, rows)),
+        ("Latency", charts), ("Percentiles", table(head, rows)),
         ("How it was measured", f"<pre>{escape(' '.join(result['command']))}</pre>"),
     ])  # fmt: skip
 
@@ -282,9 +283,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         result |= {"prompt_words": args.prompt_words, "max_tokens": args.max_tokens, "chat": args.chat, "levels": []}
         first = await load.ask(load.body(random.Random("first")), time.perf_counter())  # connections, caches
         if first.outcome != "ok":
-            raise SystemExit(
-                f"bench_serve: {args.url} answers {first.outcome}; it was asked for {load.body(random.Random('first'))}"
-            )
+            raise SystemExit(f"bench_serve: {args.url} answers {first.outcome} to the first request: {first.said:.300}")
         for value in args.clients or args.rates:
             run = closed_loop if args.clients else open_loop
             level = await run(load, value, args.seconds, args.seed)

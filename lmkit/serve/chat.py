@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from lmkit.decode.request import Request, TokenEvent
+from lmkit.decode.request import MAX_TOP_LOGPROBS, Request, TokenEvent
 from lmkit.serve.answers import Events, answer
 from lmkit.serve.call import Call, call_of
 from lmkit.serve.completions import request_of, told, usage
@@ -19,7 +19,7 @@ from lmkit.serve.errors import bad
 from lmkit.serve.fields import Fields
 from lmkit.serve.formats import constraint_of
 from lmkit.serve.grammar import CALL
-from lmkit.serve.parameters import Writing, top_logprobs, writing_of
+from lmkit.serve.parameters import Writing, writing_of
 from lmkit.serve.served import Served, Server, body_of, check_ids, room_for
 from lmkit.serve.texts import Piece, Texts, whole
 
@@ -70,9 +70,9 @@ def _asked(request: HttpRequest, fields: Fields, served: Served) -> Asked:
             "no_chat_template",
         )
     messages, tools = messages_of(fields), tools_of(fields, conversation)
-    tops = top_logprobs(fields, "top_logprobs")
-    logprobs = (tops or 0) if fields.flag("logprobs") else None
-    if tops is not None and logprobs is None:
+    tops = fields.integer("top_logprobs", -1, 0, MAX_TOP_LOGPROBS)
+    logprobs = max(tops, 0) if fields.flag("logprobs") else None
+    if tops >= 0 and logprobs is None:
         raise bad("top_logprobs", "top_logprobs: it goes with logprobs=true")
     old, asked = fields.take("max_tokens", int), fields.take("max_completion_tokens", int)
     if old is not None and asked is not None and old != asked:

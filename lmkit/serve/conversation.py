@@ -87,34 +87,28 @@ def messages_of(fields: Fields) -> list[Message]:
     value = fields.take("messages", list)
     if not value:
         raise bad("messages", "messages: give at least one {role, content}")
-    found = [_message(one, number) for number, one in enumerate(value)]
-    return found
+    return [_message(one, number) for number, one in enumerate(value)]
 
 
 def _message(value: Any, number: int) -> Message:
     place = f"messages[{number}]"
     if not isinstance(value, dict):
         raise bad("messages", f"{place}: {shown(value)} is not an object with role and content")
-    fields = Fields(value, f"{place}.")
-    try:
-        role = fields.choice("role", _ROLES, "")
-        calls, content = fields.take("tool_calls", list), fields.take("content", str, list)
-        found: Message = {"role": "system" if role == "developer" else role, "content": _text(content, place)}
-        if content is None and not (calls and role == ASSISTANT):
-            raise bad("messages", f"{place}.content: a message needs a text")
-        if calls is not None:
-            if role != ASSISTANT:
-                raise bad("messages", f"{place}.tool_calls: only the assistant calls tools")
-            found["tool_calls"] = [_call(one, f"{place}.tool_calls[{n}]") for n, one in enumerate(calls)]
-        for name in ("name", "tool_call_id"):
-            if (text := fields.take(name, str)) is not None:
-                found[name] = text
-        fields.refuse("refusal", "it is an answer's alone")
-        fields.done()
-    except Exception as error:
-        if (param := getattr(error, "param", None)) is not None and param != "messages":
-            error.param = "messages"  # type: ignore[attr-defined]  # the member of the body
-        raise
+    fields = Fields(value, f"{place}.", "messages")
+    role = fields.choice("role", _ROLES, "")
+    calls, content = fields.take("tool_calls", list), fields.take("content", str, list)
+    found: Message = {"role": "system" if role == "developer" else role, "content": _text(content, place)}
+    if content is None and not (calls and role == ASSISTANT):
+        raise fields.bad("content", "a message needs a text")
+    if calls is not None:
+        if role != ASSISTANT:
+            raise fields.bad("tool_calls", "only the assistant calls tools")
+        found["tool_calls"] = [_call(one, f"{place}.tool_calls[{n}]") for n, one in enumerate(calls)]
+    for name in ("name", "tool_call_id"):
+        if (text := fields.take(name, str)) is not None:
+            found[name] = text
+    fields.refuse("refusal", "it is an answer's alone")
+    fields.done()
     return found
 
 

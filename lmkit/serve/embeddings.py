@@ -50,7 +50,7 @@ def hidden_of(model: Any, config: Any, tokens_RT: jax.Array, real_RT: jax.Array)
 async def embeddings(request: Request) -> Response:
     """The route."""
     fields, served = await body_of(request, request.app.state.server)
-    texts = texts_of(fields, served)
+    texts = await asyncio.to_thread(texts_of, fields, served)
     as_base64 = fields.choice("encoding_format", ("float", "base64"), "float") == "base64"
     fields.refuse("dimensions", "vectors have the model's size")
     fields.text("user")

@@ -41,10 +41,11 @@ class Fields:
     Args:
         values: the object.
         where: what stands before a member's name in an error, such as `response_format.`.
+        param: the member of the body that errors name; "" for the one that is wrong itself.
     """
 
-    def __init__(self, values: dict[str, Any], where: str = ""):
-        self._left, self.where, self._known = dict(values), where, set()
+    def __init__(self, values: dict[str, Any], where: str = "", param: str = ""):
+        self._left, self.where, self._param, self._known = dict(values), where, param, set()
 
     def take(self, name: str, *kinds: type) -> Any:
         """The member, None where it is absent. Raises Refused where it is of another kind."""
@@ -58,7 +59,7 @@ class Fields:
         return value
 
     def bad(self, name: str, message: str) -> Refused:
-        return bad(self.where + name, f"{self.where}{name}: {message}")
+        return bad(self._param or self.where + name, f"{self.where}{name}: {message}")
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self.take(name, bool)
@@ -108,4 +109,5 @@ class Fields:
         if self._left:
             name = next(iter(self._left))
             close = nearest(name, {*self._known, *more})
-            raise bad(self.where + name, f"unknown parameter {self.where}{name}.{close}", "unknown_parameter")
+            message = f"unknown parameter {self.where}{name}.{close}"
+            raise bad(self._param or self.where + name, message, "unknown_parameter")

@@ -10,12 +10,14 @@ A request passes Calls (log and metrics), Gate (state of the server, time), Auth
 from collections.abc import Callable
 from pathlib import Path
 
+from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from lmkit.decode.request import EngineStats
 from lmkit.serve.access import AccessLog
+from lmkit.serve.authenticate import Authenticate
 from lmkit.serve.call import Calls
-from lmkit.serve.keys import Authenticate, Keys
+from lmkit.serve.keys import Keys
 from lmkit.serve.life import Gate, Life
 from lmkit.serve.limits import Limits
 from lmkit.serve.metrics import Metrics
@@ -54,8 +56,9 @@ class Guard:
         figures = [route for route in self.metrics.routes if metrics or route.path != "/metrics"]
         self.routes = [*self.life.routes, *figures, *(page_routes(name) if page else [])]
 
-    def around(self, app: ASGIApp) -> ASGIApp:
+    def around(self, app: Starlette) -> ASGIApp:
         """The application with all that stands around it."""
+        app.router.redirect_slashes = False  # a path that no route has is a 404, not a redirect to one that has
         limited = Limits(app, self._max_body)
         gated = Gate(Authenticate(limited, self.keys), self.life, self._timeout_sec)
         return Calls(gated, [*([self.log] if self.log else []), self.metrics.ended], self.metrics.on_token)

@@ -1,5 +1,6 @@
 """/v1/classify: the probability of each of a classifier's classes. R rows, T tokens, C classes."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def probabilities(
 async def classify(request: Request) -> Response:
     """The route."""
     fields, served = await body_of(request, request.app.state.server)
-    texts = texts_of(fields, served)
+    texts = await asyncio.to_thread(texts_of, fields, served)
     fields.text("user")
     fields.done()
     return await answer(request, _answer(request, served, texts))

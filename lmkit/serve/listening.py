@@ -91,8 +91,8 @@ class Listener:
         pieces = [] if self.stamped else await asyncio.to_thread(windows, samples, self._config.num_mels, self._places)
         found: list[Sequence[int]] = []
         while not sound.ended if self.stamped else len(found) < len(pieces):
-            at = slice(sound.seek, sound.seek + STRIDE * self._places)
-            window = sound.frames_FM[at] if self.stamped else pieces[len(found)]
+            end = sound.seek + STRIDE * self._places
+            window = sound.frames_FM[sound.seek : end] if self.stamped else pieces[len(found)]
             if None in start:
                 at = start.index(None)
                 start[at] = await self._batcher.ask("language", (window, start[:at]))

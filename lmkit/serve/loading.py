@@ -55,9 +55,16 @@ def find(experiment: Experiment, model: SavedModel) -> Found:
         raise ConfigError(
             f"serve.max_len={settings.max_len} is more than the model's {most} positions: set serve.max_len={most}"
         )
-    path = model.source.path
-    own = path.stem if model.source.form is Form.gguf else model.source.home.name
-    return Found(model, codec, conversation, settings.name or own, settings.max_len or most)
+    return Found(
+        model, codec, conversation, settings.name or _name(experiment.init_from, model), settings.max_len or most
+    )
+
+
+def _name(init_from: str, model: SavedModel) -> str:
+    """What a model without serve.name is called: org/name of the hub, else the name of its file or folder."""
+    if "://" in init_from:
+        return init_from.split("://", 1)[1].split("@")[0]
+    return model.source.path.stem if model.source.form is Form.gguf else model.source.home.name
 
 
 def conversation_of(model: SavedModel, codec: Codec, given: TokenizerConfig) -> Conversation | None:
@@ -94,8 +101,8 @@ class Loaded(NamedTuple):
 def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     """Reads the parameters and compiles every program. Raises ConfigError where the devices or the files do not fit."""
     model, codec, config = found.model, found.codec, found.model.config
-    merge, params = model.for_inference(mesh)
     served = Served(found.name, fingerprint_of(model), 0, found.length, codec)
+    merge, params = model.for_inference(mesh)
     served.vocab_size = min(codec.vocab_size, getattr(config, "vocab_size", codec.vocab_size))
     workers: list[Any]
     rows = {"length": found.length, "queue": settings.queue}

@@ -52,7 +52,8 @@ document.addEventListener("pointerover", event => {
   tip.hidden = !entries;
   if (!entries) return;
   tip.replaceChildren();
-  for (const {token, logprob, top} of entries) {
+  for (const [place, {token, logprob, top}] of entries.entries()) {
+    if (place) tip.append("\n");  // tokens whose letters cannot be told apart: one below the other
     const others = top.some(([other]) => other === token) ? top : [[token, logprob], ...top];
     for (const [other, value] of others.sort((a, b) => b[1] - a[1])) {
       tip.append(element(other === token ? "b" : "span", "", percent(value).padStart(9) + "  " + JSON.stringify(other)), "\n");
@@ -172,7 +173,7 @@ const draw = now => {
   at("running").textContent = number(now.running);
   at("slots").textContent = `of ${now.slots} slots`;
   at("waiting").textContent = number(now.waiting);
-  at("requests").textContent = `${number(now.requests, 6)} requests so far`;
+  at("requests").textContent = `${number(now.requests, 6)} request${now.requests === 1 ? "" : "s"} so far`;
   at("speed").textContent = rates.length ? number(rates[rates.length - 1]) : "–";
   at("tokens").textContent = `${number(now.new_tokens, 9)} so far`;
   at("first").textContent = seconds(now.first_token_sec.p50);

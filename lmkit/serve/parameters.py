@@ -5,7 +5,6 @@ import secrets
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from lmkit.decode.request import MAX_TOP_LOGPROBS
 from lmkit.decode.sampling import Sampling
 from lmkit.serve.fields import Fields, shown
 
@@ -90,11 +89,3 @@ def _bias(fields: Fields, vocab_size: int) -> dict[int, float]:
             raise fields.bad("logit_bias", f"{shown(bias)} for token {name}: it must be a number from -100 to 100")
         found[int(name)] = float(bias)
     return found
-
-
-def top_logprobs(fields: Fields, name: str) -> int | None:
-    """How many alternatives are told with each token; None where none of it is."""
-    value = fields.take(name, int)
-    if value is None:
-        return None
-    return fields._within(name, value, 0, MAX_TOP_LOGPROBS)

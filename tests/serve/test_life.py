@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import textwrap
@@ -26,15 +28,17 @@ from lmkit.serve.life import FAILED, _serve, listen
 Ask = Callable[..., Coroutine[Any, Any, httpx.Response]]
 
 
-def live(stand: Stand, story: Callable[[httpx.AsyncClient, Ask], Awaitable[Any]]) -> tuple[int, Any]:
+def live(
+    stand: Stand, story: Callable[[httpx.AsyncClient, Ask], Awaitable[Any]], verify: Any = True, **tls: str
+) -> tuple[int, Any]:
     """The exit status of a server, and what the story, which may end it, returns."""
 
     async def run() -> tuple[int, Any]:
         listening = listen("127.0.0.1", 0)
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        settings = {"log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 2}
+        url = f"http{'s' * bool(tls)}://127.0.0.1:{listening.getsockname()[1]}"
+        settings = {"log_config": None, "log_level": "critical", "timeout_graceful_shutdown": 2, **tls}
         server = asyncio.create_task(_serve(stand.app, stand.guard.life, listening, settings))
-        async with httpx.AsyncClient(base_url=url, timeout=20) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=20, verify=verify) as client:
             told = await story(client, lambda **body: client.post("/v1/write", json=body))
         return await asyncio.wait_for(server, 20), told
 
@@ -196,6 +200,26 @@ def test_a_request_that_takes_too_long_is_ended() -> None:
     assert asyncio.run(slowly()) == 504  # a body that never comes
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="LOUD: no openssl here: TLS was not tested")
+def test_tls_by_a_certificate_and_its_key(tmp_path: Path) -> None:
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost -days 2"
+    command += " -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    stand, cert = Stand(), str(tmp_path / "cert.pem")
+
+    async def story(client: httpx.AsyncClient, ask: Ask) -> httpx.Response:
+        answer = await ask(new=3, stream=True)
+        async with httpx.AsyncClient(base_url=str(client.base_url).replace("https", "http")) as plain:
+            with pytest.raises(httpx.HTTPError):
+                await plain.get("/health")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return answer
+
+    verify = ssl.create_default_context(cafile=cert)
+    status, answer = live(stand, story, verify, ssl_certfile=cert, ssl_keyfile=str(tmp_path / "key.pem"))
+    assert (status, answer.text.count("data:")) == (0, 3)
+
+
 def test_a_port_that_is_taken_is_one_line_before_a_model_is_loaded() -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -227,7 +251,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     """
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 128 + signal.SIGTERM, done.stderr
     assert "still here" in done.stderr
     assert "a second SIGTERM: the server ends at once" in done.stderr

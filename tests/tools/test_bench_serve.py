@@ -173,7 +173,7 @@ def test_a_stall_counts_for_those_who_would_have_come_meanwhile() -> None:
 
 
 def test_a_server_that_answers_otherwise_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="answers 429"):
+    with pytest.raises(SystemExit, match='answers 429 to the first request: {"error"'):
         measured(Model(refuses=1), tmp_path)
     with pytest.raises(SystemExit):
         main(["http://localhost:1", "--rates", "0"])
