@@ -19,15 +19,21 @@ import jax.numpy as jnp
 _ONEDNN = {"xla_cpu_use_onednn": True, "xla_cpu_experimental_onednn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 # The third level takes up to two thirds of a compilation; steps are as fast without it, as they are mostly products.
 _QUICK = {"xla_backend_optimization_level": 2}
+# XLA's CPU compiler leaves sums along rows to another library where the rows together have 16 KiB, which adds up in
+# another order. With products alone left to it, a row's bits do not depend on how many rows there are.
+_STEADY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _traced: ContextVar[bool] = ContextVar("onednn", default=False)
 
 
-def jit(function: Callable, platform: str, *, with_onednn: bool = False, **options: Any) -> Any:
+def jit(
+    function: Callable, platform: str, *, with_onednn: bool = False, steady: bool = False, **options: Any
+) -> Any:  # fmt: skip
     """`jax.jit` with the compiler's options for this platform.
 
     Args:
         platform: cpu, gpu or tpu, of the devices that it will run on.
         with_onednn: on a CPU, products call it; see `has_onednn`.
+        steady: on a CPU, sums along a row have the same bits whatever the number of rows.
         options: of `jax.jit`.
     """
     if platform != "cpu":
@@ -41,7 +47,8 @@ def jit(function: Callable, platform: str, *, with_onednn: bool = False, **optio
             return function(*args, **kwargs)
 
     quick = {} if jax.config.values.get("jax_disable_most_optimizations") else _QUICK
-    return jax.jit(traced, compiler_options=quick | (_ONEDNN if with_onednn else {}), **options)
+    more = (_ONEDNN if with_onednn else {}) | (_STEADY if steady else {})
+    return jax.jit(traced, compiler_options=quick | more, **options)
 
 
 def onednn() -> bool:

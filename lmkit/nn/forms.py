@@ -41,10 +41,11 @@ def gpu_capability() -> float:
 def decoding_rows(platform: str) -> tuple[int, ...]:
     """How many rows a device's decoding step may have, so that a row's bits do not depend on the count; ascending.
 
-    XLA's CPU library computes 2 to 16 rows of a float32 product by the same sums, but one row, or 32, by others.
-    Other platforms' libraries choose a product's form by its shape: there every step has the same number of rows.
+    XLA's CPU library computes 4 to 16 rows of a float32 product by the same sums, but one row, or 32, by others, and
+    two by others from jax 0.12 on. Other platforms' libraries choose a product's form by its shape: there every step
+    has the same number of rows.
     """
-    return (2, 4, 8, 16) if platform == "cpu" else (16,)
+    return (4, 8, 16) if platform == "cpu" else (16,)
 
 
 def one_pass_random() -> bool:

@@ -94,13 +94,15 @@ class Programs:
         return Group(*slots, self.put(np.zeros(self.sizes.group * self.parts, np.int32), EACH))
 
     def compile(self, progress: Callable[[int, int], None] | None = None) -> None:
-        """Compiles all of them; `progress` is told how many are done, and how many there are."""
+        """Compiles all of them, once; `progress` is told how many are done, and how many there are."""
+        if self._run:
+            return
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             todo = self._caches() | self._model() | self._choices()
             for done, (name, (function, arguments, donated)) in enumerate(todo.items()):
                 if progress is not None:
                     progress(done, len(todo))
-                program = jit(function, platform_of(self.mesh), donate_argnums=donated)
+                program = jit(function, platform_of(self.mesh), steady=True, donate_argnums=donated)
                 self._run[name] = program.lower(*arguments).compile()
         if progress is not None:
             progress(len(todo), len(todo))
