@@ -11,6 +11,7 @@ VERBS = {
     "verify": "the same step on one device and on a mesh must give the same numbers",
     "evaluate": "figures of a model: its run's own or lm-eval's tasks, with intervals, every answer kept",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
+    "serve": "OpenAI's HTTP API for a model: texts, embeddings, classes, transcripts",
     "export": "write a run, LoRA folded in, as a Hugging Face folder",
     "show": "what a row of a step holds: its text, by documents",
     "launch": "the same experiment on Slurm, Kubernetes or a TPU pod",

@@ -18,6 +18,7 @@ from lmkit.config.checks import check_experiment
 from lmkit.config.entry import GROUPS, all_keys_of, compose
 from lmkit.config.experiment import Experiment
 from lmkit.config.paths import options_of
+from lmkit.launch.serving import render_serving
 from lmkit.models import GPT, GPTConfig
 
 DOCUMENTS = [
@@ -89,7 +90,7 @@ def experiment_words(words: list[str]) -> list[str]:
     if "--multirun" in words:
         words = [word.split(",")[0] for word in words]
     words = [PRETENDED.get(word, word) for word in words]
-    words = [f"launch.{word}" if word.startswith("target=") else word for word in words]
+    words = [f"launch.{word}" if word.startswith(("target=", "verb=")) else word for word in words]
     return [w for w in words if "=" in w and not w.startswith(("--", "hydra.", "hydra/", "step=", "row=", "store="))]
 
 
@@ -101,7 +102,11 @@ def test_commands_pass_every_check(page: str) -> None:
     commands = [words for words in lmkit_commands(ROOT / page) if not {*NOT_RUN, "...", "--help"} & set(words)]
     for verb, *rest in commands:
         words = experiment_words(rest)
-        if verb in ("lmkit.generate", "lmkit.export", "lmkit.plan.scaling") or not words or "--check" in rest:
+        if "launch.verb=serve" in words:
+            render_serving(compose(["run.name=x", *words]), words)
+            continue
+        composed = ("lmkit.generate", "lmkit.export", "lmkit.serve", "lmkit.plan.scaling")
+        if verb in composed or not words or "--check" in rest:
             compose(["run.name=x", *words] if verb != "lmkit.plan.scaling" else ["run.name=x"])
             continue
         named = any(word.startswith(("+experiment=", "run.name=")) for word in words)
@@ -218,6 +223,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": paths, "LMKIT_CACHE": str(tmp_path / "cache")}
     env.pop("JAX_NUM_CPU_DEVICES", None)
     commands = [words for words in lmkit_commands(ROOT / "README.md") if "runs/scaling_law/depth*" not in words]
+    commands = [words for words in commands if words[0] != "lmkit.serve"]  # it ends by a signal: tests/serve
     commands.sort(key=lambda words: f"run.dir={run.relative_to(tmp_path)}" not in words)  # others read that run
     for verb, *words in commands:
         small = [*SHORT_RUN, "train.steps=2", "data.seq_len=32"] if verb in ("lmkit.train", "lmkit.prepare") else []

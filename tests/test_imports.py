@@ -42,7 +42,7 @@ FLOORS = [
     {"lmkit.interop"},
     {"lmkit.weights"},
     {"lmkit.core"},
-    {"lmkit.cost", "lmkit.harness"},
+    {"lmkit.cost", "lmkit.harness", "lmkit.speech"},
     {
         "lmkit.__main__",
         "lmkit.evaluate",
@@ -51,6 +51,7 @@ FLOORS = [
         "lmkit.launch",
         "lmkit.plan",
         "lmkit.prepare",
+        "lmkit.serve",
         "lmkit.show",
         "lmkit.train",
         "lmkit.verify",

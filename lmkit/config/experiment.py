@@ -24,6 +24,7 @@ from lmkit.config.sections.optim import OptimConfig
 from lmkit.config.sections.plan import PlanConfig
 from lmkit.config.sections.prepare import PrepareConfig
 from lmkit.config.sections.run import RunConfig
+from lmkit.config.sections.serve import ServeConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.config.sections.tracker import TrackerConfig
 from lmkit.config.sections.train import TrainConfig
@@ -49,6 +50,7 @@ class Experiment:
     plan: PlanConfig = field(default_factory=PlanConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    serve: ServeConfig = field(default_factory=ServeConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     hosts: HostsConfig = field(default_factory=HostsConfig)

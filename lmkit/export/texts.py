@@ -16,6 +16,7 @@ from lmkit.data.tokens.chat import load_chat_template
 from lmkit.data.tokens.tokenizer import ByteTokenizer, FastTokenizer, load_tokenizer
 from lmkit.interop.names import TOKENIZER_FILES
 from lmkit.weights import Form, SavedModel, start_tokenizer
+from lmkit.weights.labels import run_labels
 
 Json = dict[str, Any]
 # Keys of a folder's config.json that go along, beside the ids of special tokens.
@@ -168,11 +169,7 @@ def _template(run: Json, settings: TokenizerConfig) -> str:
 
 def _class_names(run: Path, config: Any) -> Json:
     """id2label and label2id of a classifier, from the run's receipt."""
-    receipt = run / "receipt.json"
-    data = read_document(receipt).get("data") if receipt.is_file() else None
-    parts = data.values() if isinstance(data, dict) else ()
-    names = next((part["labels"] for part in parts if isinstance(part, dict) and part.get("labels")), [])
-    if not names or len(names) != getattr(config, "num_classes", 0):
+    if not (names := run_labels(run, config)):
         return {}
     return {"id2label": {str(number): name for number, name in enumerate(names)},
             "label2id": {name: number for number, name in enumerate(names)}}  # fmt: skip

@@ -21,7 +21,10 @@ from lmkit.decode import BeamSearch, Decoder, Prompts, Sampling, TextStream
 from lmkit.decode.loop import position_limit
 from lmkit.generate.job import Job, Text
 from lmkit.generate.show import Screen
-from lmkit.generate.speech import (
+from lmkit.generate.transcribe import read_sounds, transcribe
+from lmkit.parallel.devices import setup_jax
+from lmkit.parallel.mesh import build_mesh
+from lmkit.speech.sound import (
     before_sound,
     check_listens,
     detect,
@@ -31,9 +34,6 @@ from lmkit.generate.speech import (
     stamps_of,
     windows_of,
 )
-from lmkit.generate.transcribe import read_sounds, transcribe
-from lmkit.parallel.devices import setup_jax
-from lmkit.parallel.mesh import build_mesh
 from lmkit.weights import SavedModel, open_model
 
 _MULTIPLE = 16  # sources are padded to one, so that few lengths are compiled

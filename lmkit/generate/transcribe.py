@@ -4,50 +4,21 @@ The method of Radford et al. 2022, section 3.8, as transformers' long-form `gene
 fallback and without the text of the windows before.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice, pairwise
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
 from lmkit.config.sections.generate import GenerateConfig
-from lmkit.data.sources.audio import HOP, SAMPLE_RATE, log_mel, read_audio
+from lmkit.data.sources.audio import HOP, log_mel, read_audio
 from lmkit.decode import BeamSearch, Prompts
 from lmkit.generate.job import Job, Text
 from lmkit.generate.show import Screen
-from lmkit.generate.speech import detect
+from lmkit.speech.long import STRIDE, Sound
+from lmkit.speech.sound import detect
 
-FRAME_SEC, STRIDE = HOP / SAMPLE_RATE, 2  # frames of a place of the encoder, which is what a time stamp counts
 _WINDOWS = 1 << 16  # that a file has at most, for randomness
-
-
-class Segment(NamedTuple):
-    """What was said between two times, in seconds from the start of its window."""
-
-    start: float
-    end: float
-    tokens: Sequence[int]
-
-
-@dataclasses.dataclass
-class Sound:
-    """A file on its way: log-mel frames with a window of silence behind them, and what was heard up to `seek`."""
-
-    number: int
-    frames_FM: np.ndarray
-    length: int  # in frames, silence left out
-    seek: int = 0
-    start: Sequence[int | None] = (None,)  # what its texts begin with
-    windows: int = 0
-    made: int = 0
-    cut_off: bool = False
-    ids: list[int] = dataclasses.field(default_factory=list)
-    segments: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-
-    @property
-    def ended(self) -> bool:
-        return self.seek >= self.length
 
 
 def read_sounds(config: Any, settings: GenerateConfig, places: int) -> list[Sound]:
@@ -108,45 +79,12 @@ def _batch(job: Job, rows: Sequence[Sound], places: int) -> Prompts:
 
 
 def _hear(job: Job, sound: Sound, tokens: Sequence[int], places: int, screen: Screen) -> None:
-    """Adds what was said in a window, and goes on from its last segment's end."""
-    first = job.decoder.stamps.first  # type: ignore[union-attr]
-    segments, frames = cut(tokens, first, min(STRIDE * places, sound.length - sound.seek))
-    for one in segments:
-        if words := [token for token in one.tokens if token < first]:
-            start, end = (round(sound.seek * FRAME_SEC + seconds, 2) for seconds in (one.start, one.end))
-            line = {"start": start, "end": end, "text": job.codec.decode(words)}
-            screen.show(sound.number, "\n" * bool(sound.segments) + written(line), done=False)
-            sound.segments.append(line)
-            sound.ids += words
-    sound.made += len(tokens)
-    sound.windows += 1
+    """Adds what was said in a window, shows it, and goes on from its last segment's end."""
+    first, said = job.decoder.stamps.first, len(sound.segments)  # type: ignore[union-attr]
+    sound.hear(tokens, first, places, job.codec.decode)
+    for number, line in enumerate(sound.segments[said:], said):
+        screen.show(sound.number, "\n" * bool(number) + written(line), done=False)
     sound.cut_off |= len(tokens) >= job.settings.max_new_tokens
-    sound.seek = min(sound.seek + frames, sound.length)
-
-
-def cut(tokens: Sequence[int], first: int, frames: int) -> tuple[list[Segment], int]:
-    """The segments of a window of `frames`, and after how many frames the next one begins.
-
-    Two time stamps in a row part two segments. What follows the last pair is not whole: the next window begins there.
-    `first`: the token of 0 seconds.
-    """
-    stamps = [token >= first for token in tokens]
-    ends = [place for place in range(1, len(tokens)) if stamps[place - 1] and stamps[place]]
-    seconds = STRIDE * FRAME_SEC
-    if not ends:
-        last = next((token - first for token in reversed(tokens) if token > first), frames // STRIDE)
-        return [Segment(0.0, last * seconds, tokens)], frames
-    whole = stamps[-2:] == [False, True]  # nothing is said after the last one
-    ends = [*ends, len(tokens)] if whole else [*ends[:-1], ends[-1] + 1]
-    pieces = [tokens[begin:end] for begin, end in pairwise([0, *ends])]
-    lasts = [piece[-1] for piece in pieces]
-    if not whole:
-        lasts[-1] = pieces[-1][-2]
-    segments = [
-        Segment((piece[0] - first) * seconds, (last - first) * seconds, piece)
-        for piece, last in zip(pieces, lasts, strict=True)
-    ]
-    return segments, frames if whole else (lasts[-1] - first) * STRIDE
 
 
 def written(segment: dict[str, Any]) -> str:

@@ -4,7 +4,6 @@ Templates are the scripts themselves with {{names}} in them. A line whose value 
 is a list is repeated for each item. Values go in as they are: what a shell or YAML will read is quoted before.
 """
 
-import json
 import math
 import re
 import shlex
@@ -15,35 +14,44 @@ from pathlib import Path
 
 from lmkit.config.base import ConfigError, nearest
 from lmkit.config.experiment import Experiment, check_mesh
-from lmkit.config.sections.launch import Shape, Target, shape_of, slug
+from lmkit.config.sections.launch import LaunchConfig, Shape, Target, shape_of, slug
+from lmkit.launch.pods import FUSE, SHARED, check_image, dollars, executed, flow, pod_values
 from lmkit.redact import redact_words
 
 FILES = {Target.slurm: "slurm.sbatch", Target.gke: "gke.yaml", Target.tpu_pod: "tpu_pod.sh"}
 STATUSES = {"asked": 75, "interrupted": 130}  # of lmkit.train; docs/hosts.md
 FOR_GOOD = {Target.slurm: "1 | 2", Target.gke: "1, 2", Target.tpu_pod: "1 | 2"}  # a bug, a mistake
 PORT = 8476  # jax's own choice
-SHARED = "/mnt/lmkit"  # where launch.volume is, on every host
 
 Values = Mapping[str, str | int | Sequence[str]]
 
 
 def render(experiment: Experiment, words: Sequence[str]) -> str:
-    """The script that trains an experiment; `words` are the command line it was made from.
+    """The script that trains an experiment; `words` are the command line it was made from. Servers: serving.py.
 
     Raises ConfigError where the target cannot run it: a mesh that does not fit, storage or an image that is missing.
     """
     launch = experiment.launch
     shape = check_fits(experiment)
-    title = shlex.join(redact_words(["python", "-m", "lmkit.launch", *words]))
+    title = title_of(words)
     words = command_words(words)
-    template = Path(launch.template or templates_dir() / FILES[launch.target]).expanduser()
-    if not template.is_file():
-        raise ConfigError(
-            f"launch.template={launch.template}: there is no such file; leave it out for {FILES[launch.target]}"
-        )
-    values = _common(experiment, title)
+    template = template_of(launch, FILES[launch.target])
+    values = common_values(experiment, title, job_name(experiment))
     more = {Target.slurm: _slurm, Target.gke: _gke, Target.tpu_pod: _tpu_pod}[launch.target]
     return fill(template.read_text(), values | more(experiment, shape, words), str(template))
+
+
+def title_of(words: Sequence[str]) -> str:
+    """The command line that a script was made from, without its secrets."""
+    return shlex.join(redact_words(["python", "-m", "lmkit.launch", *words]))
+
+
+def template_of(launch: LaunchConfig, name: str) -> Path:
+    """launch.template, or lmkit's own of this name. Raises ConfigError where there is none."""
+    template = Path(launch.template or templates_dir() / name).expanduser()
+    if not template.is_file():
+        raise ConfigError(f"launch.template={launch.template}: there is no such file; leave it out for {name}")
+    return template
 
 
 def templates_dir() -> Path:
@@ -103,11 +111,12 @@ def fill(text: str, values: Values, source: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)) + "\n"
 
 
-def _common(experiment: Experiment, title: str) -> dict[str, str | int | list[str]]:
+def common_values(experiment: Experiment, title: str, name: str) -> dict[str, str | int | list[str]]:
+    """What every template may name."""
     launch = experiment.launch
     return {
         "title": title,
-        "name": job_name(experiment),
+        "name": name,
         "grace_sec": launch.grace_sec,
         "max_restarts": launch.max_restarts,
         "options": list(launch.options),
@@ -125,14 +134,18 @@ def job_name(experiment: Experiment) -> str:
     return f"{slug(experiment.run.name)[:26].strip('-')}-{time.strftime('%y%m%d-%H%M%S')}"
 
 
-def _command(experiment: Experiment, words: list[str], run_dir: str) -> list[str]:
-    """The lines of the command, each but the last with its backslash. `run_dir`: as the shell reads it."""
+def command_lines(experiment: Experiment, verb: str, words: Sequence[str]) -> list[str]:
+    """A verb's command, a line a word, each but the last with its backslash; the words are as a shell reads them."""
     launch = experiment.launch
     python = launch.python or (sys.executable if launch.target is Target.slurm else "python")
-    parts = [f"{shlex.quote(python)} -m lmkit.train", *(shlex.quote(word) for word in words)]
-    if not _has_dir(words):
-        parts.append(f"run.dir={run_dir}")
+    parts = [f"{shlex.quote(python)} -m lmkit.{verb}", *words]
     return [f"{part} \\" for part in parts[:-1]] + parts[-1:]
+
+
+def _command(experiment: Experiment, words: list[str], run_dir: str) -> list[str]:
+    """The lines of train's command. `run_dir`: as the shell reads it."""
+    where = [] if _has_dir(words) else [f"run.dir={run_dir}"]
+    return command_lines(experiment, "train", [*map(shlex.quote, words), *where])
 
 
 def _has_dir(words: Sequence[str]) -> bool:
@@ -179,8 +192,7 @@ def _shared_dir(experiment: Experiment, words: list[str]) -> str:
 
 def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:
     launch = experiment.launch
-    if not launch.image:
-        raise ConfigError("launch.target=gke needs launch.image=, a container image with lmkit in it")
+    check_image(launch)
     name, volume = job_name(experiment), launch.volume
     script = [*launch.setup]
     if volume:
@@ -190,49 +202,17 @@ def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, st
         first = f"{name}-host-0-0.{name}:{launch.port or PORT}"
         found = [f"hosts.coordinator={first}", f"hosts.num={shape.nodes}", 'hosts.id="$JOB_COMPLETION_INDEX"']
         command = [*command[:1], *(f"{word} \\" for word in found), *command[1:]]
-    script += [f"exec {command[0]}", *(f"  {line}" for line in command[1:])]  # exec: SIGTERM reaches Python
-    selector = {"cloud.google.com/gke-spot": "true"} if launch.spot else {}
-    if launch.is_tpu:
-        selector["cloud.google.com/gke-tpu-accelerator"] = launch.accelerator
-        selector["cloud.google.com/gke-tpu-topology"] = launch.topology
-    elif launch.accelerator:
-        selector["cloud.google.com/gke-accelerator"] = launch.accelerator
-    resource = "google.com/tpu" if launch.is_tpu else "nvidia.com/gpu"
+    script += executed(command)
     pool = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"} if launch.is_tpu else {}
-    spot = [{"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true", "effect": "NoSchedule"}]
     return {
         "slices": launch.slices,
         "nodes_per_slice": shape.nodes // launch.slices,
         "deadline_sec": launch.time_limit_minutes * 60 or "",
-        "annotations": _flow(pool),
-        "pod_metadata": _flow({"annotations": {"gke-gcsfuse/volumes": "true"}} if volume.startswith("gs://") else {}),
-        "node_selector": _flow(selector),
-        "tolerations": _flow(spot if launch.spot else []),
-        "resources": _flow({"limits": {resource: shape.per_node}} if shape.per_node else {}),
-        "image": launch.image,
-        "volume": _flow(_volume(volume)),
-        "volume_mount": _flow({"name": "shared", "mountPath": SHARED} if volume else {}),
-        "script": [re.sub(r"\$(?=[$(])", "$$", line) for line in script],
+        "annotations": flow(pool),
+        "pod_metadata": flow({"annotations": FUSE} if volume.startswith("gs://") else {}),
+        **pod_values(launch, shape),
+        "script": dollars(script),
     }
-
-
-def _flow(value: dict | list) -> str:
-    """A value as YAML on one line, '' where it is empty."""
-    return json.dumps(value) if value else ""
-
-
-def _volume(volume: str) -> dict:
-    if not volume:
-        return {}
-    if volume.startswith("gs://"):
-        attributes = {"bucketName": volume.removeprefix("gs://").strip("/"), "mountOptions": "implicit-dirs"}
-        source = {"csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}
-    elif ":" in volume:
-        server, path = volume.split(":", 1)
-        source = {"nfs": {"server": server, "path": path}}
-    else:
-        source = {"persistentVolumeClaim": {"claimName": volume}}
-    return {"name": "shared", **source}
 
 
 def _tpu_pod(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:

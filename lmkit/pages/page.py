@@ -45,22 +45,28 @@ def html_page(title: str, note: str, parts: Iterable[tuple[str, str]]) -> str:
     return frame(title, f"{header}\n{body}")
 
 
-def frame(title: str, body: str, *, script: str = "", points: str = "") -> str:
+def policy(script: str, *, connect: bool = False) -> str:
+    """What a browser may load for a page: nothing from outside, one script, and with `connect` its own server."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    allowed = f"; script-src 'sha256-{digest}'" if script else ""
+    own = "; connect-src 'self'" if connect else ""
+    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}{own}"
+
+
+def frame(title: str, body: str, *, script: str = "", points: str = "", connect: bool = False) -> str:
     """A whole file, with its style, around the HTML of its body.
 
     Args:
         script: the one script that the browser may run, should a text ever slip through unescaped.
         points: JSON for it.
+        connect: whether it may ask the server that the page came from.
     """
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    allowed = f"; script-src 'sha256-{digest}'" if script else ""
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}"
     scripts = f'<script type="application/json" id="points">{points}</script>\n<script>{script}</script>\n'
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta http-equiv="Content-Security-Policy" content="{policy(script, connect=connect)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <link rel="icon" href="data:,">

@@ -10,9 +10,9 @@ import tokenizers
 from lmkit import interop
 from lmkit.config.base import ConfigError
 from lmkit.config.saved import RUN_FILE, TOKENIZER_SETTINGS, read_tokenizer
-from lmkit.config.sections.families import EncDecConfig
+from lmkit.config.sections.families import BERTConfig, EncDecConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
-from lmkit.data.tokens.tokenizer import Tokenizer, load_tokenizer, vocab_size_of, without_state
+from lmkit.data.tokens.tokenizer import FastTokenizer, Tokenizer, load_tokenizer, vocab_size_of, without_state
 from lmkit.weights.source import Form, ModelSource
 from lmkit.weights.specials import Rules, read_rules, read_specials, special_ids
 
@@ -29,6 +29,7 @@ class Codec(NamedTuple):
     start_ids: tuple[int, ...]  # what an encoder-decoder's target begins with
     bare: Callable[[str], list[int]]  # as encode, with no special tokens
     rules: Rules = Rules()  # of a folder's files
+    inner: tokenizers.Tokenizer | None = None  # None of bytes
 
 
 def read_codec(source: ModelSource, config: Any, tokenizer: TokenizerConfig) -> Codec:
@@ -73,13 +74,18 @@ def _codec(inner: Any, ends: list, start: list, begin: list[int]) -> Codec:
         return inner.decode(ids, skip_special_tokens=True)
 
     ends, start = ([token for token in some if token is not None] for some in (ends, start))
-    return Codec(encode, decode, vocab_size_of(inner), tuple(ends), tuple(start), bare)
+    return Codec(encode, decode, vocab_size_of(inner), tuple(ends), tuple(start), bare, inner=inner)
 
 
 def _run_codec(source: ModelSource, given: Path | None, config: Any) -> Codec:
-    """A run's, as in training: texts begin after the end of another one, a source has its start and its end."""
+    """A run's, as in training: texts begin after the end of another one; a source, and a text of an encoder, has its
+    start and its end."""
     settings = read_tokenizer(source.home)
-    return codec_of(load_tokenizer(given or settings.path, settings), sources=isinstance(config, EncDecConfig))
+    inner = load_tokenizer(given or settings.path, settings)
+    codec = codec_of(inner, sources=isinstance(config, EncDecConfig))
+    if isinstance(config, BERTConfig):
+        return codec._replace(encode=lambda text: [inner.start_id, *codec.bare(text), inner.end_id])
+    return codec
 
 
 def codec_of(codec: Tokenizer, *, sources: bool) -> Codec:
@@ -93,7 +99,8 @@ def codec_of(codec: Tokenizer, *, sources: bool) -> Codec:
         return [*codec.source_start_ids, *ids, codec.end_id] if sources else [codec.end_id, *ids]
 
     start = codec.target_start_ids if sources else [codec.end_id]
-    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), tuple(start), bare)
+    inner = codec.inner if isinstance(codec, FastTokenizer) else None
+    return Codec(encode, codec.decode, codec.vocab_size, (codec.end_id,), tuple(start), bare, inner=inner)
 
 
 def tokenizer_file(path: Path) -> Path | None:

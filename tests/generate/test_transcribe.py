@@ -10,8 +10,9 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.decode.stamps import Stamps
 from lmkit.generate.job import Job
-from lmkit.generate.speech import before_sound, opening, stamps_of
-from lmkit.generate.transcribe import Sound, cut, transcribe, written
+from lmkit.generate.transcribe import transcribe, written
+from lmkit.speech.long import Sound, cut
+from lmkit.speech.sound import before_sound, opening, stamps_of
 from lmkit.weights import Codec
 from lmkit.weights.specials import Rules, read_rules
 

@@ -17,6 +17,13 @@ class Target(Enum):
     tpu_pod = 2  # a script of gcloud commands that makes a TPU and runs on all its hosts
 
 
+class Verb(Enum):
+    """What runs there."""
+
+    train = 0
+    serve = 1
+
+
 class Generation(NamedTuple):
     """What a generation of TPUs is called and how its size is counted (cloud.google.com/tpu/docs/v4, v5e, ...)."""
 
@@ -48,6 +55,7 @@ _ONLY = {  # keys that not every target has
     "slices": (Target.gke, Target.tpu_pod), "image": (Target.gke, Target.tpu_pod),
     "volume": (Target.gke, Target.tpu_pod), "zone": (Target.tpu_pod,), "project": (Target.tpu_pod,),
     "spot": (Target.gke, Target.tpu_pod), "options": (Target.slurm, Target.tpu_pod),
+    "replicas": (Target.gke,), "max_replicas": (Target.gke,), "waiting_per_replica": (Target.gke,),
 }  # fmt: skip
 
 
@@ -59,6 +67,7 @@ class LaunchConfig(Section):
     changes_results: ClassVar[bool] = False
 
     target: Target = key(Target.slurm, "who runs it; on this verb's command line also target=")
+    verb: Verb = key(Verb.train, "what runs there: train, or serve (slurm and gke); on the command line also verb=")
     name: str = key("", "name of the job; '' = of the run and the time. On gke and tpu_pod the same name resumes")
     nodes: int = key(0, "hosts, one process each; 0 = one, or those that the TPU has", at_least=0)
     gpus_per_node: int = key(0, "GPUs of a host; all are seen by its one process", at_least=0)
@@ -76,6 +85,11 @@ class LaunchConfig(Section):
     zone: str = key("", "tpu_pod: zone of the TPU")
     project: str = key("", "tpu_pod: project that pays; '' = gcloud's own")
     spot: bool = key(False, "gke, tpu_pod: capacity that may be taken away")
+    replicas: int = key(1, "gke with verb=serve: pods that serve; with max_replicas the fewest", at_least=1)
+    max_replicas: int = key(0, "gke with verb=serve: the most that an autoscaler may start; 0 = none", at_least=0)
+    waiting_per_replica: int = key(
+        4, "gke with verb=serve: requests that may wait a pod before another is started", at_least=1
+    )
     python: str = key("", "interpreter there; '' = on Slurm the one that runs this, else python")
     setup: list[str] = key([], "lines of shell before the run, on every host: modules, variables, pip install")
     options: list[str] = key([], "more options: of sbatch, or of gcloud ... queued-resources create")

@@ -107,7 +107,7 @@ def _ranks(about: dict[str, Any]) -> dict[bytes, int]:
     others = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "fuse_unk")
     if model["type"] != "BPE" or any(model.get(name) for name in others):
         return {}
-    byte_of = _bytes_of_letters()
+    byte_of = bytes_of_letters()
     added = {token["content"] for token in about["added_tokens"]}
     try:
         ranks = {bytes(byte_of[x] for x in token): rank for token, rank in model["vocab"].items() if token not in added}
@@ -136,7 +136,7 @@ def _merged(token: bytes, ranks: dict[bytes, int], below: int) -> list[bytes]:
     return parts
 
 
-def _bytes_of_letters() -> dict[str, int]:
+def bytes_of_letters() -> dict[str, int]:
     """The letter that stands for each byte in the vocabulary of a byte-level BPE (Radford et al. 2019), and its byte.
 
     Printable ones stand for themselves, the others for the letters from number 256 on.

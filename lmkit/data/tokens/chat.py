@@ -48,10 +48,13 @@ class ChatTemplate:
     def _raise(self, message: str) -> None:
         raise self.error(message)
 
-    def render(self, messages: Sequence[dict[str, Any]], place: str, prompt: bool = False) -> str:
-        """The text of a conversation; with `prompt` up to where an answer begins. Raises ConfigError naming `place`."""
+    def render(self, messages: Sequence[dict[str, Any]], place: str, prompt: bool = False, **more: Any) -> str:
+        """The text of a conversation; with `prompt` up to where an answer begins. Raises ConfigError naming `place`.
+
+        `more`: further variables of the template, such as `tools`.
+        """
         try:
-            return self.template.render(messages=list(messages), add_generation_prompt=prompt, **self.tokens)
+            return self.template.render(messages=list(messages), add_generation_prompt=prompt, **self.tokens, **more)
         except UserError:
             raise
         except Exception as error:  # a template may fail in any way

@@ -9,7 +9,7 @@ from lmkit.config.base import ConfigError, nearest
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.data.sources.audio import HOP, log_mel, read_audio
 from lmkit.decode import Decoder, Prompts, Sampling, Stamps
-from lmkit.generate.languages import CODES
+from lmkit.speech.languages import CODES
 from lmkit.weights import Codec
 
 _OVERLAP = 3  # of a window's length, a third is heard by the next one, too
@@ -30,15 +30,16 @@ def read_windows(config: Any, settings: GenerateConfig, places: int) -> list[lis
 
     A file that is longer than a window has several, of which each begins before the one before it ends.
     """
+    return [windows(read_audio(path), config.num_mels, places) for path in settings.audio]
+
+
+def windows(samples: np.ndarray, num_mels: int, places: int) -> list[np.ndarray]:
+    """Those of one sound; see `read_windows`."""
     frames = 2 * places
     step = max(frames - frames // _OVERLAP, 1) * HOP
-    found = []
-    for path in settings.audio:
-        samples = read_audio(path)
-        starts = range(0, max(len(samples) - frames * HOP, 0) + step, step)
-        pieces = [samples[start : start + frames * HOP] for start in starts]
-        found.append([log_mel(one, config.num_mels, num_frames=frames) for one in pieces if len(one)])
-    return found
+    starts = range(0, max(len(samples) - frames * HOP, 0) + step, step)
+    pieces = [samples[start : start + frames * HOP] for start in starts]
+    return [log_mel(one, num_mels, num_frames=frames) for one in pieces if len(one)]
 
 
 def opening(codec: Codec, settings: GenerateConfig, listens: bool) -> list[int | None]:
@@ -108,11 +109,16 @@ def detect(decoder: Decoder, params: Any, start: Sequence[int | None], codec: Co
     """The batch with the likeliest language of each row in the place of None (Radford et al. 2022, section 2.3)."""
     if None not in start:
         return batch
-    at, languages = start.index(None), set(codec.rules.languages.values())
-    others = [one for one in range(decoder.vocab_size) if one not in languages]
-    finder = Decoder(decoder.merge, decoder.config, Sampling(), suppress=others, mesh=decoder.mesh)
+    at, finder = start.index(None), language_finder(decoder, codec)
     found = finder.generate(params, batch._replace(tokens=[start[:at]] * len(batch.tokens)), max_new_tokens=1)
     return batch._replace(tokens=[[*start[:at], *one, *start[at + 1 :]] for one in found])
+
+
+def language_finder(decoder: Decoder, codec: Codec) -> Decoder:
+    """One that says nothing but a language."""
+    languages = set(codec.rules.languages.values())
+    others = [one for one in range(decoder.vocab_size) if one not in languages]
+    return Decoder(decoder.merge, decoder.config, Sampling(), suppress=others, mesh=decoder.mesh)
 
 
 def windows_of(counts: Sequence[int], each: int) -> Iterator[list[int]]:

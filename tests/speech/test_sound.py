@@ -9,7 +9,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import EncDecConfig
 from lmkit.config.sections.generate import GenerateConfig
 from lmkit.data.sources.audio import log_mel
-from lmkit.generate.speech import join, opening, read_windows, windows_of
+from lmkit.speech.sound import join, opening, read_windows, windows_of
 from lmkit.weights import Codec
 from lmkit.weights.specials import Rules, read_rules
 
