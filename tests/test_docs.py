@@ -105,7 +105,11 @@ def test_commands_pass_every_check(page: str) -> None:
         if "launch.verb=serve" in words:
             render_serving(compose(["run.name=x", *words]), words)
             continue
-        if verb in ("lmkit.generate", "lmkit.export", "lmkit.plan.scaling") or not words or "--check" in rest:
+        if (
+            verb in ("lmkit.generate", "lmkit.export", "lmkit.serve", "lmkit.plan.scaling")
+            or not words
+            or "--check" in rest
+        ):
             compose(["run.name=x", *words] if verb != "lmkit.plan.scaling" else ["run.name=x"])
             continue
         named = any(word.startswith(("+experiment=", "run.name=")) for word in words)
@@ -222,6 +226,7 @@ def test_the_commands_of_the_readme_run(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": paths, "LMKIT_CACHE": str(tmp_path / "cache")}
     env.pop("JAX_NUM_CPU_DEVICES", None)
     commands = [words for words in lmkit_commands(ROOT / "README.md") if "runs/scaling_law/depth*" not in words]
+    commands = [words for words in commands if words[0] != "lmkit.serve"]  # it ends by a signal: tests/serve
     commands.sort(key=lambda words: f"run.dir={run.relative_to(tmp_path)}" not in words)  # others read that run
     for verb, *words in commands:
         small = [*SHORT_RUN, "train.steps=2", "data.seq_len=32"] if verb in ("lmkit.train", "lmkit.prepare") else []

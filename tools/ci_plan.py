@@ -23,7 +23,7 @@ THIRDS = (("newer_python", "compilers"), ("parity", "evals"), ("engines",))  # a
 # Folders whose change runs a section at once, whoever's turn it is.
 TOUCHES = {
     "parity": ("lmkit/interop/", "lmkit/models/"),
-    "evals": ("lmkit/harness/", "lmkit/evaluate/"),
+    "evals": ("lmkit/harness/", "lmkit/evaluate/", "lmkit/serve/"),
     "engines": ("lmkit/prepare/", "lmkit/launch/", "lmkit/data/sources/"),
     "compilers": (
         "lmkit/compiler/",

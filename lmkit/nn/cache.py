@@ -14,7 +14,7 @@ from lmkit.nn.check import check_shape
 from lmkit.nn.param import compute_dtype
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
-_SLOTS: Dims = (None, "batch", None, "kv_heads", "head")  # of every layer
+SLOT_DIMS: Dims = (None, "batch", None, "kv_heads", "head")  # of every layer
 _ROWS: Dims = ("batch", None)
 NewKeysValues = dict[str, tuple[jax.Array, jax.Array]]  # what a layer hands out: {"self" or "cross": (keys, values)}
 
@@ -32,6 +32,9 @@ class Cache(NamedTuple):
 
     Slots are a ring: the token with index i of its row (0 for the first) is in slot i % S. Where every layer has a
     window, S is no larger than it.
+
+    Keys and values may be of more rows than the rest: each device's first ones are then meant (`first_rows`), and the
+    others stay as they are.
     """
 
     k_LBSKH: jax.Array
@@ -72,7 +75,7 @@ def empty_cache(config: TransformerConfig, num_layers: int, batch: int, length: 
     slots = min(length, max(windows)) if all(windows) else length
     shape = (num_layers, batch, slots, config.kv_heads, config.head_size)
     dtype = compute_dtype(config.dtype)
-    k, v = (reshard(jnp.zeros(shape, dtype), _SLOTS) for _ in range(2))
+    k, v = (reshard(jnp.zeros(shape, dtype), SLOT_DIMS) for _ in range(2))
     ids_BS = reshard(jnp.zeros((batch, slots), jnp.int32), _ROWS)
     length_B, position_B = (reshard(jnp.zeros(batch, jnp.int32), _ROWS[:1]) for _ in range(2))
     return Cache(k, v, ids_BS, length_B, position_B)
@@ -82,10 +85,10 @@ def check_step(config: TransformerConfig, num_layers: int, tokens_BT: jax.Array,
     """Raises ConfigError where a cache is not of these rows and this model, or too short for the tokens."""
     if not isinstance(cache, Cache):
         raise ConfigError(f"cache is a {type(cache).__name__}: make one with model.init_cache(batch, length)")
-    (rows, num_tokens), slots = tokens_BT.shape, cache.k_LBSKH.shape[2]
+    (rows, num_tokens), (held, slots) = tokens_BT.shape, cache.k_LBSKH.shape[1:3]
     check_shape("num_new_B", num_new_B, (rows,), "the rows of tokens_BT are", ints=True)
     expected = (num_layers, rows, slots, config.kv_heads, config.head_size)
-    if cache.k_LBSKH.shape != expected:
+    if cache.k_LBSKH.shape != (num_layers, held, *expected[2:]) or held < rows or len(cache.length_B) != rows:
         raise ConfigError(
             f"cache holds keys of shape {cache.k_LBSKH.shape}, the model with {rows} rows needs {expected}: make one "
             f"with model.init_cache(batch={rows}, length)"
@@ -99,7 +102,7 @@ def check_step(config: TransformerConfig, num_layers: int, tokens_BT: jax.Array,
 
 def cache_specs(cache: Cache) -> Any:
     """The layout of each array, for shard_map; None where nothing is split."""
-    if (kv := current_spec(_SLOTS)) is None:
+    if (kv := current_spec(SLOT_DIMS)) is None:
         return None
     rows, row = current_spec(_ROWS), current_spec(_ROWS[:1])
     cross = cache.cross and CrossCache(kv, kv, None if cache.cross.segment_ids_BM is None else rows)  # type: ignore
@@ -115,6 +118,17 @@ def take_rows(cache: Cache, rows_R: jax.Array, *, cross: bool) -> Cache:
         memory_ids = None if source.segment_ids_BM is None else source.segment_ids_BM[rows_R]
         source = CrossCache(source.k_LBMKH[:, rows_R], source.v_LBMKH[:, rows_R], memory_ids)
     return Cache(k, v, ids, length, position, source)
+
+
+def first_rows(x_BSKH: jax.Array, rows: int) -> jax.Array:
+    """So many rows of keys or values: the first of each device."""
+    total = x_BSKH.shape[0]
+    if total == rows:
+        return x_BSKH
+    spec = current_spec(SLOT_DIMS[1:])
+    if spec is None:
+        return x_BSKH[:rows]
+    return on_each_device(lambda x: x[: len(x) * rows // total], (spec,), spec)(x_BSKH)
 
 
 def slot_index(length_B: jax.Array, slots: int) -> jax.Array:
@@ -179,10 +193,10 @@ def extended(
         v_LBSKH = v_LBSKH.at[:, rows_B1, slot_BT].set(new_v.astype(v_LBSKH.dtype), mode="drop")
         return k_LBSKH, v_LBSKH, ids_BS.at[rows_B1, slot_BT].set(new_ids, mode="drop")
 
-    if (kv := current_spec(_SLOTS)) is not None:
+    if (kv := current_spec(SLOT_DIMS)) is not None:
         rows = current_spec(_ROWS)
         write = on_each_device(write, (kv, kv, rows, kv, kv, rows, rows), (kv, kv, rows))
-    new_k, new_v = (reshard(x, _SLOTS) for x in new["self"])
+    new_k, new_v = (reshard(x, SLOT_DIMS) for x in new["self"])
     k, v, ids_BS = write(cache.k_LBSKH, cache.v_LBSKH, cache.segment_ids_BS, new_k, new_v, step.segment_ids_BT, slot_BT)
     last_BT = jnp.where(left_BT == 1, step.positions_BT + 1, 0)
     position_B = jnp.where(num_new_B > 0, jnp.sum(last_BT, axis=1), cache.position_B)

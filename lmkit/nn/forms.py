@@ -38,6 +38,15 @@ def gpu_capability() -> float:
     return float(getattr(jax.devices()[0], "compute_capability", None) or 9.0) if platform() == "gpu" else 9.0
 
 
+def decoding_rows(platform: str) -> tuple[int, ...]:
+    """How many rows a device's decoding step may have, so that a row's bits do not depend on the count; ascending.
+
+    XLA's CPU library computes 2 to 16 rows of a float32 product by the same sums, but one row, or 32, by others.
+    Other platforms' libraries choose a product's form by its shape: there every step has the same number of rows.
+    """
+    return (2, 4, 8, 16) if platform == "cpu" else (16,)
+
+
 def one_pass_random() -> bool:
     """Whether random numbers are faster written out (nn/random.py): XLA's CPU loops go to memory for each round."""
     return platform() == "cpu"

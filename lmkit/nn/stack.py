@@ -13,7 +13,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import Remat, TransformerConfig
 from lmkit.nn.attention import LayerInputs
 from lmkit.nn.auxiliary import Auxiliary, emit
-from lmkit.nn.cache import Cache, NewKeysValues
+from lmkit.nn.cache import Cache, NewKeysValues, first_rows
 from lmkit.nn.pipeline import one_layer, pipelined
 from lmkit.parallel.rules import row_numbers, split_axes
 
@@ -120,7 +120,8 @@ class Stack(nnx.Module):
         cross = None if cache.cross is None else (cache.cross.k_LBMKH, cache.cross.v_LBMKH)
 
         def layer(x_BTD, xs):
-            params, flag, (k_BSKH, v_BSKH, cross) = xs
+            params, flag, (*slots, cross) = xs
+            k_BSKH, v_BSKH = (first_rows(one, x_BTD.shape[0]) for one in slots)
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             block = nnx.merge(graph, nnx.State(one_layer(every, params) if staged else params))
             x_BTD = block(x_BTD, inputs._replace(layer_cache=mine), flags if flag is None else flag, None)

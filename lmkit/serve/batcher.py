@@ -118,10 +118,9 @@ class TokenRows:
         self._program = jit(function, platform_of(mesh))
         self._batcher = Batcher(self._run, self.rows, queue)
 
-    def compile(self, tell: Callable[[str], None]) -> None:
+    def compile(self) -> None:
         """Compiles the program for each length, and runs it once."""
         for length in self.lengths:
-            tell(f"{length} tokens")
             self._run(length, [(0,)])
 
     async def ask(self, ids: Sequence[int]) -> Any:

@@ -129,7 +129,7 @@ async def _once(served: Served, asked: Asked, streams: list, head: dict[str, Any
         if asked.tools.on:
             text, calls = split_calls(one.text, asked.requests[number].seed)
             if calls:
-                message |= {"content": text.strip() or None, "tool_calls": calls}
+                message |= {"content": text if text.strip() else None, "tool_calls": calls}
                 finish = "tool_calls"
         choices.append({"index": number, "message": message, "finish_reason": finish,
                         "logprobs": _logprobs(served, one.tokens, asked.logprobs)})  # fmt: skip
@@ -177,4 +177,5 @@ def _with_calls(piece: Piece, held: str, asked: Asked) -> tuple[list[dict[str, A
     at = text.find(CALL)
     if at < 0:
         at = next((len(text) - n for n in range(len(CALL) - 1, 0, -1) if text.endswith(CALL[:n])), len(text))
-    return ([{"content": text[:at]}] if at else []), text[at:], False
+    sure = text[:at].rstrip()  # white space before a call belongs to it
+    return ([{"content": sure}] if sure else []), text[len(sure) :], False

@@ -72,18 +72,16 @@ class Listener:
         """What a transcript begins with. Raises ConfigError for a language that the model does not have."""
         return opening(self._codec, self._settings(language), True)
 
-    def compile(self, tell: Callable[[str], None]) -> None:
+    def compile(self) -> None:
         """Compiles the programs by a window of silence."""
         silence = np.zeros((STRIDE * self._places, self._config.num_mels), np.float32)
         start = self.start("")
         if None in start:
-            tell("a language")
             start = [
                 *start[: start.index(None)],
                 *self._run("language", [(silence, start)]),
                 *start[start.index(None) + 1 :],
             ]
-        tell("a window")
         self._run("text", [(silence, start)])
 
     async def hear(self, samples: np.ndarray, language: str = "") -> Heard:

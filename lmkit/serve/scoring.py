@@ -48,8 +48,8 @@ def _scores(merge: Callable[[Any], Any], vocab_size: int, params: Any, tokens_RT
     def of_chunk(first: jax.Array) -> Any:
         hidden_RcD = jax.lax.dynamic_slice_in_dim(hidden_RTD, first, chunk, axis=1)
         next_Rc = jax.lax.dynamic_slice_in_dim(next_RT, first, chunk, axis=1)
-        logits_RcV = reshard(model.logits(hidden_RcD), ("batch", None, None))[:, :, :vocab_size].astype(jnp.float32)
-        all_RcV = jax.nn.log_softmax(logits_RcV, axis=-1)
+        logits_RcV = reshard(model.logits(hidden_RcD), ("batch", None, None)).astype(jnp.float32)
+        all_RcV = jax.nn.log_softmax(logits_RcV, axis=-1)[:, :, :vocab_size]
         own_Rc = jnp.sum(jnp.where(next_Rc[..., None] == jnp.arange(all_RcV.shape[2]), all_RcV, 0.0), axis=-1)
         return own_Rc, *jax.lax.top_k(all_RcV, top)
 

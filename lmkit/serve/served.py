@@ -71,8 +71,9 @@ class Server:
         failure: why it never will be, or is no more.
     """
 
-    def __init__(self, name: str, routes: tuple[str, ...], queue: int = 256):
-        self.name, self.routes, self.queue, self.served, self.failure = name, routes, queue, None, ""
+    def __init__(self, name: str, routes: tuple[str, ...]):
+        self.name, self.routes, self.failure = name, routes, ""
+        self.served: Served | None = None
         self.created = int(time.time())
 
     def ready(self) -> Served:

@@ -31,13 +31,16 @@ async def detokenize(request: Request) -> Response:
 
 
 async def tokenizer_info(request: Request) -> Response:
-    """The tokens that begin and end a text, by their names; the chat template."""
+    """The tokens that begin and end a text, by names that are read as them (null without one); the chat template."""
     server: Server = request.app.state.server
     served = server.ready()
-    assert served.codec is not None
-    assert served.vocabulary is not None
-    ends = served.codec.end_ids
-    begin = served.codec.encode("")[:1]
-    name = {"eos_token": served.vocabulary.text(ends[0]) if ends else None,
-            "bos_token": served.vocabulary.text(begin[0]) if begin else None}  # fmt: skip
-    return JSONResponse(name | {"chat_template": getattr(served.conversation, "source", None)})
+    codec, vocabulary = served.codec, served.vocabulary
+    assert codec is not None
+    assert vocabulary is not None
+
+    def name(ids: list[int]) -> str | None:
+        text = vocabulary.text(ids[0]) if ids else ""
+        return text if text and codec.bare(text) == ids[:1] else None
+
+    tokens = {"eos_token": name(list(codec.end_ids)), "bos_token": name(codec.encode("")[:1])}
+    return JSONResponse(tokens | {"chat_template": getattr(served.conversation, "source", None)})
