@@ -106,8 +106,17 @@ def _decodes(config: Any) -> bool:
 
 
 def _exported(program: Program, weights: dict[str, Spec], exact: bool) -> Any:
-    with jax.default_matmul_precision("highest" if exact else "default"):
-        return jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(weights, *program.arguments.values())
+    """The program, without the paths of the files that it was traced from."""
+    name = "jax_traceback_in_locations_limit"
+    before = jax.config.values[name]
+    jax.config.update(name, 0)
+    try:
+        with jax.default_matmul_precision("highest" if exact else "default"):
+            return jax.export.export(jax.jit(program.function), platforms=PLATFORMS)(
+                weights, *program.arguments.values()
+            )
+    finally:
+        jax.config.update(name, before)
 
 
 def _described(specs: dict[str, Spec]) -> Json:
