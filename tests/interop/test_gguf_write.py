@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from interop.test_exchange import random_params, same_trees
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from helpers import rotated, tiny_config
 from lmkit.config.base import ConfigError
@@ -200,6 +200,11 @@ def make_tokenizer(folder: Path, kind: str = "gpt-2", **changes: Any) -> Tokeniz
         initial_alphabet=alphabet, max_token_length=12,
     )  # fmt: skip
     inner.train_from_iterator(words.split(". ") if kind == "llama" else [words], trainer)
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    if kind == "llama":
+        inner.decoder = decoders.Sequence(  # type: ignore[assignment]
+            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
     state = json.loads(inner.to_str()) | changes
     if kind == "llama":
         for one in state["added_tokens"]:  # bytes are no special tokens of theirs
