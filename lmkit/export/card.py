@@ -1,5 +1,6 @@
 """The model card: the README.md of an exported folder, from what the run, or the folder it comes from, says."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lmkit.config.saved import RUN_FILE
 from lmkit.config.sections.export import ExportConfig, ExportFormat
 from lmkit.config.sections.families import BERTConfig, CLIPConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.console import count, size
-from lmkit.redact import redact
+from lmkit.redact import redact_text, redact_words
 from lmkit.weights import Form, SavedModel
 
 Json = dict[str, Any]
@@ -43,7 +44,7 @@ def model_card(model: SavedModel, num_params: int, options: ExportConfig, kind: 
         _loading(options, kind, _task(model.config)), _provenance(receipt),
     ]  # fmt: skip
     front = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
-    return redact(f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+    return redact_text(f"---\n{front}---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
 
 
 def _read(file: Path) -> Json:
@@ -181,7 +182,8 @@ def _provenance(receipt: Json) -> str:
     if not command:
         return ""
     command = ["python", *command[1:]] if Path(command[0]).name.startswith("python") else command
+    line = shlex.join(redact_words(command))
     git, versions = _dict(receipt.get("git")), _dict(receipt.get("versions"))
     said = [f"lmkit {versions.get('lmkit')}, jax {versions.get('jax')}"] if versions else []
     said += [f"commit {git['commit']}" + (" with changes" if git.get("diff") else "")] if git.get("commit") else []
-    return f"## How it was made\n\n```\n{' '.join(command)}\n```\n\n{', '.join(said)}"
+    return f"## How it was made\n\n```\n{line}\n```\n\n{', '.join(said)}"
