@@ -19,6 +19,7 @@ from flax import nnx
 from interop.test_gguf_write import WRITTEN, make_tokenizer
 
 from lmkit.config.entry import run_verb
+from lmkit.config.sections.model import Activation
 from lmkit.decode.loop import Decoder, Prompts
 from lmkit.decode.sampling import Sampling
 from lmkit.interop import load_params, read_config, save_folder
@@ -76,18 +77,16 @@ def folder_of(name: str, folder: Path) -> tuple[Any, Any]:
     return config, keys
 
 
-def greedy(config: Any, params: Any, rows: list[list[int]], end: int) -> tuple[list[list[int]], float]:
-    """The most likely tokens, and the smallest distance of one from the next likely."""
+def greedy(config: Any, params: Any, rows: list[list[int]], end: int) -> tuple[list[list[int]], list[np.ndarray]]:
+    """The most likely tokens, and by how much the logit of each is above the next likely's."""
     graph = nnx.split(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
     decoder = Decoder(lambda params: nnx.merge(graph, nnx.State(params)), config, Sampling(temperature=0.0),
                       end_ids=[end])  # fmt: skip
     found = decoder.generate(params, Prompts(rows), max_new_tokens=STEPS)
     logits = jax.jit(lambda params, tokens: nnx.merge(graph, nnx.State(params))(tokens))
-    gap = np.inf
-    for row, new in zip(rows, found, strict=True):
-        best = jax.lax.top_k(logits(params, jnp.array([[*row, *new]]))[0, len(row) - 1 :], 2)[0]
-        gap = min(gap, float(jnp.min(best[:, 0] - best[:, 1])))
-    return found, gap
+    best = [jax.lax.top_k(logits(params, jnp.array([[*row, *new]]))[0, len(row) - 1 :], 2)[0]
+            for row, new in zip(rows, found, strict=True)]  # fmt: skip
+    return found, [np.asarray(one[:, 0] - one[:, 1]) for one in best]
 
 
 @pytest.mark.slow
@@ -102,10 +101,15 @@ def test_ids_and_greedy_text(name: str, tmp_path: Path, llama_cpp: Any) -> None:
     assert [one["ids"] for one in found["texts"]] == rows
     assert (found["bos"], found["eos"], found["template"]) == (*reversed(keys.values()), "{{ messages[0].content }}")
     params = load_params(tmp_path / "hf", config, model_shapes(config))
-    mine, gap = greedy(read_config(tmp_path / "hf"), params, rows, keys["eos_token_id"])
-    assert gap > 4e-3, "two tokens are as likely: llama.cpp's GELU has 16 bits; take another seed"
-    assert [one["chosen"] for one in found["texts"]] == mine
-    texts = [(one["text"].strip(), codec.decode(new).strip()) for one, new in zip(found["texts"], mine, strict=True)]
+    mine, ahead = greedy(read_config(tmp_path / "hf"), params, rows, keys["eos_token_id"])
+    # llama.cpp's GELU is a table of 16 bits: where two tokens are nearly as likely it may take the other
+    close, compared = 4e-3 if config.activation is Activation.gelu_tanh else 1e-4, 0
+    for one, new, margin in zip(found["texts"], mine, ahead, strict=True):
+        sure = int(np.argmax(margin < close)) if (margin < close).any() else STEPS
+        assert one["chosen"][:sure] == new[:sure], (one, new, margin)
+        compared += len(new[:sure])
+    assert compared >= STEPS, (compared, ahead)
+    texts = [(one["text"].strip(), codec.decode(one["chosen"]).strip()) for one in found["texts"]]
     assert all(theirs == ours or "\ufffd" in ours for theirs, ours in texts), texts  # half of a letter
 
 

@@ -11,7 +11,7 @@ import pytest
 from interop.test_exchange import random_params, same_trees
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from helpers import rotated, tiny_config
+from helpers import ROOT, rotated, tiny_config
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import BERTConfig, GPTConfig
 from lmkit.config.sections.model import Activation, Norm, NormOrder, Position, RopeScaling
@@ -193,7 +193,7 @@ def make_tokenizer(folder: Path, kind: str = "gpt-2", **changes: Any) -> Tokeniz
         inner.pre_tokenizer = pre_tokenizers.Sequence([cut, plain])  # type: ignore[assignment]
     else:
         inner.pre_tokenizer = plain
-    text = (Path(__file__).parents[2] / "README.md").read_text()
+    text = (ROOT / "LICENSE").read_text()
     words = text if kind != "llama" else text.replace("\n", " ")
     trainer = trainers.BpeTrainer(
         vocab_size=600 if kind == "llama" else 400, special_tokens=special, show_progress=False,
