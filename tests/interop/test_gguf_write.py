@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from interop.test_exchange import random_params, same_trees
+from interop.test_gguf import permuted
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from helpers import ROOT, rotated, tiny_config
@@ -287,3 +288,28 @@ def test_nothing_differs_of_two_writers(tmp_path: Path) -> None:
     back = load_params(tmp_path / "a.gguf", read_config(tmp_path / "a.gguf"), shapes)
     with pytest.raises(AssertionError):
         same_trees(params, back)
+
+
+def test_what_the_files_hold(tmp_path: Path) -> None:
+    """As llama.cpp reads it: rotated pairs side by side, Gemma's scales with 1 added, GPT-2's linear layers turned."""
+
+    def stored(name: str) -> tuple[Any, dict[str, np.ndarray]]:
+        _, params, _ = write(tmp_path / f"{name}.gguf", WRITTEN[name])
+        reader = gguf.GGUFReader(tmp_path / f"{name}.gguf")
+        return params["stack"]["blocks"], {one.name: np.array(one.data) for one in reader.tensors}
+
+    blocks, tensors = stored("llama")
+    for part in "qk":
+        np.testing.assert_array_equal(tensors[f"blk.1.attn_{part}.weight"],
+                                      permuted(blocks["attention"][part]["kernel"][1]))  # fmt: skip
+    np.testing.assert_array_equal(tensors["blk.1.attn_norm.weight"], blocks["attention_join"]["norm"]["scale"][1])
+    blocks, tensors = stored("gemma3")
+    shifted = blocks["mlp_join"]["post_norm"]["scale"][1] + np.float32(1)
+    np.testing.assert_array_equal(tensors["blk.1.post_ffw_norm.weight"], shifted)
+    plain = blocks["attention"]["q"]["kernel"][1].reshape(64, -1).T
+    np.testing.assert_array_equal(tensors["blk.1.attn_q.weight"], plain)
+    blocks, tensors = stored("gpt2")
+    joined = [blocks["attention"][part]["kernel"][1].reshape(64, -1) for part in "qkv"]
+    np.testing.assert_array_equal(tensors["blk.1.attn_qkv.weight"], np.concatenate(joined, axis=1).T)
+    np.testing.assert_array_equal(tensors["blk.1.ffn_down.weight"], blocks["mlp"]["down"]["kernel"][1].T)
+    assert "rope_freqs.weight" in stored("llama_biases")[1]
