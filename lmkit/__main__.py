@@ -12,7 +12,7 @@ VERBS = {
     "evaluate": "figures of a model: its run's own or lm-eval's tasks, with intervals, every answer kept",
     "generate": "text from a run, a Hugging Face folder or a .gguf file",
     "serve": "OpenAI's HTTP API for a model: texts, embeddings, classes, transcripts",
-    "export": "write a run, LoRA folded in, as a Hugging Face folder",
+    "export": "write a run, LoRA folded in, as a Hugging Face folder, StableHLO functions or a GGUF file",
     "show": "what a row of a step holds: its text, by documents",
     "launch": "the same experiment on Slurm, Kubernetes or a TPU pod",
 }

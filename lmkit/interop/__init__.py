@@ -7,9 +7,8 @@
 Models know nothing of it: a table a family says which tensor is which.
 """
 
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,11 @@ from lmkit.config.sections.model import ModelConfig
 from lmkit.interop.check import some
 from lmkit.interop.config_fields import unknown_keys
 from lmkit.interop.families import FAMILIES, OWN, family_for, family_of, layout_for, read_json, with_keys
+from lmkit.interop.folder import new_folder
 from lmkit.interop.gguf import GGUFSource
 from lmkit.interop.gguf_tokenizer import GGUFTokenizer, read_gguf_tokenizer
+from lmkit.interop.gguf_vocabulary import Vocabulary, read_vocabulary
+from lmkit.interop.gguf_write import check_gguf, save_gguf
 from lmkit.interop.hub import locate
 from lmkit.interop.load import load_tensors
 from lmkit.interop.names import TOKENIZER_FILES
@@ -28,8 +30,8 @@ from lmkit.interop.save import DTYPES, check_params, save_tensors
 from lmkit.interop.source import SafetensorsSource
 
 __all__ = [
-    "FAMILIES", "GGUFTokenizer", "layout_for", "load_params", "locate", "read_config", "read_gguf_tokenizer",
-    "save_folder",
+    "FAMILIES", "GGUFTokenizer", "Vocabulary", "check_gguf", "copy_tokenizer", "layout_for", "load_params", "locate",
+    "new_folder", "read_config", "read_gguf_tokenizer", "read_vocabulary", "save_folder", "save_gguf",
 ]  # fmt: skip
 
 
@@ -90,6 +92,7 @@ def save_folder(
     dtype: str = "float32",
     shard_bytes: int = 2 << 30,
     fallback: bool = False,
+    texts: Mapping[str, str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> str:
     """Writes a folder that `transformers.AutoModel*.from_pretrained` loads, and returns its model_type.
@@ -104,6 +107,7 @@ def save_folder(
         shard_bytes: largest size of one file of weights, which the host holds at a time.
         fallback: a model that no published family computes is written in lmkit's own layout ("lmkit"), which
             `lmkit.weights.open_model` and `init_from` read.
+        texts: more files, by name, such as README.md.
 
     Raises ConfigError where no published family computes what the model does, the parameters are not its own, or the
     folder exists.
@@ -117,26 +121,25 @@ def save_folder(
     if shard_bytes < 1:
         raise ConfigError(f"shard_bytes={shard_bytes}: it must be at least 1, such as 2 << 30")
     check_params(config, params)
-    for stale in folder.parent.glob(f"{folder.name}.partial-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
-    try:
+    with new_folder(folder) as partial:
         if family is OWN:
             write_model(partial, config)
         theirs = with_keys(family, theirs, keys or {})
         save_tensors(partial, family, theirs, config, params, dtype=dtype, shard_bytes=shard_bytes, progress=progress)
-        _copy_tokenizer(Path(tokenizer) if tokenizer else None, partial)
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        copy_tokenizer(tokenizer, partial)
+        for name, text in (texts or {}).items():
+            (partial / name).write_text(text, encoding="utf-8")
     return family.model_type
 
 
-def _copy_tokenizer(source: Path | None, folder: Path) -> None:
-    if source is None:
-        return
+def copy_tokenizer(tokenizer: str | Path, folder: Path) -> list[str]:
+    """Copies a tokenizer.json, or the tokenizer files of a folder, and returns their names; none for "".
+
+    Raises ConfigError for a folder without any.
+    """
+    if not tokenizer:
+        return []
+    source = Path(tokenizer)
     files = [source] if source.is_file() else [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not files:
         raise ConfigError(f"tokenizer={source}: no tokenizer files there, such as tokenizer.json")
@@ -144,3 +147,4 @@ def _copy_tokenizer(source: Path | None, folder: Path) -> None:
         shutil.copy(path, folder / (path.name if len(files) > 1 or source.is_dir() else "tokenizer.json"))
     if not (folder / "tokenizer_config.json").exists():
         (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}\n')
+    return sorted(path.name for path in folder.iterdir() if path.name in TOKENIZER_FILES)

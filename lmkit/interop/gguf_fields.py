@@ -1,6 +1,6 @@
 """The metadata of a GGUF file: every key is used, known to change nothing, or refused."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +8,27 @@ import numpy as np
 
 from lmkit.config.base import ConfigError
 
-_ATTENTION = "llama.attention."
+# After the architecture's name and a dot.
 USED = {
-    "general.architecture", "llama.block_count", "llama.context_length", "llama.embedding_length",
-    "llama.feed_forward_length", _ATTENTION + "head_count", _ATTENTION + "head_count_kv", _ATTENTION + "key_length",
-    _ATTENTION + "value_length", _ATTENTION + "layer_norm_rms_epsilon", "llama.rope.dimension_count",
-    "llama.rope.freq_base", "llama.rope.scale_linear", "llama.rope.scaling.type", "llama.rope.scaling.factor",
-    "llama.rope.scaling.original_context_length", "split.count", "split.tensors.count",
+    "block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count",
+    "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.layer_norm_rms_epsilon",
+    "attention.layer_norm_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scaling.original_context_length",
 }  # fmt: skip
+_GEMMA = {"attention.sliding_window", "rope.freq_base_swa", "attn_logit_softcapping", "final_logit_softcapping"}
+USED_BY = {"gemma2": _GEMMA, "gemma3": _GEMMA}
+SPLIT = {"general.architecture", "split.count", "split.tensors.count"}
 # They say where a file comes from, or what its tensors say, too; a key that begins so changes nothing.
-HARMLESS = (
-    "GGUF.", "general.", "quantize.", "split.no", "llama.vocab_size", "llama.tensor_data_layout",
-    "llama.rope.scaling.finetuned",
-)  # fmt: skip
+HARMLESS = ("GGUF.", "general.", "quantize.", "split.no", "tokenizer.")
+OF_MODEL = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned")
 # What a key has to be, where a file has it: what lmkit computes.
 MUST: dict[str, tuple] = {
-    "llama.expert_count": (0,), "llama.expert_used_count": (0,), "llama.use_parallel_residual": (False,),
-    "llama.rope.scaling.attn_factor": (1.0,), _ATTENTION + "causal": (True,), _ATTENTION + "clamp_kqv": (0.0,),
-    _ATTENTION + "max_alibi_bias": (0.0,), _ATTENTION + "sliding_window": (0,),
-    _ATTENTION + "temperature_scale": (0.0,),
-    "llama.logit_scale": (0.0, 1.0), "llama.embedding_scale": (0.0, 1.0), "llama.residual_scale": (0.0, 1.0),
+    "expert_count": (0,), "expert_used_count": (0,), "use_parallel_residual": (False,),
+    "rope.scaling.attn_factor": (1.0,), "attention.causal": (True,), "attention.clamp_kqv": (0.0,),
+    "attention.max_alibi_bias": (0.0,), "attention.sliding_window": (0,), "attention.temperature_scale": (0.0,),
+    "attention.scale": (0.0,), "logit_scale": (0.0, 1.0), "embedding_scale": (0.0, 1.0), "residual_scale": (0.0, 1.0),
 }  # fmt: skip
+PATTERN = "attention.sliding_window_pattern"
 
 
 class Fields:
@@ -55,7 +55,7 @@ class Fields:
         """A positive whole number; of one for each layer, the number that all of them are."""
         value = self.values.get(name, default)
         if value is None:
-            raise ConfigError(f"{self.path} has no {name}, which a llama needs")
+            raise ConfigError(f"{self.path} has no {name}, which the model needs")
         if isinstance(value, list):
             if len({*map(str, value)}) != 1:
                 raise ConfigError(f"{self.path}: {name}={value!s:.60} differs by layer; lmkit's layers are alike")
@@ -64,16 +64,28 @@ class Fields:
             raise ConfigError(f"{self.path}: {name}={value!r} is no number of anything: it must be at least 1")
         return value
 
-    def check_model(self) -> None:
-        """Raises ConfigError for another architecture, and for what lmkit does not compute or know."""
-        if (architecture := self.get("general.architecture")) != "llama":
-            raise ConfigError(f"{self.path}: architecture {architecture!r}; lmkit reads GGUF of the llama family")
-        if self.get("llama.expert_count"):
+    def check_model(self, architectures: Mapping[str, int]) -> str:
+        """The architecture. Raises ConfigError for one that is none of these, and for what lmkit does not compute.
+
+        Args:
+            architectures: by name, which layer of how many has no window; 0 where none has one.
+        """
+        name = self.get("general.architecture")
+        if name not in architectures:
+            raise ConfigError(
+                f"{self.path}: architecture {name!r}; lmkit reads GGUF of {', '.join(architectures)}; import others "
+                f"from their safetensors"
+            )
+        if self.get(f"{name}.expert_count"):
             raise ConfigError(f"{self.path}: a mixture of experts; import it from its safetensors")
-        for name, allowed in MUST.items():
-            if (value := self.get(name, allowed[0])) not in allowed:
-                raise ConfigError(f"{self.path}: {name}={value!r} is not supported, only {allowed[-1]!r}")
-        self.check_known({*USED, *MUST}, (*HARMLESS, "tokenizer."))
+        used = USED | USED_BY.get(name, set())
+        must = {key: allowed for key, allowed in MUST.items() if key not in used} | {PATTERN: (architectures[name],)}
+        for key, allowed in must.items():
+            if (value := self.get(f"{name}.{key}", allowed[0])) not in allowed:
+                raise ConfigError(f"{self.path}: {name}.{key}={value!r} is not supported, only {allowed[-1]!r}")
+        known = {*SPLIT, *(f"{name}.{key}" for key in (*used, *must))}
+        self.check_known(known, (*HARMLESS, *(f"{name}.{key}" for key in OF_MODEL)))
+        return name
 
     def check_known(self, used: Iterable[str], harmless: tuple[str, ...], prefix: str = "") -> None:
         """Raises ConfigError for a key with this prefix that is neither used nor harmless."""

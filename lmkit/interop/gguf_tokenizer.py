@@ -9,13 +9,16 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 from lmkit.config.base import ConfigError
 from lmkit.interop.gguf import GGUFSource
 
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3_NAMES = ("llama-bpe", "llama3", "llama-v3")
-_SPLITS = ("gpt-2", "smollm", *_LLAMA3_NAMES)  # how text is cut before merging, by the file's name for it
-_CONTROL, _USER = 3, 4  # kinds of token
+# How text is cut before merging, by llama.cpp's name for it, where a pattern says it.
+PATTERNS = {
+    "llama-bpe": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+                 r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+             r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+}  # fmt: skip
+WHOLE = ("llama-bpe", "llama3", "llama-v3")  # names of one cut, with which a word that is a token is not merged
+_SPLITS = ("gpt-2", "smollm", "qwen2", *WHOLE)
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # kinds of token
 _PLACE = "tokenizer.ggml."
 _USED = {_PLACE + name for name in (
     "model", "pre", "tokens", "token_type", "merges", "bos_token_id", "eos_token_id", "eot_token_id", "eom_token_id",
@@ -58,7 +61,7 @@ def read_gguf_tokenizer(path: str | Path) -> GGUFTokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ConfigError(f"{path}: its tokenizer is damaged: {error}; {way_out}") from error
     start = get("bos_token_id")
-    begins = get("add_bos_token", split in _LLAMA3_NAMES)  # llama.cpp's default of each split
+    begins = get("add_bos_token", split in WHOLE)  # llama.cpp's default of each split
     if begins and start is None:
         raise ConfigError(
             f"{path}: a text begins with a token (tokenizer.ggml.pre={split}), and bos_token_id is missing"
@@ -72,13 +75,13 @@ def read_gguf_tokenizer(path: str | Path) -> GGUFTokenizer:
 
 def _inner(names: list[str], kinds: list[int], merges: list[str], split: str) -> tokenizers.Tokenizer:
     pairs: Any = [tuple(merge.split(" ", 1)) for merge in merges]
-    whole = split in _LLAMA3_NAMES
+    whole = split in WHOLE
     inner = tokenizers.Tokenizer(
         models.BPE({name: number for number, name in enumerate(names)}, pairs, ignore_merges=whole)
     )
     inner.pre_tokenizer = _pre_tokenizer(split)  # type: ignore[assignment]
     inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    for wanted, special in ((_CONTROL, True), (_USER, False)):
+    for wanted, special in ((CONTROL, True), (USER, False)):
         found = [
             AddedToken(n, special=special, normalized=False) for n, k in zip(names, kinds, strict=False) if k == wanted
         ]
@@ -87,8 +90,8 @@ def _inner(names: list[str], kinds: list[int], merges: list[str], split: str) ->
 
 
 def _pre_tokenizer(split: str) -> Any:
-    if split in _LLAMA3_NAMES:
-        cut: Any = pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated")
+    if pattern := PATTERNS.get("llama-bpe" if split in WHOLE else split):
+        cut: Any = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
         return pre_tokenizers.Sequence([cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     plain: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
     digits: Any = pre_tokenizers.Digits(individual_digits=True)

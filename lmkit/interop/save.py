@@ -47,7 +47,7 @@ def save_tensors(
 
     The host holds one file's worth at a time.
     """
-    plan = _plan(family, config, params)
+    plan = tensor_plan(family, config, params)
     sizes = {name: math.prod(shape) * DTYPES[dtype].itemsize for name, shape, _ in plan}
     files: list[list[Any]] = [[]]
     room = shard_bytes
@@ -78,7 +78,7 @@ def _write(path: Path, entries: list[Any], dtype: np.dtype) -> None:
     save_file(tensors, path, metadata={"format": "pt"})
 
 
-def _plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:
+def tensor_plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:
     """(their name, their shape, how to read it) of every tensor."""
     leaves = flat(params)
     shared: dict[str, list[tuple[Row, tuple[int, ...]]]] = {}

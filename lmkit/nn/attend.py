@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jax.sharding import PartitionSpec
 
 from lmkit.config.base import ConfigError
@@ -116,9 +117,11 @@ def attend(
     args = (q_BTNH, k_BSKH, v_BSKH, segments, bias_NTS)
     if ring:
         return ring_attention(*args, options)
+    lengths: Any = (seq_len, num_keys)
+    common = 1 if any(map(is_symbolic_dim, lengths)) else math.gcd(*lengths)
     kernel = choose_kernel(
         kernel, backend=attention_backend(), dtype=q_BTNH.dtype, head_size=q_BTNH.shape[-1],
-        seq_len=math.gcd(seq_len, num_keys), softcap=softcap, bias=bias_NTS is not None,
+        seq_len=common, softcap=softcap, bias=bias_NTS is not None,
         two_sided=bool(window) and not causal, apart=segments is not None, capability=gpu_capability(),
     )  # fmt: skip
     local = partial({Kernel.xla: _xla, Kernel.cudnn: _cudnn, Kernel.splash: _splash}[kernel], options)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.export import is_symbolic_dim
 
 from lmkit.nn.product import contract
 
@@ -174,7 +175,11 @@ def forward(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options: Options, offse
     """Grouped and scaled queries to float32 (attention [B, K, G, T, H], log of the weights' sum [B, K, G, T, 1]).
 
     offset: how far the first query is behind the first key, where that is not 0: an int32 scalar.
+
+    Lengths that are symbolic are not cut into blocks.
     """
+    if is_symbolic_dim(q_BKGTH.shape[3]) or is_symbolic_dim(k_BKSH.shape[2]):  # of an exported program
+        return _attend_rows(q_BKGTH, k_BKSH, v_BKSH, segments, bias_NTS, options, 0 if offset is None else offset)
     results, blocks = [], list(_blocks(q_BKGTH.shape[3], k_BKSH.shape[2], options, offset is not None))
     q_BKGTH, segments, offset = _tied(q_BKGTH, segments, k_BKSH.shape[2], offset)
     for block in blocks:

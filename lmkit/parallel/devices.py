@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from lmkit.config.base import ConfigError
 from lmkit.config.paths import cache_dir
 from lmkit.config.sections.run import RunConfig
 from lmkit.files import share_files
+
+_traced_for: ContextVar[str] = ContextVar("platform", default="")
 
 
 def setup_jax(run: RunConfig) -> None:
@@ -60,8 +64,20 @@ def setup_cpu(run: RunConfig, devices: int = 1) -> None:
     setup_jax(dataclasses.replace(run, cpu_devices=here))
 
 
+@contextlib.contextmanager
+def traced_for(name: str) -> Iterator[None]:
+    """What is traced in the block takes the forms of this platform; those of a CPU are plain XLA, good for all."""
+    token = _traced_for.set(name)
+    try:
+        yield
+    finally:
+        _traced_for.reset(token)
+
+
 def platform() -> str:
     """cpu, gpu or tpu: of the mesh in the context, whose devices may be far away, else of the devices here."""
+    if said := _traced_for.get():
+        return said
     mesh = jax.sharding.get_abstract_mesh()
     return _plain(
         jax.default_backend() if mesh.empty or mesh.abstract_device is None else mesh.abstract_device.platform
