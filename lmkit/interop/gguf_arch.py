@@ -111,9 +111,10 @@ class Architecture:
             (config.activation is not self.activation,
              f"model.activation={config.activation.name}: it computes {self.activation.name}"),
             (windows != self.windows(config), f"model.sliding_window={config.sliding_window} in these layers: it has "
-             + (f"the window in all layers but each {self.every}th" if self.every else "none")),
+             + (f"the window in all layers but one in {self.every}" if self.every else "none")),
             (abs(scale - size**-0.5) > 1e-6 * scale, f"model.attention_scale={scale:.6g}: its is {size**-0.5:.6g}"),
-            (scaling is RopeScaling.llama3 and (not self.paired or bands), "this model.rope_scaling=llama3"),
+            (scaling is RopeScaling.llama3 and (not self.paired or bands),
+             "model.rope_scaling=llama3 with these frequencies"),
             *((is_so(config), what) for is_so, what in self.refuse),
         ) if bad]  # fmt: skip
         if wrong:

@@ -133,10 +133,10 @@ def test_rows_that_no_block_fits_are_float16(tmp_path: Path) -> None:
     (tiny_config(activation=Activation.relu2, bias=True), ["arcee has no model.bias=true"]),
     (dataclasses.replace(WRITTEN["gpt2"], activation=Activation.gelu), ["model.activation=gelu:", "gelu_tanh"]),
     (dataclasses.replace(WRITTEN["gemma2"], logit_softcap=0.0), ["gemma2 has no model.logit_softcap=0"]),
-    (dataclasses.replace(WRITTEN["gemma2"], global_every=3), ["model.sliding_window=8", "each 2th"]),
+    (dataclasses.replace(WRITTEN["gemma2"], global_every=3), ["model.sliding_window=8", "all layers but one in 2"]),
     (dataclasses.replace(WRITTEN["gemma3"], attention_scale=0.5), ["model.attention_scale=0.5"]),
     (dataclasses.replace(WRITTEN["gemma3"], logit_softcap=9.0), ["gemma3 has no model.logit_softcap"]),
-    (dataclasses.replace(WRITTEN["qwen3"], rope_scaling=RopeScaling.llama3), ["qwen3 has no this"]),
+    (dataclasses.replace(WRITTEN["qwen3"], rope_scaling=RopeScaling.llama3), ["no model.rope_scaling=llama3"]),
     (dataclasses.replace(WRITTEN["llama_biases"], rope_low_freq=2.0), ["model.rope_scaling=llama3"]),
     (BERTConfig(vocab_size=9, num_layers=1, num_heads=2, embed_dim=8), ["BERTConfig", "export.format=huggingface"]),
 ])  # fmt: skip
