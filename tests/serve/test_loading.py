@@ -1,8 +1,10 @@
 """From files on disk to answers: the real engine behind the real API, on tiny models."""
 
 import json
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +114,49 @@ def test_a_client_that_goes_away_frees_its_slot(address: str, served: Served) ->
     stats = served.engine.stats
     until(lambda: stats().running == stats().waiting == 0)
     assert stats().ended["cancelled"] >= 3
+
+
+@pytest.mark.slow
+def test_a_thousand_requests_of_64_clients_leave_nothing_behind(address: str, served: Served) -> None:
+    """Random lengths, streams, bodies that are cut, clients that go away or do not wait: every reply is well-formed."""
+    assert served.engine is not None
+    replies: list[int] = []
+
+    def client_of(number: int) -> None:
+        rng = random.Random(number)
+        with httpx.Client(base_url=address, timeout=300) as client:
+            for _ in range(16):
+                body = {"prompt": "w" * rng.randrange(70), "max_tokens": rng.randrange(-1, 40), "ignore_eos": True}
+                body |= {"seed": rng.randrange(99), "stream": rng.random() < 0.4, "n": rng.choice([1, 1, 1, 2])}
+                content = json.dumps(body)[: rng.choice([None, None, None, 20])]
+                impatient = rng.random() < 0.2
+                try:
+                    with client.stream("POST", "/v1/completions", content=content,
+                                       timeout=rng.uniform(0.001, 0.3) if impatient else 300) as answer:  # fmt: skip
+                        if rng.random() < 0.15:
+                            continue  # it has seen enough
+                        text = answer.read().decode()
+                except httpx.TimeoutException:
+                    assert impatient
+                    continue
+                replies.append(answer.status_code)
+                if answer.status_code != 200:
+                    assert 400 <= answer.status_code < 500
+                    assert json.loads(text)["error"]["message"]
+                elif body["stream"]:
+                    assert text.endswith("data: [DONE]\n\n")
+                else:
+                    assert all(one["finish_reason"] == "length" for one in json.loads(text)["choices"])
+
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(client_of, range(64)))
+    assert replies.count(200) > 200
+    assert replies.count(400) > 100
+    stats = served.engine.stats
+    until(lambda: stats().running == stats().waiting == 0)
+    assert stats().compilations == 0
+    assert not stats().failure
+    assert sum(stats().ended.values()) == stats().requests
 
 
 def test_a_classifier_of_texts(tmp_path: Path) -> None:
