@@ -1,6 +1,7 @@
 """A headless Chromium, driven over a pipe by its DevTools protocol."""
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
+MOVED = 'exec "${@:3}" 3<&"$1" 4>&"$2"'  # Chromium reads commands from 3 and answers on 4
 FLAGS = "--headless --no-sandbox --disable-gpu --no-first-run --remote-debugging-pipe --window-size=1150,1250"
 
 
@@ -19,18 +21,13 @@ class Browser:
     def __init__(self, profile: Path):
         assert CHROMIUM is not None
         (self._read, out), (into, self._write) = os.pipe(), os.pipe()
-
-        def take_pipes() -> None:  # Chromium reads commands from 3 and answers on 4
-            copies = os.dup(into), os.dup(out)
-            os.dup2(copies[0], 3)
-            os.dup2(copies[1], 4)
-
-        command = [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
-        self._process = subprocess.Popen(
-            command, preexec_fn=take_pipes, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        os.close(out)
-        os.close(into)
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (into, out)]
+        command = ["bash", "-c", MOVED, "browser", *map(str, ends)]
+        command += [CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"]
+        quiet = subprocess.DEVNULL
+        self._process = subprocess.Popen(command, pass_fds=ends, stdout=quiet, stderr=quiet)
+        for end in (into, out, *ends):
+            os.close(end)
         self._rest, self._number, self._session = b"", 0, ""
         self.console: list[str] = []
         self.asked: list[str] = []

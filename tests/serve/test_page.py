@@ -137,6 +137,9 @@ def test_errors_are_shown_and_an_answer_can_be_stopped(browser: Browser) -> None
         assert browser.until("document.getElementById('error').textContent") == "seed=13 brings bad luck"
         assert browser.run("document.getElementById('prompt').value") == "Hm", "what was written is lost"
         assert texts(browser) == ["Hm"]
+        send(browser, seed="")
+        browser.until(f"{DONE} && document.getElementById('took').textContent")
+        assert model.asked[1]["messages"] == [{"role": "user", "content": "Hm"}], "what failed is in the conversation"
         browser.run("document.getElementById('clear').click()")
         send(browser, prompt="Hm", seed="", stop_at="never")
         browser.until("document.querySelectorAll('#turns pre')[1]?.textContent == 'Four'")
