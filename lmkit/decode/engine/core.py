@@ -16,6 +16,7 @@ from lmkit.decode.engine.prefix import Prefixes, chain
 from lmkit.decode.engine.programs import Programs
 from lmkit.decode.engine.runs import Piece, Run, Waiting, pieces_of
 from lmkit.decode.engine.slots import Slots
+from lmkit.decode.engine.steady import steady_rows
 from lmkit.decode.engine.traced import EACH, IDLE
 from lmkit.decode.request import EndEvent, TokenEvent
 
@@ -46,6 +47,7 @@ class Core:
         self.version, self.params = 0, {0: params}
         self.prefixes = Prefixes(prefix_bytes)
         self.slots = Slots(programs, slots)
+        self.rows, self.slots.groups[0] = steady_rows(programs, params, self.slots.groups[0])
         self._chooser = Chooser(programs, self.sizes.vocab)
         self.waiting, self.staged = Waiting(), list[Run]()
         self._pending: deque[Chosen] = deque()
@@ -217,7 +219,7 @@ class Core:
             self.programs,
         )
         highest = max(place.row for place, _ in placed)
-        count = next(rows for rows in self.sizes.rows if rows > highest)
+        count = next(rows for rows in self.rows if rows > highest)
         lengths_R = np.full(count * programs.parts, IDLE, np.int32)
         rows = [(place.part * count + place.row, run) for place, run in placed]
         for row, run in rows:

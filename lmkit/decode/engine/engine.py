@@ -187,6 +187,7 @@ class Engine:
         core = self._core
         assert core is not None
         reason = "cancelled"
+        _compiling.pop(threading.get_ident(), None)  # of an earlier thread that had this number
         try:
             while self._take_in(core):
                 before = core.counts["admitted"]

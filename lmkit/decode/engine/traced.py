@@ -135,9 +135,10 @@ def top(vocab: int, logits_RV: Any, sum_R: Any) -> tuple[Any, Any]:
 
 def write_row(dims: Sequence[Dims], into: Any, rows: Any, place_2: Any) -> Any:
     """Arrays of a group with one row replaced by one that all parts have; place: the row in its part, and the part."""
+    axes = _batch_axes()
 
     def write(into, rows, place_2):
-        mine = _part() == place_2[1]
+        mine = (lax.axis_index(axes) if axes else 0) == place_2[1]
 
         def one(x, row, axis):
             old = lax.dynamic_slice_in_dim(x, place_2[0], 1, axis)
@@ -151,11 +152,12 @@ def write_row(dims: Sequence[Dims], into: Any, rows: Any, place_2: Any) -> Any:
 
 def read_row(dims: Sequence[Dims], group: Any, place_2: Any) -> Any:
     """The reverse: a row of the arrays of a group, to all parts."""
+    axes = _batch_axes()
 
     def read(group, place_2):
         def one(x, axis):
             row = lax.dynamic_slice_in_dim(x, place_2[0], 1, axis)
-            if axes := _batch_axes():
+            if axes:
                 row = lax.all_gather(row, axes, axis=axis, tiled=True)
                 row = lax.dynamic_slice_in_dim(row, place_2[1], 1, axis)
             return row
@@ -216,12 +218,7 @@ def _specs(dims: Any) -> Any:
 
 
 def _batch_axes() -> tuple[str, ...]:
+    """What splits the batch here, asked outside of `_each`: inside it nothing does."""
     spec = current_spec(EACH)
     entry = None if spec is None else spec[0]
     return (entry,) if isinstance(entry, str) else tuple(entry or ())
-
-
-def _part() -> Any:
-    """Which part of the batch this device has."""
-    axes = _batch_axes()
-    return lax.axis_index(axes) if axes else 0
