@@ -97,11 +97,11 @@ async def _answer(request: Request, served: Served, texts: list[list[int]], as_b
     return JSONResponse({"object": "list", "data": data, "model": served.name, "usage": usage})
 
 
-async def every(ask: Callable[[list[int]], Any], texts: list[list[int]]) -> list[np.ndarray]:
+async def every(ask: Callable[[Any], Any], texts: list[Any]) -> list[np.ndarray]:
     """The results of all texts; no more than a batch of them waits at a time, so that clients take turns."""
     room = asyncio.Semaphore(8)
 
-    async def one(ids: list[int]) -> np.ndarray:
+    async def one(ids: Any) -> np.ndarray:
         async with room:
             return await ask(ids)
 

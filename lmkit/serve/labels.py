@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse, Response
 from lmkit.parallel.rules import reshard
 from lmkit.serve.answers import answer
 from lmkit.serve.call import call_of
-from lmkit.serve.embeddings import every, hidden_of, texts_of
+from lmkit.serve.embeddings import MOST_TEXTS, every, hidden_of, texts_of
+from lmkit.serve.errors import bad
+from lmkit.serve.fields import Fields
 from lmkit.serve.served import Served, body_of
 
 
@@ -28,14 +30,23 @@ def probabilities(
 async def classify(request: Request) -> Response:
     """The route."""
     fields, served = await body_of(request, request.app.state.server)
-    texts = await asyncio.to_thread(texts_of, fields, served)
+    given: list[Any] = await asyncio.to_thread(_images if served.codec is None else texts_of, fields, served)
     fields.text("user")
     fields.done()
-    return await answer(request, _answer(request, served, texts))
+    return await answer(request, _answer(request, served, given))
 
 
-async def _answer(request: Request, served: Served, texts: list[list[int]]) -> Response:
-    count = sum(map(len, texts))
+def _images(fields: Fields, served: Served) -> list[Any]:
+    """What `input` has, for a model of images."""
+    value = fields.take("input", str, list)
+    many = value if isinstance(value, list) else [value]
+    if value is None or not 0 < len(many) <= MOST_TEXTS:
+        raise bad("input", f"input: give an image, or 1 to {MOST_TEXTS} of them")
+    return many
+
+
+async def _answer(request: Request, served: Served, texts: list[Any]) -> Response:
+    count = 0 if served.codec is None else sum(map(len, texts))
     call_of(request.scope).charge(count, 0)
     rows = [dict(zip(served.labels, one.tolist(), strict=True)) for one in await every(served.classifier.ask, texts)]
     data = [

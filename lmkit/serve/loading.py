@@ -12,7 +12,7 @@ from lmkit.config.documents import read_document
 from lmkit.config.experiment import Experiment
 from lmkit.config.saved import RUN_FILE, read_tokenizer
 from lmkit.config.sections.data import DataConfig
-from lmkit.config.sections.families import EncDecConfig, GPTConfig
+from lmkit.config.sections.families import EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import Position
 from lmkit.config.sections.serve import ServeConfig
 from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
@@ -25,6 +25,7 @@ from lmkit.serve.embeddings import embed
 from lmkit.serve.grammar import Grammars
 from lmkit.serve.labels import probabilities
 from lmkit.serve.listening import Listener
+from lmkit.serve.pictures import ImageRows, scale_of
 from lmkit.serve.scoring import Scorer
 from lmkit.serve.served import Served
 from lmkit.serve.vocabulary import Vocabulary
@@ -39,7 +40,7 @@ class Found(NamedTuple):
     """A model whose files have passed their checks; its parameters are not read yet."""
 
     model: SavedModel
-    codec: Codec
+    codec: Codec | None  # of images
     conversation: Conversation | None
     name: str
     length: int  # of a text, prompt and all
@@ -48,8 +49,10 @@ class Found(NamedTuple):
 def find(experiment: Experiment, model: SavedModel) -> Found:
     """Raises ConfigError where the tokenizer is missing or damaged, or the model has not so many positions."""
     settings, config = experiment.serve, model.config
-    codec = model.codec(experiment.tokenizer)
-    conversation = conversation_of(model, codec, experiment.tokenizer) if isinstance(config, GPTConfig) else None
+    codec = None if isinstance(config, ViTConfig) else model.codec(experiment.tokenizer)
+    conversation = None
+    if codec is not None and isinstance(config, GPTConfig):
+        conversation = conversation_of(model, codec, experiment.tokenizer)
     most = getattr(config, "max_seq_len", 0)
     if settings.max_len > most and getattr(config, "position", None) is Position.learned:
         raise ConfigError(
@@ -100,40 +103,14 @@ class Loaded(NamedTuple):
 
 def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     """Reads the parameters and compiles every program. Raises ConfigError where the devices or the files do not fit."""
-    model, codec, config = found.model, found.codec, found.model.config
-    served = Served(found.name, fingerprint_of(model), 0, found.length, codec)
+    model, config = found.model, found.model.config
+    served = Served(found.name, fingerprint_of(model), 0, found.length, found.codec)
     merge, params = model.for_inference(mesh)
-    served.vocab_size = min(codec.vocab_size, getattr(config, "vocab_size", codec.vocab_size))
-    workers: list[Any]
-    rows = {"length": found.length, "queue": settings.queue}
-    if isinstance(config, EncDecConfig):
-        served.listener = Listener(
-            merge, config, params, mesh, codec, places=model.window, queue=settings.queue
-        )  # fmt: skip
-        workers = [served.listener]
-    else:
-        served.vocabulary = Vocabulary(codec)
-        served.embedder = TokenRows(partial(embed, merge, config, settings.pooling), params, mesh, **rows)
-        workers = [served.embedder]
-        if getattr(config, "num_classes", 0) > 1 and not getattr(config, "classify_tokens", False):
-            served.labels = tuple(labels_of(model))
-            served.classifier = TokenRows(partial(probabilities, merge, config), params, mesh, **rows)
-            workers.append(served.classifier)
+    workers = _workers(found, settings, served, (merge, config, params, mesh))
     if isinstance(config, GPTConfig):
-        assert served.vocabulary is not None
-        served.grammars = Grammars(codec, served.vocabulary, served.vocab_size)
-        served.conversation = found.conversation
-        served.scorer = Scorer(merge, params, mesh, vocab_size=served.vocab_size, **rows)
-        engine = Engine(
-            merge, params, config, end_ids=codec.end_ids, suppress=codec.rules.suppress,
-            suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, mesh=mesh, slots=settings.slots,
-            length=found.length, chunk=min(settings.prefill_chunk, found.length),
-            prefix_bytes=settings.prefix_mib * MIB, queue=settings.queue,
-        )  # fmt: skip
-        engine.compile(Progress("compiling the engine"))
-        engine.start()
-        served.engine = engine
-        workers += [served.scorer]
+        served.engine = _engine(found, settings, merge, config, params, mesh)
+        served.engine.compile(Progress("compiling the engine"))
+        served.engine.start()
     for worker in workers:
         worker.compile()
     swaps = [*workers, *([served.engine] if served.engine else [])]
@@ -143,6 +120,46 @@ def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
             one.swap(params)
 
     return Loaded(served, swap)
+
+
+def _workers(found: Found, settings: ServeConfig, served: Served, parts: tuple[Any, Any, Any, Mesh]) -> list[Any]:
+    """What answers beside an engine; each is put into `served`."""
+    merge, config, params, mesh = parts
+    model, codec, queue = found.model, found.codec, settings.queue
+    if codec is None:
+        served.labels = tuple(labels_of(model))
+        served.classifier = ImageRows(*parts, scale_of(model), queue=queue)
+        return [served.classifier]
+    if isinstance(config, EncDecConfig):
+        served.listener = Listener(*parts, codec, places=model.window, queue=queue)
+        return [served.listener]
+
+    def rows(function: Callable[..., Any]) -> TokenRows:
+        return TokenRows(function, params, mesh, length=found.length, queue=queue)
+
+    served.vocabulary, served.vocab_size = Vocabulary(codec), min(codec.vocab_size, config.vocab_size)
+    served.embedder = rows(partial(embed, merge, config, settings.pooling))
+    if isinstance(config, GPTConfig):
+        served.grammars = Grammars(codec, served.vocabulary, served.vocab_size)
+        served.conversation = found.conversation
+        served.scorer = Scorer(merge, params, mesh, vocab_size=served.vocab_size, length=found.length, queue=queue)
+        return [served.embedder, served.scorer]
+    if config.num_classes > 1 and not config.classify_tokens:
+        served.labels = tuple(labels_of(model))
+        served.classifier = rows(partial(probabilities, merge, config))
+        return [served.embedder, served.classifier]
+    return [served.embedder]
+
+
+def _engine(found: Found, settings: ServeConfig, merge: Any, config: Any, params: Any, mesh: Mesh) -> Engine:
+    codec = found.codec
+    assert codec is not None
+    return Engine(
+        merge, params, config, end_ids=codec.end_ids, suppress=codec.rules.suppress,
+        suppress_first=codec.rules.suppress_first, vocab_size=codec.vocab_size, mesh=mesh, slots=settings.slots,
+        length=found.length, chunk=min(settings.prefill_chunk, found.length),
+        prefix_bytes=settings.prefix_mib * MIB, queue=settings.queue,
+    )  # fmt: skip
 
 
 def fingerprint_of(model: SavedModel) -> str:

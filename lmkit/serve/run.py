@@ -25,8 +25,9 @@ def run(experiment: Experiment) -> int:
     model = open_model(experiment.init_from)
     if not (routes := routes_of(model.config)):
         raise ConfigError(
-            f"init_from={experiment.init_from}: a {type(model.config).__name__} of this kind is not served; models are "
-            f"that write text (gpt), encode it (bert) or transcribe sound (encdec with num_mels)"
+            f"init_from={experiment.init_from}: a {type(model.config).__name__} of this kind is not served; those are "
+            f"that write text (gpt), encode it (bert), tell classes (bert, vit) or transcribe sound (encdec with "
+            f"num_mels)"
         )
     found = find(experiment, model)
     listening = listen(settings.host, settings.port)

@@ -117,8 +117,8 @@ def test_a_prefix_that_is_kept_gives_the_same_bits(subject: Subject, alone: list
 
 @pytest.mark.parametrize("changes", [
     {"sliding_window": 24},  # every layer: a ring that is shorter than the texts
-    {"position": Position.learned, "max_seq_len": 96, "num_kv_heads": 1},
-    {"num_experts": 4, "experts_per_token": 2, "capacity_factor": 1.0},
+    pytest.param({"position": Position.learned, "max_seq_len": 96, "num_kv_heads": 1}, marks=pytest.mark.slow),
+    pytest.param({"num_experts": 4, "experts_per_token": 2, "capacity_factor": 1.0}, marks=pytest.mark.slow),
 ], ids=["window", "learned", "experts"])  # fmt: skip
 def test_other_models(changes: dict) -> None:
     """The same as by `generate`, alone as among others, with a kept prefix and after a preemption."""

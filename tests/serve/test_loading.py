@@ -1,8 +1,12 @@
 """From files on disk to answers: the real engine behind the real API, on tiny models."""
 
+import base64
+import io
 import json
+import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +17,17 @@ import openai
 import pytest
 import soundfile
 import yaml
+from flax import nnx
 from generate.test_main import make_run
+from PIL import Image
 from serve.test_api import until
 from serving import running_model
 
+from helpers import params_of
 from lmkit.config.entry import compose
-from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig
+from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import NormOrder
+from lmkit.models import build_model
 from lmkit.parallel.mesh import build_mesh
 from lmkit.serve.app import routes_of
 from lmkit.serve.loading import conversation_of, find, load
@@ -114,6 +122,49 @@ def test_a_client_that_goes_away_frees_its_slot(address: str, served: Served) ->
     assert stats().ended["cancelled"] >= 3
 
 
+@pytest.mark.slow
+def test_a_thousand_requests_of_64_clients_leave_nothing_behind(address: str, served: Served) -> None:
+    """Random lengths, streams, bodies that are cut, clients that go away or do not wait: every reply is well-formed."""
+    assert served.engine is not None
+    replies: list[int] = []
+
+    def client_of(number: int) -> None:
+        rng = random.Random(number)
+        with httpx.Client(base_url=address, timeout=300) as client:
+            for _ in range(16):
+                body = {"prompt": "w" * rng.randrange(70), "max_tokens": rng.randrange(-1, 40), "ignore_eos": True}
+                body |= {"seed": rng.randrange(99), "stream": rng.random() < 0.4, "n": rng.choice([1, 1, 1, 2])}
+                content = json.dumps(body)[: rng.choice([None, None, None, 20])]
+                impatient = rng.random() < 0.2
+                try:
+                    with client.stream("POST", "/v1/completions", content=content,
+                                       timeout=rng.uniform(0.001, 0.3) if impatient else 300) as answer:  # fmt: skip
+                        if rng.random() < 0.15:
+                            continue  # it has seen enough
+                        text = answer.read().decode()
+                except httpx.TimeoutException:
+                    assert impatient
+                    continue
+                replies.append(answer.status_code)
+                if answer.status_code != 200:
+                    assert 400 <= answer.status_code < 500
+                    assert json.loads(text)["error"]["message"]
+                elif body["stream"]:
+                    assert text.endswith("data: [DONE]\n\n")
+                else:
+                    assert all(one["finish_reason"] == "length" for one in json.loads(text)["choices"])
+
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(client_of, range(64)))
+    assert replies.count(200) > 200
+    assert replies.count(400) > 100
+    stats = served.engine.stats
+    until(lambda: stats().running == stats().waiting == 0)
+    assert stats().compilations == 0
+    assert not stats().failure
+    assert sum(stats().ended.values()) == stats().requests
+
+
 def test_a_classifier_of_texts(tmp_path: Path) -> None:
     make_run(tmp_path / "run", BERTConfig(**TINY, max_seq_len=32, num_classes=2))
     receipt = {"data": {"mail": {"labels": ["ham", "spam"]}}}
@@ -196,3 +247,34 @@ def test_templates_of_runs_and_folders(tmp_path: Path) -> None:
     talk = conversation_of(model, model.codec(), given)
     assert talk is not None
     assert bytes(talk.encode([{"role": "user", "content": "a"}], [])) == b"(a)<|endoftext|>"
+
+
+def test_a_classifier_of_images(tmp_path: Path) -> None:
+    """Pixels as in training, at the model's size; the same beside others as alone."""
+    config = ViTConfig(
+        image_size=8, patch_size=4, num_channels=1, num_layers=1, num_heads=2, embed_dim=16, num_classes=3, init_std=0.4
+    )  # fmt: skip
+    params = make_run(tmp_path / "run", config)["params"]
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump({"data": {"image_mean": 0.25, "image_std": 0.5}}))
+    served, routes = load_run(tmp_path / "run")
+    assert routes == ("/v1/classify",)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    urls = []
+    for one in pixels:
+        file = io.BytesIO()
+        Image.fromarray(one).save(file, "PNG")
+        urls.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    with running_model(served, routes) as address:
+        found = httpx.post(f"{address}/v1/classify", json={"input": urls}).json()["data"]
+        alone = httpx.post(f"{address}/v1/classify", json={"input": urls[1]}).json()["data"]
+        for wrong in ("a cat", "data:image/png;base64,!!", "data:image/png;base64,AAAA", 5, []):
+            answer = httpx.post(f"{address}/v1/classify", json={"input": wrong})
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "input")
+    assert found[1]["probs"] == alone[0]["probs"]
+    graph = params_of(nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))))[0]
+    images = (pixels[..., None] / np.float32(255) - 0.25) / 0.5
+    call = jax.jit(lambda params, images: nnx.merge(graph, nnx.State(params))(images))
+    expected = jax.nn.softmax(call(jax.tree.map(np.asarray, params), images.astype(np.float32)))
+    got = [list(one["probs"].values()) for one in found]
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    assert list(found[0]["probs"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
