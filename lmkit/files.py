@@ -77,6 +77,16 @@ def write_json(path: Path, values: object, indent: int | None = 1) -> None:
     write_text(path, json.dumps(values, indent=indent, default=str) + "\n")
 
 
+def usual_mode(path: Path) -> None:
+    """Gives a file that a library wrote for its owner alone the mode that any other file would have."""
+    like = beside(path)
+    like.touch()
+    try:
+        path.chmod(stat.S_IMODE(like.stat().st_mode))
+    finally:
+        like.unlink()
+
+
 @contextlib.contextmanager
 def private_files(umask: int) -> Iterator[None]:
     """What this process writes inside, its libraries and threads too, has the modes of this umask."""

@@ -20,6 +20,7 @@ from lmkit.config.base import ConfigError
 from lmkit.config.sections.families import BERTConfig, EncDecConfig, GPTConfig, ViTConfig
 from lmkit.config.sections.model import DType, LinearDType, Position, Remat, TransformerConfig
 from lmkit.decode.loop import logits_of, position_limit
+from lmkit.files import usual_mode
 from lmkit.models import build_model
 from lmkit.nn.cache import Cache, CrossCache
 from lmkit.nn.param import param_specs, resting_dtype
@@ -79,6 +80,7 @@ def save_programs(folder: Path, config: Any, params: Any, *, dtype: str, facts: 
         dtypes = {name: resting_dtype(config, spec) for name, spec in flat(param_specs(state)).items()}
         weights = {name: np.asarray(leaf).astype(dtypes[name]) for name, leaf in flat(params).items()}
         save_file(weights, folder / WEIGHTS)
+        usual_mode(folder / WEIGHTS)
         shapes = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in weights.items()}
         programs, said = _programs(config, graph), {}
         for name, program in programs.items():

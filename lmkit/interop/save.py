@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import ModelConfig
+from lmkit.files import usual_mode
 from lmkit.interop.table import Family, Json, Layout, Row
 from lmkit.models import build_model
 from lmkit.nn.tree import flat, mismatch
@@ -76,6 +77,7 @@ def _write(path: Path, entries: list[Any], dtype: np.dtype) -> None:
         name: np.ascontiguousarray(read()).astype(dtype, copy=False).reshape(shape) for name, shape, read in entries
     }
     save_file(tensors, path, metadata={"format": "pt"})
+    usual_mode(path)
 
 
 def tensor_plan(family: Family, config: ModelConfig, params: Any) -> list[tuple[str, tuple[int, ...], Callable]]:

@@ -41,6 +41,7 @@ def test_what_is_written(format: str, model: Path, tmp_path: Path, capsys: pytes
     assert f"{out}: " in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == sorted([*FILES[format], "README.md"])
     assert (out / "README.md").read_text().startswith("---\nlicense: mit\n")
+    assert len({path.stat().st_mode for path in out.iterdir()}) == 1, "who may read one may read all"
     if format == "gguf":
         saved = open_model(str(out / "model.gguf"))
         before, after = (flat(one.params().params) for one in (open_model(str(model)), saved))
