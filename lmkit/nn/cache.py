@@ -90,7 +90,7 @@ def check_step(config: TransformerConfig, num_layers: int, tokens_BT: jax.Array,
     (rows, num_tokens), (held, slots) = tokens_BT.shape, cache.k_LBSKH.shape[1:3]
     check_shape("num_new_B", num_new_B, (rows,), "the rows of tokens_BT are", ints=True)
     expected = (num_layers, rows, slots, config.kv_heads, config.head_size)
-    if cache.k_LBSKH.shape != (num_layers, held, *expected[2:]) or held < rows or len(cache.length_B) != rows:
+    if cache.k_LBSKH.shape != (num_layers, held, *expected[2:]) or held < rows or cache.length_B.shape[0] != rows:
         raise ConfigError(
             f"cache holds keys of shape {cache.k_LBSKH.shape}, the model with {rows} rows needs {expected}: make one "
             f"with model.init_cache(batch={rows}, length)"

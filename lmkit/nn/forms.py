@@ -96,7 +96,7 @@ def _flat(x: jax.Array, kernel: jax.Array, bias: jax.Array | None, num_in: int, 
     x_nI, kernel_IO = x.reshape(-1, size), kernel.reshape(size, -1)
     if platform() == "cpu":
         y_nO = cpu_product(padded(x_nI), kernel_IO, None if bias is None else bias.reshape(-1))
-        return y_nO[: len(x_nI)].reshape(*lead, *outs)
+        return y_nO[: x_nI.shape[0]].reshape(*lead, *outs)
     y = jnp.matmul(x_nI, kernel_IO.astype(x.dtype), precision=precision).reshape(*lead, *outs)
     return y if bias is None else y + bias.astype(x.dtype)
 

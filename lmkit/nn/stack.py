@@ -127,9 +127,9 @@ class Stack(nnx.Module):
         def layer(x_BTD, xs):
             number, params, flag, (*slots, cross) = xs
             if where:
-                k_BSKH, v_BSKH = (Slots(one, number, len(x_BTD)) for one in cache[:2])
+                k_BSKH, v_BSKH = (Slots(one, number, x_BTD.shape[0]) for one in cache[:2])
             else:
-                k_BSKH, v_BSKH = (first_rows(one, len(x_BTD)) for one in slots)
+                k_BSKH, v_BSKH = (first_rows(one, x_BTD.shape[0]) for one in slots)
             mine = layer_cache._replace(k_BSKH=k_BSKH, v_BSKH=v_BSKH, cross=cross, new={})
             params = (
                 one_layer(every, number) if staged else jax.tree.map(partial(_read, number), every, params, **whole)
