@@ -36,7 +36,7 @@ class FewRows(Enum):
 
     plain = "plain"  # as any other product
     fast = "fast"  # as fast as they can be; the bits of a row may depend on how many there are
-    alike = "alike"  # those of one to 16 rows all as 16: the bits of a row do not depend on how many there are
+    alike = "alike"  # those of one to 16 rows all as 16, and sums along a row in one order however many rows there are
 
 
 _few_rows: ContextVar[FewRows] = ContextVar("few_rows", default=FewRows.plain)
@@ -48,7 +48,6 @@ def jit(
     *,
     with_onednn: bool = False,
     few_rows: FewRows = FewRows.plain,
-    steady: bool = False,
     **options: Any,
 ) -> Any:
     """`jax.jit` with the compiler's options for this platform.
@@ -57,7 +56,6 @@ def jit(
         platform: cpu, gpu or tpu, of the devices that it will run on.
         with_onednn: on a CPU, products call it; see `has_onednn`.
         few_rows: on a CPU, how products of few rows are made.
-        steady: on a CPU, sums along a row have the same bits whatever the number of rows.
         options: of `jax.jit`.
     """
     if platform != "cpu":
@@ -71,7 +69,7 @@ def jit(
             return function(*args, **kwargs)
 
     quick = {} if jax.config.values.get("jax_disable_most_optimizations") else _QUICK
-    more = (_ONEDNN if with_onednn else {}) | (_STEADY if steady else {})
+    more = (_ONEDNN if with_onednn else {}) | (_STEADY if few_rows is FewRows.alike else {})
     return jax.jit(traced, compiler_options=quick | more, **options)
 
 

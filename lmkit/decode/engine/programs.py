@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from lmkit.compiler.programs import jit
+from lmkit.compiler.programs import FewRows, jit
 from lmkit.config.arithmetic.mesh import batch_shards
 from lmkit.decode.engine import traced
 from lmkit.decode.engine.traced import EACH, FLOATS, GROUP_DIMS, INTS, RULE_DIMS, TABLE, Group, Numbers, Rules, Text
@@ -102,7 +102,7 @@ class Programs:
             for done, (name, (function, arguments, donated)) in enumerate(todo.items()):
                 if progress is not None:
                     progress(done, len(todo))
-                program = jit(function, platform_of(self.mesh), steady=True, donate_argnums=donated)
+                program = jit(function, platform_of(self.mesh), few_rows=FewRows.alike, donate_argnums=donated)
                 self._run[name] = program.lower(*arguments).compile()
         if progress is not None:
             progress(len(todo), len(todo))
