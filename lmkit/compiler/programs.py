@@ -23,6 +23,7 @@ _QUICK = {"xla_backend_optimization_level": 2}
 # another order. With products alone left to it, a row's bits do not depend on how many rows there are.
 _STEADY = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 _traced: ContextVar[bool] = ContextVar("onednn", default=False)
+_steadily: ContextVar[bool] = ContextVar("steady", default=False)
 
 
 def jit(
@@ -43,8 +44,12 @@ def jit(
 
     @functools.wraps(function)
     def traced(*args: Any, **kwargs: Any) -> Any:
-        with tracing(with_onednn):
-            return function(*args, **kwargs)
+        token = _steadily.set(steady)
+        try:
+            with tracing(with_onednn):
+                return function(*args, **kwargs)
+        finally:
+            _steadily.reset(token)
 
     quick = {} if jax.config.values.get("jax_disable_most_optimizations") else _QUICK
     more = (_ONEDNN if with_onednn else {}) | (_STEADY if steady else {})
@@ -54,6 +59,11 @@ def jit(
 def onednn() -> bool:
     """Whether the program that is being traced will call oneDNN for its products."""
     return _traced.get()
+
+
+def steady_sums() -> bool:
+    """Whether the program that is being traced is compiled with `steady` on a CPU."""
+    return _steadily.get()
 
 
 @functools.cache

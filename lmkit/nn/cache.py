@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lmkit.config.base import ConfigError
 from lmkit.config.sections.model import TransformerConfig
 from lmkit.nn.check import check_shape
+from lmkit.nn.forms import walks_along_keys
 from lmkit.nn.param import compute_dtype
 from lmkit.parallel.rules import Dims, current_spec, on_each_device, reshard
 
@@ -223,9 +224,7 @@ def attend_cached(
     batch, seq, heads, size = q_BTNH.shape
     slots, num_keys = layer_cache.k_BSKH.shape[1:3]
     q = (q_BTNH * (scale or size**-0.5)).reshape(batch, seq, num_keys, heads // num_keys, size)
-    scores = [
-        jnp.einsum("BTKGH,BXKH->BKGTX", q, k, preferred_element_type=jnp.float32) for k in (layer_cache.k_BSKH, k_BTKH)
-    ]
+    scores = [_scores(q, k) for k in (layer_cache.k_BSKH, k_BTKH)]
     scores_BKGTX = jnp.concatenate(scores, axis=-1)
     if softcap:
         scores_BKGTX = softcap * jnp.tanh(scores_BKGTX / softcap)
@@ -234,7 +233,22 @@ def attend_cached(
     scores_BKGTX = jnp.where(visible_BTX[:, None, None], scores_BKGTX, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores_BKGTX, axis=-1).astype(v_BTKH.dtype)
     out = sum(
-        jnp.einsum("BKGTX,BXKH->BTKGH", part, v, preferred_element_type=jnp.float32)
-        for part, v in ((weights[..., :slots], layer_cache.v_BSKH), (weights[..., slots:], v_BTKH))
+        _weighted(part, v) for part, v in ((weights[..., :slots], layer_cache.v_BSKH), (weights[..., slots:], v_BTKH))
     )
     return out.astype(q_BTNH.dtype).reshape(q_BTNH.shape)  # type: ignore[union-attr]
+
+
+def _scores(q_BTKGH: jax.Array, k_BXKH: jax.Array) -> jax.Array:
+    """float32 [B, K, G, T, X]."""
+    if q_BTKGH.shape[1] == 1 and walks_along_keys():
+        q, k = q_BTKGH.astype(jnp.float32), k_BXKH.astype(jnp.float32)
+        return jnp.sum(q * k[:, :, :, None], axis=-1).transpose(0, 2, 3, 1)[:, :, :, None]
+    return jnp.einsum("BTKGH,BXKH->BKGTX", q_BTKGH, k_BXKH, preferred_element_type=jnp.float32)
+
+
+def _weighted(weights_BKGTX: jax.Array, v_BXKH: jax.Array) -> jax.Array:
+    """The sums of the values by these weights, float32 [B, T, K, G, H]."""
+    if weights_BKGTX.shape[3] == 1 and walks_along_keys():
+        weights_BXKG, v = weights_BKGTX[:, :, :, 0].transpose(0, 3, 1, 2), v_BXKH.astype(jnp.float32)
+        return jnp.sum(weights_BXKG[..., None].astype(jnp.float32) * v[:, :, :, None], axis=1, keepdims=True)
+    return jnp.einsum("BKGTX,BXKH->BTKGH", weights_BKGTX, v_BXKH, preferred_element_type=jnp.float32)

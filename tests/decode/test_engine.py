@@ -72,7 +72,9 @@ def test_log_probabilities_are_the_models_own(subject: Subject) -> None:
 
 @pytest.mark.parametrize("slots", rotated([3, 16, 40], 3, 40))
 def test_alone_equals_among_others_on_any_number_of_slots(subject: Subject, alone: list, slots: int) -> None:
-    noise = [Request(tokens, 5 + number % 3, DRAWN, seed=99) for number, tokens in enumerate(prompts(seed=1) * 3)]
+    noise = [
+        Request(tokens, 5 + number % 3, Sampling(0.9), seed=99) for number, tokens in enumerate(prompts(seed=1) * 3)
+    ]
     with subject.engine(slots=slots) as engine:
         found = answers(engine, [one for pair in zip(noise, requests() * 3, strict=True) for one in pair])[1::2]
         assert all(same(a, b) for a, b in zip(found, alone * 3, strict=True))
