@@ -124,17 +124,6 @@ def _put(value: np.ndarray, mesh: Mesh) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def prepared(merge: Callable[[Any], Any], config: Any, params: Any, mesh: Mesh | None = None) -> Any:
-    """The parameters as decoding reads them fastest, worth it where many tokens follow.
-
-    On one CPU device this is a copy, for `merge` only; the caller drops the first. Elsewhere they are as they were.
-    """
-    if getattr(config, "linear_dtype", LinearDType.same) is not LinearDType.same:
-        return params
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        return decoding_params(params, param_specs(nnx.split(nnx.eval_shape(merge, params))[1]))
-
-
 class Decoder:
     """Continues prompts with one model, a token a step for all rows.
 
@@ -186,8 +175,15 @@ class Decoder:
         return scores_RV if self.stamps is None or said is None else with_stamps(scores_RV, said, self.stamps)
 
     def prepared(self, params: Any) -> Any:
-        """The parameters as its programs read them fastest: see `prepared`."""
-        return prepared(self.merge, self.config, params, self.mesh)
+        """The parameters as its programs read them fastest, worth it where many tokens follow.
+
+        On one CPU device this is a copy, for `merge` only; the caller drops the first. Elsewhere they are as they were.
+        """
+        config = self.config
+        if getattr(config, "linear_dtype", LinearDType.same) is not LinearDType.same:
+            return params
+        with self.on_mesh():
+            return decoding_params(params, param_specs(nnx.split(nnx.eval_shape(self.merge, params))[1]))
 
     def stream(self, params: Any, prompts: Prompts, *, max_new_tokens: int, seed: int = 0) -> Iterator[np.ndarray]:
         """The next token of every row [B], again and again; NOTHING for rows that have ended before.

@@ -19,7 +19,6 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import Progress
 from lmkit.data.tokens.chat import NO_TEMPLATE, ChatTemplate, template_source
 from lmkit.decode.engine import Engine
-from lmkit.decode.loop import prepared
 from lmkit.serve.batcher import TokenRows
 from lmkit.serve.conversation import Conversation, Plain, Template
 from lmkit.serve.embeddings import embed
@@ -107,7 +106,6 @@ def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     model, config = found.model, found.model.config
     served = Served(found.name, fingerprint_of(model), 0, found.length, found.codec)
     merge, params = model.for_inference(mesh)
-    params = prepared(merge, config, params, mesh)
     workers = _workers(found, settings, served, (merge, config, params, mesh))
     if isinstance(config, GPTConfig):
         served.engine = _engine(found, settings, merge, config, params, mesh)
@@ -118,8 +116,6 @@ def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     swaps = [*workers, *([served.engine] if served.engine else [])]
 
     def swap(params: Any) -> None:
-        if writes:
-            params = prepared(merge, config, params, mesh)
         for one in swaps:
             one.swap(params)
 
