@@ -17,6 +17,7 @@ from lmkit.config import ConfigError
 from lmkit.config.entry import compose
 from lmkit.config.sections.launch import LaunchConfig, slug
 from lmkit.launch.render import STATUSES, command_words, fill, render
+from lmkit.launch.serving import render_serving
 from lmkit.train.stop import STATUS
 
 HOSTILE = [
@@ -222,8 +223,10 @@ def documented() -> list[str]:
 
 @pytest.mark.parametrize("command", documented())
 def test_documented_commands_render(command: str) -> None:
-    words = [re.sub("^target=", "launch.target=", word) for word in shlex.split(command.split(" > ")[0])]
-    assert "lmkit.train" in render(compose(words), words)
+    words = [re.sub("^(target|verb)=", r"launch.\1=", word) for word in shlex.split(command.split(" > ")[0])]
+    serves = "launch.verb=serve" in words
+    rendered = (render_serving if serves else render)(compose(words), words)
+    assert ("lmkit.serve" if serves else "lmkit.train") in rendered
 
 
 def test_statuses_are_those_of_train() -> None:
