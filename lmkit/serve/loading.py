@@ -19,6 +19,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import Progress
 from lmkit.data.tokens.chat import NO_TEMPLATE, ChatTemplate, template_source
 from lmkit.decode.engine import Engine
+from lmkit.decode.engine.check import check_axes
 from lmkit.serve.batcher import TokenRows
 from lmkit.serve.conversation import Conversation, Plain, Template
 from lmkit.serve.embeddings import embed
@@ -47,11 +48,12 @@ class Found(NamedTuple):
 
 
 def find(experiment: Experiment, model: SavedModel) -> Found:
-    """Raises ConfigError where the tokenizer is missing or damaged, or the model has not so many positions."""
+    """Raises ConfigError where the tokenizer is missing or damaged, or mesh or positions do not suit the model."""
     settings, config = experiment.serve, model.config
     codec = None if isinstance(config, ViTConfig) else model.codec(experiment.tokenizer)
     conversation = None
     if codec is not None and isinstance(config, GPTConfig):
+        check_axes(vars(experiment.mesh))
         conversation = conversation_of(model, codec, experiment.tokenizer)
     most = getattr(config, "max_seq_len", 0)
     if settings.max_len > most and getattr(config, "position", None) is Position.learned:

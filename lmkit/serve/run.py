@@ -25,7 +25,7 @@ def run(experiment: Experiment) -> int:
     model = open_model(experiment.init_from)
     if not (routes := routes_of(model.config)):
         raise ConfigError(
-            f"init_from={experiment.init_from}: a {type(model.config).__name__} of this kind is not served; those are "
+            f"init_from={experiment.init_from}: {type(model.config).__name__} of this kind is not served; models are "
             f"that write text (gpt), encode it (bert), tell classes (bert, vit) or transcribe sound (encdec with "
             f"num_mels)"
         )
