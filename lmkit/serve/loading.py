@@ -106,7 +106,7 @@ class Loaded(NamedTuple):
 def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     """Reads the parameters and compiles every program. Raises ConfigError where the devices or the files do not fit."""
     model, config = found.model, found.model.config
-    served = Served(found.name, fingerprint_of(model), 0, found.length, found.codec)
+    served = Served(found.name, [fingerprint_of(model)], 0, found.length, found.codec)
     merge, params = model.for_inference(mesh)
     workers = _workers(found, settings, served, (merge, config, params, mesh))
     if isinstance(config, GPTConfig):
