@@ -40,7 +40,7 @@ class ScriptedEngine:
     def __init__(self, say: Callable[[Request, int], int | None] = hashed_letter, *, length: int = 512,
                  slots: int = 64, wait_sec: float = 0.0):  # fmt: skip
         self.say, self.length, self.slots, self.wait_sec = say, length, slots, wait_sec
-        self.running, self.seen, self.ended, self.stopped = 0, [], {}, False
+        self.running, self.seen, self.ended, self.stopped, self.version = 0, [], {}, False, 0
 
     def submit(self, request: Request, emit: Callable) -> Any:
         if self.stopped:
@@ -63,7 +63,7 @@ class ScriptedEngine:
                 reason = "end"
                 break
             top = tuple((97 + n, -1.0 - n) for n in range(request.top_logprobs))
-            emit(TokenEvent(token, -1.0, top))
+            emit(TokenEvent(token, -1.0, top, self.version))
             if request.grammar is not None and not request.grammar.accept(token):
                 reason = "end"
                 break
@@ -90,7 +90,7 @@ def served_bytes(engine: Any, template: str = HERMES, **more: Any) -> Served:
     vocabulary = Vocabulary(codec)
     talk = Template(ChatTemplate(template, "<|end|>"), codec) if template else None
     return Served(
-        "tiny", "fp_tiny", codec.vocab_size, engine.length if engine else 64, codec, vocabulary, engine,
+        "tiny", ["fp_tiny"], codec.vocab_size, engine.length if engine else 64, codec, vocabulary, engine,
         Grammars(codec, vocabulary, codec.vocab_size), talk, **more,
     )  # fmt: skip
 

@@ -201,7 +201,7 @@ def load_params(path: str | Path, shapes: Any) -> tuple[Any, str]:
     or its parameters do not fit, naming those that are missing or of another shape.
     """
     leaves = flat(shapes)
-    place, saved = find_checkpoint(path)
+    place, saved, _ = find_checkpoint(path)
     resting = flat(saved.get("frozen", {}))
     if wrong := mismatch(resting | flat(saved["params"]), leaves, extra=False):
         raise ConfigError(
@@ -213,8 +213,10 @@ def load_params(path: str | Path, shapes: Any) -> tuple[Any, str]:
     return union(load_part(place, "params", params), load_part(place, "frozen", frozen_shapes)), str(place)
 
 
-def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The newest good checkpoint at `path`, and what is in it: the state with things that have a shape for arrays.
+def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any], list[str]]:
+    """The newest good checkpoint at `path`, what is in it, and what is wrong with newer ones.
+
+    What is in it: the state with things that have a shape for arrays.
 
     Of many processes each checks its share of the files, so all must call it. `path` as in `load_params`.
     Raises ConfigError where there is none.
@@ -232,7 +234,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, dict[str, Any]]:
         try:
             saved: Any = ocp.metadata(candidate).metadata
             if "params" in saved:
-                return candidate, saved
+                return candidate, saved, problems
             problems.append(f"{candidate}: there are no parameters in it")
         except Exception as error:
             problems.append(f"{candidate}: {(error.__cause__ or error)!s:.300}")

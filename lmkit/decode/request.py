@@ -64,11 +64,13 @@ class TokenEvent(NamedTuple):
         token: its id.
         logprob: natural logarithm of its probability under the model, before temperature, filters, penalties and bias.
         top: (id, logprob) of the likeliest, the likeliest first.
+        version: of the parameters that wrote it: how many swaps came before them.
     """
 
     token: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    version: int = 0
 
 
 class EndEvent(NamedTuple):

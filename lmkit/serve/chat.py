@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from lmkit.decode.request import MAX_TOP_LOGPROBS, Request, TokenEvent
 from lmkit.serve.answers import Events, answer
 from lmkit.serve.call import Call, call_of
-from lmkit.serve.completions import request_of, told, usage
+from lmkit.serve.completions import request_of, told, usage, written_by
 from lmkit.serve.conversation import Tools, messages_of, split_calls, tools_of
 from lmkit.serve.errors import bad
 from lmkit.serve.fields import Fields
@@ -135,7 +135,7 @@ async def _once(served: Served, asked: Asked, streams: list, head: dict[str, Any
                         "logprobs": _logprobs(served, one.tokens, asked.logprobs)})  # fmt: skip
     call.texts = {**call.texts, "answer": [one.text for one in wholes]}
     told_usage = usage([asked.prompt], texts.new_tokens, texts.cached_tokens)
-    return JSONResponse(head | {"choices": choices, "usage": told_usage})
+    return JSONResponse(head | written_by(served, texts) | {"choices": choices, "usage": told_usage})
 
 
 async def _stream(
@@ -145,7 +145,7 @@ async def _stream(
 
     def chunk(choice: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> dict[str, Any]:
         row = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
-        return head | {"choices": [row]} | none
+        return head | written_by(served, texts) | {"choices": [row]} | none
 
     async with contextlib.aclosing(texts.pieces()) as pieces:
         for choice in range(len(asked.requests)):
@@ -163,6 +163,7 @@ async def _stream(
             if piece.finish:
                 yield chunk(piece.choice, {}, finish, logprobs)
     if none:
+        head = head | written_by(served, texts)
         yield head | {"choices": [], "usage": usage([asked.prompt], texts.new_tokens, texts.cached_tokens)}
 
 

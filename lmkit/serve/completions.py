@@ -124,6 +124,7 @@ async def _once(served: Served, asked: Asked, streams: list, head: dict[str, Any
         texts = Texts(served.engine, asked.requests, streams, call)  # type: ignore[arg-type]
         wholes = await whole(texts, len(streams))
         new, cached = texts.new_tokens, texts.cached_tokens
+        head = head | written_by(served, texts)
     choices = []
     for number, one in enumerate(wholes):
         prompt = number // asked.writing.n
@@ -152,8 +153,9 @@ async def _stream(
                 offsets[piece.choice] += sum(len(served.vocabulary.text(one.token)) for one in piece.tokens)  # type: ignore[union-attr]
             choice = {"index": piece.choice, "text": piece.text, "logprobs": logprobs,
                       "finish_reason": piece.finish or None}  # fmt: skip
-            yield head | {"choices": [choice]} | none
+            yield head | written_by(served, texts) | {"choices": [choice]} | none
     if none:
+        head = head | written_by(served, texts)
         yield head | {"choices": [], "usage": usage(asked.prompts, texts.new_tokens, texts.cached_tokens)}
 
 
@@ -177,6 +179,11 @@ def _logprobs(served: Served, entries: Sequence[TokenEvent], tops: int, offset: 
 def told(logprob: float) -> float:
     """A log-probability as JSON can say it."""
     return max(float(logprob), LEAST_LOGPROB)
+
+
+def written_by(served: Served, texts: Texts) -> dict[str, str]:
+    """What an answer says of the parameters that wrote it: a reload may have come since the request."""
+    return {"system_fingerprint": served.fingerprints[texts.version]}
 
 
 def usage(prompts: Sequence[Sequence[int]], new: int, cached: int) -> dict[str, Any]:

@@ -110,9 +110,12 @@ class Life:
 
     async def watch(self) -> str:
         """Returns what has made the engine fail, when that has been told to all in hand."""
+        starting = self.state == "starting"
         while not (failure := self.failure()):
+            starting = self.state == "starting"
             await asyncio.sleep(LOOK_SEC)
-        _say(f"the engine has failed: {failure}; the server ends with status {FAILED}")
+        if not starting:  # else what kept the model from being loaded ends the process, with its own line and status
+            _say(f"the engine has failed: {failure}; the server ends with status {FAILED}")
         if not await self.finished(TELL_SEC):  # the engine tells its requests; one that hangs does not
             self.cut(_failed(failure))
         await asyncio.sleep(TELL_SEC)

@@ -19,6 +19,7 @@ from lmkit.config.sections.tokenizer import TokenizerConfig, TokenizerKind
 from lmkit.console import Progress
 from lmkit.data.tokens.chat import NO_TEMPLATE, ChatTemplate, template_source
 from lmkit.decode.engine import Engine
+from lmkit.decode.engine.check import check_axes
 from lmkit.serve.batcher import TokenRows
 from lmkit.serve.conversation import Conversation, Plain, Template
 from lmkit.serve.embeddings import embed
@@ -47,11 +48,12 @@ class Found(NamedTuple):
 
 
 def find(experiment: Experiment, model: SavedModel) -> Found:
-    """Raises ConfigError where the tokenizer is missing or damaged, or the model has not so many positions."""
+    """Raises ConfigError where the tokenizer is missing or damaged, or mesh or positions do not suit the model."""
     settings, config = experiment.serve, model.config
     codec = None if isinstance(config, ViTConfig) else model.codec(experiment.tokenizer)
     conversation = None
     if codec is not None and isinstance(config, GPTConfig):
+        check_axes(vars(experiment.mesh))
         conversation = conversation_of(model, codec, experiment.tokenizer)
     most = getattr(config, "max_seq_len", 0)
     if settings.max_len > most and getattr(config, "position", None) is Position.learned:
@@ -104,7 +106,7 @@ class Loaded(NamedTuple):
 def load(found: Found, settings: ServeConfig, mesh: Mesh) -> Loaded:
     """Reads the parameters and compiles every program. Raises ConfigError where the devices or the files do not fit."""
     model, config = found.model, found.model.config
-    served = Served(found.name, fingerprint_of(model), 0, found.length, found.codec)
+    served = Served(found.name, [fingerprint_of(model)], 0, found.length, found.codec)
     merge, params = model.for_inference(mesh)
     workers = _workers(found, settings, served, (merge, config, params, mesh))
     if isinstance(config, GPTConfig):

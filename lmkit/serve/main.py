@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import ipaddress
+import ssl
 from pathlib import Path
 
 from lmkit.config.base import ConfigError
@@ -35,7 +36,17 @@ def check_settings(settings: ServeConfig) -> None:
     for name in ("keys", "tls_cert", "tls_key"):
         value = getattr(settings, name)
         if value and not Path(value).expanduser().is_file():
-            raise ConfigError(f"serve.{name}={value}: no such file")
+            way_out = f"; python -m lmkit.serve.keys create {value} --name NAME makes it" if name == "keys" else ""
+            raise ConfigError(f"serve.{name}={value}: no such file{way_out}")
+    if settings.tls_cert:
+        cert, own = (Path(value).expanduser() for value in (settings.tls_cert, settings.tls_key))
+        try:  # without a password, else OpenSSL would ask the terminal for one
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, own, password="")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"serve.tls_cert={settings.tls_cert} serve.tls_key={settings.tls_key}: {error}; give a PEM certificate "
+                f"and its own private key, without a password"
+            ) from error
 
 
 def is_loopback(host: str) -> bool:

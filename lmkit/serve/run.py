@@ -25,7 +25,7 @@ def run(experiment: Experiment) -> int:
     model = open_model(experiment.init_from)
     if not (routes := routes_of(model.config)):
         raise ConfigError(
-            f"init_from={experiment.init_from}: a {type(model.config).__name__} of this kind is not served; those are "
+            f"init_from={experiment.init_from}: {type(model.config).__name__} of this kind is not served; models are "
             f"that write text (gpt), encode it (bert), tell classes (bert, vit) or transcribe sound (encdec with "
             f"num_mels)"
         )
@@ -94,8 +94,9 @@ class Behind:
             return f"{old} is the newest there is"
         if model.config != self._found.model.config:
             raise ConfigError(f"init_from={self._experiment.init_from} has another kind of model now: start a server")
-        loaded.swap(model.for_inference(self._mesh)[1])
-        loaded.served.fingerprint = new
+        params = model.for_inference(self._mesh)[1]
+        loaded.served.fingerprints.append(new)  # before a text of them can begin
+        loaded.swap(params)
         return f"{old} gave way to {new}"
 
     def close(self) -> None:

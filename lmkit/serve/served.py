@@ -30,13 +30,14 @@ class Served:
 
     Attributes:
         name: its id in /v1/models.
-        fingerprint: a hash of the model; the same one gives the same texts.
+        fingerprints: hashes of the parameters: of the first, and of those of each swap. The same one gives the
+            same texts.
         vocab_size: ids that a prompt may have are below it.
         length: tokens that a text of an encoder may have.
     """
 
     name: str
-    fingerprint: str
+    fingerprints: list[str]
     vocab_size: int
     length: int
     codec: Codec | None = None
@@ -50,6 +51,11 @@ class Served:
     listener: Any = None
     labels: tuple[str, ...] = ()
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the newest parameters."""
+        return self.fingerprints[-1]
 
     def stream(self, prompt: list[int], stop: tuple[str, ...]) -> TextStream:
         assert self.codec is not None

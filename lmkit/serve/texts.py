@@ -44,6 +44,7 @@ class Texts:
         self._loop, self._events, self._streams, self._call = asyncio.get_running_loop(), asyncio.Queue(), streams, call
         self._tickets: list[Ticket] = []
         self.new_tokens = self.cached_tokens = 0
+        self.version = -1  # of the parameters that wrote the last token; -1 before the first: the newest
         try:
             for choice, request in enumerate(requests):
                 self._tickets.append(engine.submit(request, lambda event, choice=choice: self._emit(choice, event)))
@@ -80,7 +81,7 @@ class Texts:
                     text, finish = stream.finish(), _REASONS[event.reason]
                     finish = "stop" if stream.stopped else finish
                 else:
-                    self.new_tokens += 1
+                    self.new_tokens, self.version = self.new_tokens + 1, event.version
                     self._call.token(choice)
                     kept[choice].append(event)
                     text = stream.push(event.token)

@@ -102,10 +102,11 @@ def _from_folder(init_from: str, path: Path, mine: ModelConfig, shapes: Any) -> 
 
 
 def _from_checkpoint(init_from: str, path: Path, model: ModelConfig, shapes: Any, averaged: bool) -> LoadedParams:
-    place, saved = find_checkpoint(path)
+    place, saved, problems = find_checkpoint(path)
     trained, frozen = ({name: tuple(leaf.shape) for name, leaf in flat(saved.get(key, {})).items()}
                        for key in ("params", "frozen"))  # fmt: skip
     run, notes = run_of(place), []
+    damaged = [f"init_from={init_from}: using {place.name}; {problem}" for problem in problems]
 
     def read(wanted: Any) -> Any:
         resting, params = divide(wanted, frozen)
@@ -122,7 +123,7 @@ def _from_checkpoint(init_from: str, path: Path, model: ModelConfig, shapes: Any
     else:
         common, fresh, left = _fit(init_from, model, shapes, trained | frozen)
         found = LoadedParams(read(common), place, fresh, left, [])
-    return found._replace(notes=[*notes, *found.notes])
+    return found._replace(notes=[*damaged, *notes, *found.notes])
 
 
 def _read_trained(place: Path, saved: dict[str, Any], shapes: Any, averaged: bool) -> Any:

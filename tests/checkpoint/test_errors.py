@@ -68,7 +68,9 @@ def test_a_damaged_manifest_is_a_damaged_checkpoint(tmp_path: Path, damage: byte
         checkpoints.save(step, state, last=True)
     checkpoints.wait()
     (tmp_path / "checkpoints" / "2" / "lmkit_manifest.json").write_bytes(damage)
-    assert find_checkpoint(tmp_path)[0].name == "1"
+    place, _, problems = find_checkpoint(tmp_path)
+    assert place.name == "1"
+    assert [problem.endswith("2: lmkit_manifest.json is damaged") for problem in problems] == [True]
     found = checkpoints.restore({"step": shape(), "params": {"table": shape(2, 3)}})
     checkpoints.close()
     assert found is not None

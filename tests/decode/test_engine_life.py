@@ -174,6 +174,7 @@ def test_a_swap_lets_running_texts_end_with_their_own_parameters(subject: Subjec
         events = several.wait(3)
         assert same(events[0], old[0])
         assert not same(events[1], old[1])
+        assert [{one.version for one in text[:-1]} for text in events] == [{0}, {1}, {1}]
         assert end_of(events[2]).cached_tokens == 0
         assert engine._core is not None
         assert list(engine._core.params) == [1], "the old ones are let go"

@@ -57,6 +57,30 @@ def test_a_seed_that_was_drawn_is_told(client: openai.OpenAI) -> None:
     assert again.choices[0].message.content == found.choices[0].message.content
 
 
+@pytest.mark.parametrize(("at", "found"), [(0, "fp_new"), (2, "fp_tiny")])
+@pytest.mark.parametrize("chat", [True, False])
+def test_the_fingerprint_is_that_of_the_parameters_that_wrote_the_text(at: int, found: str, chat: bool) -> None:
+    """A reload comes between the request and its first token, or while the text runs."""
+
+    def say(request: Request, index: int) -> int:
+        if index == at and len(served.fingerprints) == 1:
+            served.fingerprints.append("fp_new")
+            engine.version = int(at == 0)
+        return 97
+
+    for stream in (False, True):
+        engine = ScriptedEngine(say)
+        served = served_bytes(engine)
+        with running_model(served) as address, openai.OpenAI(base_url=f"{address}/v1", api_key="none") as client:
+            given = {"model": "tiny", "max_tokens": 4, "stream": stream}
+            if chat:
+                answer = client.chat.completions.create(messages=CHAT, **given)
+            else:
+                answer = client.completions.create(prompt="ab", **given)
+            said = [one.system_fingerprint for one in answer] if stream else [answer.system_fingerprint]
+        assert set(said[-2:]) == {found}
+
+
 def test_each_of_n_texts_has_a_seed_of_its_own(client: openai.OpenAI) -> None:
     many = client.completions.create(model="tiny", prompt=["a", "b"], n=3, seed=1, max_tokens=9)
     assert [one.index for one in many.choices] == list(range(6))

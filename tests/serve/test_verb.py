@@ -36,7 +36,13 @@ def test_what_is_refused_before_a_device_is_touched(tmp_path: Path, capsys: pyte
         ByteTokenizer().save(tmp_path / name / "tokenizer.json")
     run = f"init_from={tmp_path / 'run'}"
     assert "without serve.keys" in refusal(capsys, run, "serve.host=0.0.0.0")
-    assert "no such file" in refusal(capsys, run, f"serve.keys={tmp_path / 'keys'}")
+    keys = tmp_path / "keys"
+    assert f"no such file; python -m lmkit.serve.keys create {keys} --name" in refusal(
+        capsys, run, f"serve.keys={keys}"
+    )
+    tls = [f"serve.tls_{name}={tmp_path / 'run' / 'tokenizer.json'}" for name in ("cert", "key")]
+    assert "give a PEM certificate" in refusal(capsys, run, *tls)
+    assert "mesh.context=2: an engine's steps" in refusal(capsys, run, "mesh.context=2")
     assert "without serve.tls_key" in refusal(capsys, run, "serve.tls_cert=x")
     assert "without serve.access_log" in refusal(capsys, run, "serve.log_texts=true")
     assert "no model given" in refusal(capsys, "serve.port=0")
@@ -113,4 +119,5 @@ def test_parameters_that_cannot_be_read_end_it(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lmkit.serve", f"init_from={tmp_path / 'run'}", "serve.port=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode not in (0, 70), done.stderr
+    assert "status 70" not in done.stderr
     assert "ready" not in done.stdout

@@ -1,6 +1,7 @@
 """What an engine may be made with and asked for: checks on the host, before anything is compiled or queued."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -15,6 +16,16 @@ from lmkit.decode.sampling import check_sampling
 _UNSPLIT = ("stage", "context")
 
 
+def check_axes(sizes: Mapping[str, int]) -> None:
+    """Raises ConfigError for a mesh, axis -> size, that an engine cannot use."""
+    for axis in _UNSPLIT:
+        if sizes.get(axis, 1) > 1:
+            raise ConfigError(
+                f"mesh.{axis}={sizes[axis]}: an engine's steps are of one token, so nothing is split over it; set "
+                f"mesh.{axis}=1 and a larger mesh.tensor"
+            )
+
+
 def check_engine(config: Any, mesh: Any, *, slots: int, length: int, chunk: int, queue: int, prefix_bytes: int) -> None:
     """Raises ConfigError for a model, a mesh or sizes that an engine cannot have."""
     if not isinstance(config, GPTConfig):
@@ -23,12 +34,7 @@ def check_engine(config: Any, mesh: Any, *, slots: int, length: int, chunk: int,
         )
     if (processes := jax.process_count()) > 1:
         raise ConfigError(f"{processes} processes: an engine runs in one; start one server for each, with its devices")
-    for axis in _UNSPLIT:
-        if mesh is not None and mesh.shape.get(axis, 1) > 1:
-            raise ConfigError(
-                f"mesh.{axis}={mesh.shape[axis]}: an engine's steps are of one token, so nothing is split over it; set "
-                f"mesh.{axis}=1 and a larger mesh.tensor"
-            )
+    check_axes(mesh.shape if mesh is not None else {})
     least = {"slots": (slots, 1), "length": (length, 2), "chunk": (chunk, 1), "queue": (queue, 0)}
     for name, (value, lowest) in (least | {"prefix_bytes": (prefix_bytes, 0)}).items():
         if value < lowest:

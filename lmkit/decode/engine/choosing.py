@@ -33,7 +33,7 @@ class Chosen(NamedTuple):
             top: tuple[tuple[int, float], ...] = ()
             if (count := run.request.top_logprobs) and ids_Rn is not None and best_Rn is not None:
                 top = tuple(zip(ids_Rn[row, :count].tolist(), best_Rn[row, :count].tolist(), strict=True))
-            events.append((run, TokenEvent(int(token_R[row]), float(logprob_R[row]), top)))
+            events.append((run, TokenEvent(int(token_R[row]), float(logprob_R[row]), top, run.version)))
         return events
 
 
