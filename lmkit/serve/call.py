@@ -19,7 +19,7 @@ class Call:
     """One request. Its handler gets it by `call_of` and says what it learns:
 
         call.charge(prompt_tokens, max_new_tokens)   # before the work; raises Refused above the limit of the key
-        call.token(choice)                           # at each token that was written, on the event loop
+        call.token(choice, when)                     # at each token that was written, on the event loop
         call.cached_tokens = ...; call.texts = {"prompt": ..., "answer": ...}
 
     Attributes:
@@ -61,9 +61,9 @@ class Call:
         self.prompt_tokens = prompt_tokens
         self.counted(prompt_tokens, max_new_tokens)
 
-    def token(self, choice: int = 0) -> None:
-        """One token of one of the texts that the request asked for (`n`)."""
-        now = time.perf_counter()
+    def token(self, choice: int = 0, when: float = 0.0) -> None:
+        """One token of one of the texts that the request asked for (`n`); when: by `time.perf_counter`, 0 = now."""
+        now = when or time.perf_counter()
         self.new_tokens += 1
         if self.first_sec is None:
             self.first_sec = now - self.started

@@ -30,7 +30,7 @@ class Guard:
     Args:
         stats: of the engine, at this moment; from any thread.
         reload: loads a newer checkpoint and returns what it did, in a line.
-        name: of the model, for the page.
+        name, length, chat: of the model, for the page; see `page_html`.
         keys: a file of keys; None = everybody on this machine.
         max_body: bytes of a request.
         timeout_sec: for one request; 0 = none.
@@ -45,7 +45,8 @@ class Guard:
 
     def __init__(
         self, stats: Callable[[], EngineStats], *, reload: Callable[[], str] | None = None, name: str = "",
-        keys: Path | None = None, max_body: int = 2**23, timeout_sec: float = 0.0, drain_sec: float = 30.0,
+        length: int = 0, chat: bool = True, keys: Path | None = None, max_body: int = 2**23,
+        timeout_sec: float = 0.0, drain_sec: float = 30.0,
         access_log: Path | None = None, log_texts: bool = False, page: bool = True, metrics: bool = True,
     ):  # fmt: skip
         self.life = Life(stats, reload, drain_sec)
@@ -54,7 +55,7 @@ class Guard:
         self.metrics = Metrics(stats, lambda: self.log.lost if self.log else 0)
         self._max_body, self._timeout_sec = max_body, timeout_sec
         figures = [route for route in self.metrics.routes if metrics or route.path != "/metrics"]
-        self.routes = [*self.life.routes, *figures, *(page_routes(name) if page else [])]
+        self.routes = [*self.life.routes, *figures, *(page_routes(name, length, chat) if page else [])]
 
     def around(self, app: Starlette) -> ASGIApp:
         """The application with all that stands around it."""

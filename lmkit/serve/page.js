@@ -1,6 +1,6 @@
 "use strict";
 const at = id => document.getElementById(id);
-const model = JSON.parse(at("points").textContent).model;
+const points = JSON.parse(at("points").textContent), model = points.model;
 const LOOK_MS = 2000, POINTS = 150, TOP = 5;
 const turns = [];  // {role, content} of the conversation
 let running = null;  // aborts the answer that is under way
@@ -197,6 +197,8 @@ const ownersTable = owners => {
 };
 
 at("model").textContent = model || "lmkit";
+at("max_tokens").value = points.max_tokens;
+if (!points.chat) { at("mode").value = "completion"; at("mode").onchange(); }
 look();
 setInterval(look, LOOK_MS);
 document.body.classList.add("live");

@@ -12,9 +12,10 @@ from lmkit.pages.page import frame, policy
 HERE = Path(__file__).parent  # page.html and page.js stand beside this module, in a wheel too
 
 
-def page_html(name: str) -> str:
-    """The page of a model."""
-    points = json.dumps({"model": name}).replace("<", "\\u003c")
+def page_html(name: str, length: int = 0, chat: bool = True) -> str:
+    """The page of a model. `length`: of its longest text, 0 = not known; `chat`: whether it talks."""
+    tokens = min(256, length // 2) if length else 256
+    points = json.dumps({"model": name, "chat": chat, "max_tokens": tokens}).replace("<", "\\u003c")
     return frame(name or "lmkit", _read("html"), script=_read("js"), points=points, connect=True)
 
 
@@ -22,9 +23,9 @@ def _read(kind: str) -> str:
     return (HERE / f"page.{kind}").read_text(encoding="utf-8")
 
 
-def page_routes(name: str) -> list[Route]:
+def page_routes(name: str, length: int = 0, chat: bool = True) -> list[Route]:
     """GET /. The headers say what the page's own policy says, and that no other site may show it in a frame."""
-    html = page_html(name)
+    html = page_html(name, length, chat)
     headers = {
         "content-security-policy": f"{policy(_read('js'), connect=True)}; frame-ancestors 'none'; form-action 'none'",
         "x-content-type-options": "nosniff",

@@ -39,7 +39,8 @@ def run(experiment: Experiment) -> int:
     files = {name: Path(value).expanduser() if (value := getattr(settings, name)) else None
              for name in ("keys", "access_log")}  # fmt: skip
     guard = Guard(
-        behind.stats, reload=behind.reload, name=found.name, max_body=round(settings.max_body_mib * MIB),
+        behind.stats, reload=behind.reload, name=found.name, length=found.length,
+        chat=found.conversation is not None, max_body=round(settings.max_body_mib * MIB),
         timeout_sec=settings.request_timeout_sec, drain_sec=settings.drain_sec, log_texts=settings.log_texts,
         page=settings.page, metrics=settings.metrics, **files,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class Texts:
     def _emit(self, choice: int, event: TokenEvent | EndEvent) -> None:
         """On the engine's thread."""
         with contextlib.suppress(RuntimeError):  # the loop has ended before the engine
-            self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, event))
+            self._loop.call_soon_threadsafe(self._events.put_nowait, (choice, event, time.perf_counter()))
 
     def cancel(self) -> None:
         """Frees the slots of all that still run."""
@@ -70,7 +71,7 @@ class Texts:
         going, kept = set(range(len(self._streams))), [[] for _ in self._streams]
         try:
             while going:
-                choice, event = await self._events.get()
+                choice, event, when = await self._events.get()
                 if choice not in going:
                     continue
                 stream, finish = self._streams[choice], ""
@@ -82,7 +83,7 @@ class Texts:
                     finish = "stop" if stream.stopped else finish
                 else:
                     self.new_tokens, self.version = self.new_tokens + 1, event.version
-                    self._call.token(choice)
+                    self._call.token(choice, when)
                     kept[choice].append(event)
                     text = stream.push(event.token)
                     if stream.stopped:

@@ -69,9 +69,9 @@ def test_no_client_can_make_more_series() -> None:
 def test_texts_of_one_request_are_timed_apart() -> None:
     metrics, gaps, call = Metrics(EngineStats), [], Call("POST", "")
     call.on_token = lambda call, gap: (gaps.append(gap), metrics.on_token(call, gap))[0]
-    for choice in (0, 1, 2, 0, 1, 2):
-        call.token(choice)
-    assert [gap is None for gap in gaps] == [True, True, True, False, False, False]
+    for number, choice in enumerate((0, 1, 2, 0, 1, 2)):
+        call.token(choice, call.started + number)  # when the engine wrote it, not when it was read
+    assert gaps == [None, None, None, 3.0, 3.0, 3.0]
     assert call.new_tokens == 6
     assert metrics.registry.get_sample_value("lmkit_time_to_first_token_seconds_count") == 1
     assert metrics.registry.get_sample_value("lmkit_time_between_tokens_seconds_count") == 3

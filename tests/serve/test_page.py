@@ -181,3 +181,9 @@ def test_it_needs_nothing_from_outside() -> None:
     html = page_html(EVIL)
     assert html.count("<script") == 2
     assert "<img" not in html
+
+
+def test_it_begins_with_what_the_model_can_do() -> None:
+    html = page_html("m", length=64, chat=False)
+    assert '{"model": "m", "chat": false, "max_tokens": 32}' in html
+    assert '{"model": "m", "chat": true, "max_tokens": 256}' in page_html("m", length=8192)
