@@ -66,9 +66,9 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         main.check_packages()
 
 
-def start(run: Path, *words: str) -> tuple[subprocess.Popen, str]:
+def start(run: Path, *words: str, port: int = 0) -> tuple[subprocess.Popen, str]:
     """The process and the address that it says; /ready has answered 503 before."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
+    with socket.create_server(("127.0.0.1", port)) as one:
         port = one.getsockname()[1]
     command = [sys.executable, "-m", "lmkit.serve", f"init_from={run}", f"serve.port={port}", "serve.slots=2",
                "serve.prefill_chunk=16", "run.cpu_devices=1", *words]  # fmt: skip
@@ -108,6 +108,26 @@ def test_from_start_to_sigterm(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert out.splitlines()[-1] == f"run is ready at {address}/v1"
     assert '"ab"' in log.read_text()
+
+
+@pytest.mark.slow
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    """As a supervisor would, on the same port: it is ready again and writes the same text."""
+    make_run(tmp_path / "run", GPTConfig(**TINY, max_seq_len=512))
+    body, texts, port = {"prompt": "ab", "max_tokens": 8, "seed": 1}, [], 0
+    for _ in range(2):
+        process, address = start(tmp_path / "run", port=port)
+        port = int(address.rsplit(":", 1)[1])
+        with httpx.Client(base_url=address, timeout=60) as client:
+            texts.append(client.post("/v1/completions", json=body).json()["choices"])
+            with client.stream("POST", "/v1/completions", json=body | {"max_tokens": 200, "stream": True}) as answer:
+                lines = answer.iter_lines()
+                next(lines)
+                process.kill()
+                with pytest.raises(httpx.HTTPError):
+                    list(lines)
+        assert process.wait(timeout=60) == -signal.SIGKILL
+    assert texts[0] == texts[1]
 
 
 @pytest.mark.slow
