@@ -14,6 +14,7 @@ module of lmkit. Everything else waits for its turn, and for tools/test_all.sh.
 
 import argparse
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -91,6 +92,7 @@ def sections(files: list[str], commit: str) -> list[str]:
     return list(dict.fromkeys([*turn, *touched]))
 
 
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """The modules of lmkit that a file names in its imports; for `from a import b` both a and a.b."""
     found: set[str] = set()
