@@ -34,6 +34,17 @@ def hashed_letter(request: Request, index: int) -> int:
     return 97 + digest[0] % 26
 
 
+def at_once(ask: Callable[[int], Any], count: int) -> list[Any]:
+    """What `ask` gives for each number, a thread each."""
+    found: list[Any] = [None] * count
+    threads = [threading.Thread(target=lambda n=n: found.__setitem__(n, ask(n))) for n in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 class ScriptedEngine:
     """Says `say(request, index)` for each place, None at the end; one thread a request, at most `slots` at a time."""
 

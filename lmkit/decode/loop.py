@@ -24,7 +24,7 @@ from lmkit.nn.cache import Cache
 from lmkit.nn.forms import decoding_params
 from lmkit.nn.param import param_specs
 from lmkit.parallel.devices import platform_of
-from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, reshard, sharding_of
+from lmkit.parallel.rules import WHOLE, current_spec, on_each_device, put_rows, reshard, sharding_of
 
 NOTHING = -1  # what a row that has ended says
 _MULTIPLE = 16  # prompts are padded to one, so that few lengths are compiled
@@ -121,7 +121,7 @@ def put_batch(prompts: Prompts, mesh: Mesh | None, limit: int) -> dict[str, jax.
 
 def _put(value: np.ndarray, mesh: Mesh) -> jax.Array:
     sharding = sharding_of(("batch", *[None] * (value.ndim - 1)), mesh)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+    return put_rows(value, sharding)
 
 
 class Decoder:

@@ -23,7 +23,7 @@ from lmkit.core.evaluation import in_flight
 from lmkit.data.loader import array_sharding
 from lmkit.objectives.scores import token_scores
 from lmkit.parallel.devices import platform_of
-from lmkit.parallel.rules import WHOLE, current_spec, reshard, sharding_of
+from lmkit.parallel.rules import WHOLE, current_spec, put_rows, reshard, sharding_of
 
 _LEAST_SLOT = 16
 _TILE_TOKENS = {"cpu": 2048, "gpu": 16384, "tpu": 16384}  # of a batch shard: enough for its products to run at speed
@@ -145,12 +145,8 @@ class PackedScorer:
                 target_Rq[number, here] = targets
                 first = here.stop
         by_row = sharding_of(("batch", None), self.mesh)
-        tokens = self._put(tokens_RT, array_sharding("inputs", tokens_RT.shape, self.mesh))
-        return tokens, self._put(place_Rq, by_row), self._put(target_Rq, by_row)
-
-    @staticmethod
-    def _put(value: np.ndarray, sharding: Any) -> jax.Array:
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+        tokens = put_rows(tokens_RT, array_sharding("inputs", tokens_RT.shape, self.mesh))
+        return tokens, put_rows(place_Rq, by_row), put_rows(target_Rq, by_row)
 
     def _score(self, params: Any, tokens_RT: jax.Array, place_Rq: jax.Array, target_Rq: jax.Array) -> Any:
         model = self.merge(params)

@@ -158,19 +158,26 @@ def _folder(experiment: Experiment) -> str:
     return name if re.fullmatch(r"[\w.-]+", name) else slug(name)
 
 
-def _slurm(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:
-    launch = experiment.launch
-    run_dir = f'"runs/{_folder(experiment)}/slurm-$SLURM_JOB_ID"'
-    if _has_dir(words):
-        run_dir = shlex.quote(str(Path(experiment.run.dir).expanduser()))
+def slurm_asks(launch: LaunchConfig) -> dict[str, str | int | list[str]]:
+    """What every job asks of Slurm, by the names of the templates."""
     return {
-        "nodes": shape.nodes,
         "gpus_per_node": launch.gpus_per_node or "",
         "cpus_per_node": launch.cpus_per_node or "",
         "whole_host": "" if launch.cpus_per_node else "--exclusive --mem=0",
         "time_limit_minutes": launch.time_limit_minutes or "",
         "partition": launch.partition,
         "account": launch.account,
+    }
+
+
+def _slurm(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:
+    launch = experiment.launch
+    run_dir = f'"runs/{_folder(experiment)}/slurm-$SLURM_JOB_ID"'
+    if _has_dir(words):
+        run_dir = shlex.quote(str(Path(experiment.run.dir).expanduser()))
+    return {
+        **slurm_asks(launch),
+        "nodes": shape.nodes,
         "port": launch.port or "$((20000 + SLURM_JOB_ID % 10000))",  # jobs that share a host must not meet
         "run_dir": run_dir,
         "command": _command(experiment, words, '"$run_dir"'),

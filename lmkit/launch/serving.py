@@ -10,7 +10,16 @@ from lmkit.config.base import ConfigError
 from lmkit.config.experiment import Experiment
 from lmkit.config.sections.launch import Shape, Target, shape_of, slug
 from lmkit.launch.pods import FUSE, SHARED, check_image, dollars, executed, flow, pod_values
-from lmkit.launch.render import command_lines, command_words, common_values, fill, template_of, templates_dir, title_of
+from lmkit.launch.render import (
+    command_lines,
+    command_words,
+    common_values,
+    fill,
+    slurm_asks,
+    template_of,
+    templates_dir,
+    title_of,
+)  # fmt: skip
 
 FILES = {Target.slurm: "serve.sbatch", Target.gke: "serve_gke.yaml"}
 SCALER = "serve_gke_scaler.yaml"
@@ -73,15 +82,7 @@ def _slurm(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, 
     launch, serve = experiment.launch, experiment.serve
     more = {"serve.host": "0.0.0.0"} if serve.keys else {}  # without keys: this node alone, by ssh -L
     command = _command(experiment, words, more)
-    return {
-        "gpus_per_node": launch.gpus_per_node or "",
-        "cpus_per_node": launch.cpus_per_node or "",
-        "whole_host": "" if launch.cpus_per_node else "--exclusive --mem=0",
-        "time_limit_minutes": launch.time_limit_minutes or "",
-        "partition": launch.partition,
-        "account": launch.account,
-        "command": [*command[:-1], f"{command[-1]} &"],
-    }
+    return slurm_asks(launch) | {"command": [*command[:-1], f"{command[-1]} &"]}
 
 
 def _gke(experiment: Experiment, shape: Shape, words: list[str]) -> dict[str, str | int | list[str]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lmkit.config.arithmetic.mesh import BATCH_AXES
@@ -170,3 +171,8 @@ def sharding_of(dims: Dims, mesh: Mesh, shape: Sequence[int] = (), name: str = "
                 f"nearest that fit are {size // parts * parts} and {(size // parts + 1) * parts}"
             )
     return NamedSharding(mesh, spec)
+
+
+def put_rows(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """An array that every process has whole, on the devices: each gets its own part."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -20,7 +20,7 @@ from lmkit.config.arithmetic.mesh import batch_shards
 from lmkit.data.loader import array_sharding
 from lmkit.decode.request import QueueFull, Stopped
 from lmkit.parallel.devices import platform_of
-from lmkit.parallel.rules import sharding_of
+from lmkit.parallel.rules import put_rows, sharding_of
 from lmkit.serve.errors import as_refused
 
 _LEAST, _STEP = 64, 4  # lengths: 64, 256, 1024, ...
@@ -138,13 +138,8 @@ class TokenRows:
         tokens_RT, num_R = np.full((self.rows, length), self._pad, np.int32), np.ones(self.rows, np.int32)
         for row, ids in enumerate(texts):
             tokens_RT[row, : len(ids)], num_R[row] = ids, len(ids)
-        tokens = put(tokens_RT, array_sharding("inputs", tokens_RT.shape, self._mesh))
-        lengths = put(num_R, sharding_of(("batch",), self._mesh))
+        tokens = put_rows(tokens_RT, array_sharding("inputs", tokens_RT.shape, self._mesh))
+        lengths = put_rows(num_R, sharding_of(("batch",), self._mesh))
         with jax.set_mesh(self._mesh):
             found = jax.tree.map(np.asarray, self._program(self._params, tokens, lengths))
         return [jax.tree.map(lambda x, row=row: x[row], found) for row in range(len(texts))]
-
-
-def put(value: np.ndarray, sharding: Any) -> jax.Array:
-    """An array of the host on its devices."""
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

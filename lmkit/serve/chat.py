@@ -1,9 +1,6 @@
 """/v1/chat/completions: the model answers in a conversation, in the form that was asked for, or calls tools."""
 
-import asyncio
 import contextlib
-import secrets
-import time
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,14 +10,14 @@ from starlette.responses import JSONResponse, Response
 from lmkit.decode.request import MAX_TOP_LOGPROBS, Request, TokenEvent
 from lmkit.serve.answers import Events, answer
 from lmkit.serve.call import Call, call_of
-from lmkit.serve.completions import request_of, told, usage, written_by
+from lmkit.serve.completions import head_of, request_of, taken, told, usage, written_by
 from lmkit.serve.conversation import Tools, messages_of, split_calls, tools_of
 from lmkit.serve.errors import bad
 from lmkit.serve.fields import Fields
 from lmkit.serve.formats import constraint_of
 from lmkit.serve.grammar import CALL
 from lmkit.serve.parameters import Writing, writing_of
-from lmkit.serve.served import Served, Server, body_of, check_ids, room_for
+from lmkit.serve.served import Served, check_ids, room_for
 from lmkit.serve.texts import Piece, Texts, whole
 
 _NOT_HERE = {
@@ -46,13 +43,9 @@ class Asked(NamedTuple):
 
 async def chat(request: HttpRequest) -> Response:
     """The route."""
-    server: Server = request.app.state.server
-    fields, served = await body_of(request, server)
-    call = call_of(request.scope)
-    asked = await asyncio.to_thread(_asked, request, fields, served)
+    served, call, asked = await taken(request, _asked)
     streams = [served.stream(asked.prompt, asked.writing.stop) for _ in asked.requests]
-    head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
-            "system_fingerprint": served.fingerprint, "seed": asked.writing.seed}  # fmt: skip
+    head = head_of("chatcmpl", served, asked.writing)
     call.texts = {"prompt": served.codec.decode(asked.prompt)}  # type: ignore[union-attr]
     if not asked.writing.stream:
         return await answer(request, _once(served, asked, streams, head | {"object": "chat.completion"}, call))

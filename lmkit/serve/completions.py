@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
@@ -20,6 +20,7 @@ from lmkit.serve.parameters import MOST_CHOICES, Writing, writing_of
 from lmkit.serve.served import Served, Server, body_of, check_ids, room_for
 from lmkit.serve.texts import Texts, Whole, whole
 
+T = TypeVar("T")
 _DEFAULT_TOKENS = 16  # OpenAI's
 LEAST_LOGPROB = -9999.0  # JSON has no minus infinity
 
@@ -38,20 +39,33 @@ class Asked(NamedTuple):
 
 async def completions(request: HttpRequest) -> Response:
     """The route."""
-    server: Server = request.app.state.server
-    fields, served = await body_of(request, server)
-    call = call_of(request.scope)
-    asked = await asyncio.to_thread(_asked, request, fields, served)
+    served, call, asked = await taken(request, _asked)
     streams = [
         served.stream(prompt, asked.writing.stop) for prompt in asked.prompts for _ in range(asked.writing.n)
     ]  # fmt: skip
-    head = {"id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
-            "model": served.name, "system_fingerprint": served.fingerprint, "seed": asked.writing.seed}  # fmt: skip
+    head = head_of("cmpl", served, asked.writing) | {"object": "text_completion"}
     call.texts = {"prompt": [served.codec.decode(one) for one in asked.prompts]}  # type: ignore[union-attr]
     if not asked.writing.stream:
         return await answer(request, _once(served, asked, streams, head, call))
     texts = Texts(served.engine, asked.requests, streams, call)  # type: ignore[arg-type]
     return Events(_stream(served, asked, texts, head), texts.cancel)
+
+
+async def taken(
+    request: HttpRequest, take: Callable[[HttpRequest, Fields, Served], T]
+) -> tuple[Served, Call, T]:  # fmt: skip
+    """The model, the call, and what `take` makes of the request's members, on a thread."""
+    server: Server = request.app.state.server
+    fields, served = await body_of(request, server)
+    return served, call_of(request.scope), await asyncio.to_thread(take, request, fields, served)
+
+
+def head_of(kind: str, served: Served, writing: Writing) -> dict[str, Any]:
+    """What every answer and every piece of a stream begin with."""
+    return {
+        "id": f"{kind}-{secrets.token_hex(12)}", "created": int(time.time()), "model": served.name,
+        "system_fingerprint": served.fingerprint, "seed": writing.seed,
+    }  # fmt: skip
 
 
 def _asked(request: HttpRequest, fields: Fields, served: Served) -> Asked:

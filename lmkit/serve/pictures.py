@@ -19,8 +19,8 @@ from lmkit.config.sections.data import DataConfig
 from lmkit.config.sections.families import ViTConfig
 from lmkit.data.sources.images import read_image
 from lmkit.parallel.devices import platform_of
-from lmkit.parallel.rules import reshard, sharding_of
-from lmkit.serve.batcher import Batcher, put
+from lmkit.parallel.rules import put_rows, reshard, sharding_of
+from lmkit.serve.batcher import Batcher
 from lmkit.serve.errors import bad
 from lmkit.weights import Form, SavedModel
 
@@ -91,5 +91,5 @@ class ImageRows:
     def _run(self, kind: str, images: list[np.ndarray]) -> list[np.ndarray]:
         images_RHWC = np.stack([*images, *[images[-1]] * (self._rows - len(images))])
         with jax.set_mesh(self._mesh):
-            placed = put(images_RHWC, sharding_of(("batch", None, None, None), self._mesh))
+            placed = put_rows(images_RHWC, sharding_of(("batch", None, None, None), self._mesh))
             return list(np.asarray(self._program(self._params, placed))[: len(images)])

@@ -3,14 +3,13 @@
 import asyncio
 import contextlib
 import json
-import threading
 import time
 from collections.abc import Iterator
 
 import httpx
 import openai
 import pytest
-from serving import HERMES, ScriptedEngine, hashed_letter, running, running_model, served_bytes
+from serving import HERMES, ScriptedEngine, at_once, hashed_letter, running, running_model, served_bytes
 
 from lmkit.decode.request import Request
 from lmkit.serve.served import Server
@@ -184,13 +183,8 @@ def test_sixteen_clients_at_once_get_what_each_gets_alone(address: str) -> None:
         return session.post("/v1/completions", json=body).json()["choices"]
 
     session = httpx.Client(base_url=address, timeout=60)
-    alone, together = [ask(number) for number in range(16)], [None] * 16
-    threads = [threading.Thread(target=lambda n=n: together.__setitem__(n, ask(n))) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
+    alone = [ask(number) for number in range(16)]
+    assert at_once(ask, 16) == alone
 
 
 @pytest.mark.parametrize("stream", [True, False])

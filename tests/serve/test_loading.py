@@ -21,7 +21,7 @@ from flax import nnx
 from generate.test_main import make_run
 from PIL import Image
 from serve.test_api import until
-from serving import running_model
+from serving import at_once, running_model
 
 from helpers import params_of
 from lmkit.config.entry import compose
@@ -67,13 +67,8 @@ def test_sixteen_clients_of_two_slots_get_what_each_gets_alone(address: str, ser
                 "temperature": number % 3 / 2, "top_k": number % 4}  # fmt: skip
         return session.post("/completions", json=body).json()["choices"]
 
-    alone, together = [ask(number) for number in range(16)], [None] * 16
-    threads = [threading.Thread(target=lambda n=n: together.__setitem__(n, ask(n))) for n in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert together == alone
+    alone = [ask(number) for number in range(16)]
+    assert at_once(ask, 16) == alone
     assert len({one[0]["text"] for one in alone}) > 12
     assert served.engine is not None
     assert served.engine.stats().compilations == 0

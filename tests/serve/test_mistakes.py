@@ -179,8 +179,8 @@ class Rows:
     def close(self) -> None: ...
 
 
-def survives(number: int) -> None:
-    """So many fuzzed requests: only 2xx and 4xx, errors in one shape, and the engine has no request left."""
+def fuzzed(number: int) -> dict[int, int]:
+    """So many fuzzed requests: only 2xx and 4xx, errors in one shape, and the engine has no request left; by status."""
     engine, rows = ScriptedEngine(), Rows()
     served = served_bytes(engine, scorer=rows, embedder=rows, classifier=rows, labels=("a", "b", "c", "d"))
     statuses: dict[int, int] = {}
@@ -205,14 +205,17 @@ def survives(number: int) -> None:
         alive = client.post("/v1/completions", json={"prompt": "x", "max_tokens": 3, "seed": 1})
         assert alive.status_code == 200
     assert engine.running == 0
-    assert statuses[200] > number // 20
-    assert statuses[400] > number // 4
+    return statuses
 
 
 def test_fuzzed_requests() -> None:
-    survives(200)
+    statuses = fuzzed(200)
+    assert statuses[200] > 10
+    assert statuses[400] > 50
 
 
 @pytest.mark.slow
 def test_many_fuzzed_requests() -> None:
-    survives(2000)
+    statuses = fuzzed(2000)
+    assert statuses[200] > 100
+    assert statuses[400] > 500
